@@ -1,0 +1,120 @@
+"""Convolution and its two gradients, NHWC activations and HWIO kernels, with explicit padding.
+
+XLA's CPU backend turns autodiff's convolution gradients into fast kernels only outside of loops, so on CPU the input
+gradient is written as a forward convolution and the weight gradient as matrix products over shifted slices; elsewhere
+both are left to the backend. Mapping over candidates' kernels (`jax.vmap`) would become a grouped convolution, which
+has no good gradient kernel on any platform: `custom_vmap` unrolls it into separate convolutions instead, and the
+weight gradient into batched matrix products.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+class Window(NamedTuple):
+    """Static geometry: strides and explicit ((top, bottom), (left, right)) padding."""
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+
+def window(size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], padding: str) -> Window:
+    """The Window of "SAME" or "VALID" padding for an input of `size` = (H, W)."""
+    (top, bottom), (left, right) = lax.padtype_to_pads(size, kernel, strides, padding)
+    return Window(strides, ((top, bottom), (left, right)))
+
+
+def _unrolled(function):
+    """Batching rule: one call per candidate, so that every candidate gets the single-candidate lowering."""
+
+    @functools.lru_cache(maxsize=None)
+    def build(*static):
+        call = jax.custom_batching.custom_vmap(functools.partial(function, *static))
+
+        @call.def_vmap
+        def rule(axis_size, in_batched, *args):
+            def pick(i):
+                return [a[i] if batched else a for a, batched in zip(args, in_batched, strict=True)]
+
+            return jnp.stack([call(*pick(i)) for i in range(axis_size)]), True
+
+        return call
+
+    return build
+
+
+def _convolve(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, w, geometry.strides, geometry.padding, dimension_numbers=_LAYOUT)
+
+
+_conv = _unrolled(_convolve)
+
+
+@_unrolled
+def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: jax.Array) -> jax.Array:
+    def forward_form() -> jax.Array:
+        # Pad the dilated signal so that output position p receives every (q, k) with p = q·s + k - pad.
+        pads = []
+        for n, m, k, s, (low, _) in zip(size, b.shape[1:3], w.shape[:2], geometry.strides, geometry.padding, strict=True):
+            before = k - 1 - low
+            pads.append((before, n + k - 1 - before - ((m - 1) * s + 1)))
+        flipped = jnp.swapaxes(w[::-1, ::-1], 2, 3)
+        return lax.conv_general_dilated(b, flipped, (1, 1), pads, lhs_dilation=geometry.strides, dimension_numbers=_LAYOUT)
+
+    def backend_form() -> jax.Array:
+        x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
+        return jax.linear_transpose(lambda x: _convolve(geometry, x, w), x)(b)[0]
+
+    return lax.platform_dependent(cpu=forward_form, default=backend_form)
+
+
+def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple[int, int]):
+    """For each kernel position, the inputs it meets: kh·kw arrays [B, H', W', I]."""
+    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0)))
+    sh, sw = geometry.strides
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            stop = (padded.shape[0], i + (size[0] - 1) * sh + 1, j + (size[1] - 1) * sw + 1, padded.shape[3])
+            yield lax.slice(padded, (0, i, j, 0), stop, (1, sh, sw, 1))
+
+
+@functools.lru_cache(maxsize=None)
+def _weight_gradient(geometry: Window, kernel: tuple[int, int]):
+    def sliced(x: jax.Array, b: jax.Array) -> jax.Array:
+        products = [jnp.einsum("bhwi,bhwo->io", s, b) for s in _slices(geometry, x, kernel, b.shape[1:3])]
+        return jnp.stack(products).reshape(*kernel, x.shape[-1], b.shape[-1])
+
+    def backend(x: jax.Array, b: jax.Array) -> jax.Array:
+        w = jax.ShapeDtypeStruct((*kernel, x.shape[-1], b.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda w: _convolve(geometry, x, w), w)(b)[0]
+
+    @jax.custom_batching.custom_vmap
+    def call(x: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, b, cpu=sliced, default=backend)
+
+    @call.def_vmap
+    def rule(axis_size, in_batched, x, b):
+        return jax.vmap(sliced, [0 if batched else None for batched in in_batched])(x, b), True
+
+    return call
+
+
+def conv(x: jax.Array, w: jax.Array, geometry: Window) -> jax.Array:
+    """[B, H, W, I], [kh, kw, I, O] -> [B, H', W', O]."""
+    return _conv(geometry)(x, w)
+
+
+def conv_input_gradient(b: jax.Array, w: jax.Array, size: tuple[int, int], geometry: Window) -> jax.Array:
+    """[B, H', W', O], [kh, kw, I, O] -> [B, H, W, I] with `size` = (H, W)."""
+    return _input_gradient(geometry, size)(b, w)
+
+
+def conv_weight_gradient(x: jax.Array, b: jax.Array, kernel: tuple[int, int], geometry: Window) -> jax.Array:
+    """[B, H, W, I], [B, H', W', O] -> [kh, kw, I, O]."""
+    return _weight_gradient(geometry, kernel)(x, b)

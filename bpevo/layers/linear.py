@@ -1,0 +1,71 @@
+"""The linear maps under the layers: forward product and the two gradients, written by hand and hashable (static)."""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+
+from bpevo.layers import convolution
+
+
+class Linear(Protocol):
+    """X, K -> Y and its two adjoints."""
+
+    def forward(self, x: jax.Array, w: jax.Array) -> jax.Array: ...
+
+    def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array: ...
+
+    def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseMap:
+    """[B, I] · [I, O]."""
+
+    def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        return x @ w
+
+    def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
+        return b @ w.T
+
+    def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
+        return x.T @ b
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvMap:
+    """[B, H, W, I] * [kh, kw, I, O]."""
+
+    size: tuple[int, int]  # H, W
+    kernel: tuple[int, int]
+    window: convolution.Window
+
+    def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        return convolution.conv(x, w, self.window)
+
+    def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
+        return convolution.conv_input_gradient(b, w, self.size, self.window)
+
+    def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
+        return convolution.conv_weight_gradient(x, b, self.kernel, self.window)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def apply(linear: Linear, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The linear map with its standard gradients."""
+    return linear.forward(x, w)
+
+
+def _forward(linear: Linear, x: jax.Array, w: jax.Array):
+    return linear.forward(x, w), (x, w)
+
+
+def _backward(linear: Linear, residuals, b: jax.Array):
+    x, w = residuals
+    return linear.input_gradient(b, w), linear.weight_gradient(x, b)
+
+
+apply.defvjp(_forward, _backward)
+
+

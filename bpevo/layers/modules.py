@@ -1,0 +1,122 @@
+"""Flax layers that train with any backward equation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bpevo.layers import convolution
+from bpevo.layers.linear import ConvMap, DenseMap, Linear, apply
+from bpevo.layers.unit import Activation, Feedback, Weights, unit
+from bpevo.rules import Rule, UnitShapes
+
+OVERWRITE = "_overwrite_with_gradient"  # collection whose gradient is its next value (Flax's convention)
+FEEDBACK = "feedback"  # collection of R, S, R_L
+
+
+class _RuleLayer(nn.Module):
+    """Shared by Dense and Conv: parameters, feedback constants, rule state."""
+
+    def _run(self, linear: Linear, x: jax.Array, carrier: jax.Array | None, kernel_shape: tuple[int, ...]):
+        fan_in = 1
+        for n in kernel_shape[:-1]:
+            fan_in *= n
+        std = (2.0 / fan_in) ** 0.5
+        gaussian = nn.initializers.normal(std)  # He
+        kernel = self.param("kernel", gaussian, kernel_shape)
+        bias = self.param("bias", nn.initializers.zeros, kernel_shape[-1:]) if self.use_bias else None
+        dtype = self.dtype or x.dtype
+        x = x.astype(dtype)
+        if self.rule is None:
+            y = apply(linear, self.activation(x), kernel.astype(dtype))
+            y = y if bias is None else y + bias.astype(dtype)
+            return y if carrier is None else (y, carrier)
+
+        used = self.rule.operands
+        if carrier is None and used & {"b_L", "dfah", "dfa"}:
+            raise ValueError(
+                f"the rule {self.rule} needs the signal at the logits: pass a carrier (bpevo.layers.carrier) through the "
+                f"layers as {type(self).__name__}(…)(x, carrier) and add it to the logits"
+            )
+        inner = jnp.zeros((x.shape[0], 1)) if carrier is None else carrier
+        hp_next = jax.eval_shape(linear.forward, x, jax.ShapeDtypeStruct(kernel_shape, dtype))
+        shapes = UnitShapes(x.shape, hp_next.shape, inner.shape, kernel_shape)
+
+        draws = {
+            "R": ({"R", "fah", "fa"}, lambda key: gaussian(key, kernel_shape)),
+            "S": ({"S"}, lambda key: std * jax.random.rademacher(key, kernel_shape, jnp.float32)),
+            "R_L": ({"R_L", "dfah", "dfa"}, lambda key: jax.random.normal(key, shapes.F) * shapes.Z[1] ** -0.5),
+        }
+        root = self.make_rng(FEEDBACK) if self.is_initializing() and any(used & n for n, _ in draws.values()) else None
+
+        def constant(index: int, name: str) -> jax.Array:
+            needed, draw = draws[name]
+            if not used & needed:
+                return jnp.zeros(shapes.F if name == "R_L" else kernel_shape)
+            # Folded in once more, so that R differs from W even if both streams start from one key.
+            return self.variable(FEEDBACK, name, lambda: draw(jax.random.fold_in(root, index + 1))).value
+
+        feedback = Feedback(*(constant(i, name) for i, name in enumerate(draws)))
+        state = self.variable(OVERWRITE, "rule", lambda: self.rule.init(shapes)).value
+        key = None
+        if self.rule.needs_noise and not self.is_initializing():
+            if not self.has_rng("noise"):
+                raise ValueError(f"the rule {self.rule} draws noise: call apply with rngs={{'noise': key}}, fresh each step")
+            key = self.make_rng("noise")
+        y, inner = unit(linear, self.activation, self.rule, x, inner, Weights(kernel, bias), feedback, state, key)
+        return y if carrier is None else (y, inner)
+
+
+class Dense(_RuleLayer):
+    """The unit [activation, x @ kernel + bias] with the backward signal of `rule`.
+
+    Calls map x [B, I] to [B, O], or (x, carrier [B, C]) to ([B, O], carrier). `rule=None` is standard backprop.
+    `activation` acts element by element. Parameters are float32; `dtype` is that of the computation.
+    Kernel law: He-normal N(0, 2/fan_in).
+    """
+
+    features: int
+    rule: Rule | None = None
+    activation: Activation = nn.relu
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, carrier: jax.Array | None = None):
+        if x.ndim != 2:
+            raise ValueError(f"Dense needs [B, I] but got shape {x.shape}")
+        return self._run(DenseMap(), x, carrier, (x.shape[-1], self.features))
+
+
+class Conv(_RuleLayer):
+    """The unit [activation, convolution] with the backward signal of `rule`.
+
+    Calls map x [B, H, W, I] to [B, H', W', O], or (x, carrier) to (…, carrier); else as `Dense`.
+    """
+
+    features: int
+    kernel_size: Sequence[int] = (3, 3)
+    strides: int | Sequence[int] = 1
+    padding: str = "SAME"
+    rule: Rule | None = None
+    activation: Activation = nn.relu
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, carrier: jax.Array | None = None):
+        if x.ndim != 4:
+            raise ValueError(f"Conv needs [B, H, W, I] but got shape {x.shape}")
+        if self.padding not in ("SAME", "VALID"):
+            raise ValueError(f"padding must be 'SAME' or 'VALID', not {self.padding!r}")
+        strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides)
+        kernel, size = tuple(self.kernel_size), x.shape[1:3]
+        linear = ConvMap(size, kernel, convolution.window(size, kernel, strides, self.padding))
+        return self._run(linear, x, carrier, (*kernel, x.shape[-1], self.features))
+
+
+def carrier(batch: int, classes: int) -> jax.Array:
+    """A zero carrier [B, C], float32: pass it through the layers from bottom to top and add it to the logits."""
+    return jnp.zeros((batch, classes))

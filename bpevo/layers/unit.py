@@ -1,0 +1,104 @@
+"""The unit [activation, linear map] whose backward signal is a rule's.
+
+`unit` is a custom_vjp. Its weight and bias gradients are always the standard ones for the signal that arrives; the
+gradient of `hp` is what the rule says. The *carrier*, a zero array shaped like the logits, passes through every unit
+and is added to the logits at the top, so its cotangent is b_L in every unit. The "gradient" of `state` is the rule's
+next state: whoever takes the gradient stores it instead of feeding it to an optimizer (Flax's
+`_overwrite_with_gradient` convention).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bpevo.layers.linear import Linear
+from bpevo.rules import InterpretedRule, Rule, Unit
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class Weights(NamedTuple):
+    kernel: jax.Array  # K, float32
+    bias: jax.Array | None  # [O], float32
+
+
+class Feedback(NamedTuple):
+    """Random constants of a unit, fixed for a run; zeros of any shape where a rule needs none."""
+
+    R: jax.Array  # K
+    S: jax.Array  # K
+    R_L: jax.Array  # F
+
+
+def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weights) -> jax.Array:
+    y = linear.forward(activation(hp), weights.kernel.astype(hp.dtype))
+    return y if weights.bias is None else y + weights.bias.astype(y.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def unit(
+    linear: Linear,
+    activation: Activation,
+    rule: Rule,
+    hp: jax.Array,
+    carrier: jax.Array,
+    weights: Weights,
+    feedback: Feedback,
+    state,
+    key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """(hp_next, carrier). `activation` must act element by element; compute dtype is that of `hp`."""
+    return _apply(linear, activation, hp, weights), carrier
+
+
+def _forward(linear, activation, rule, hp, carrier, weights, feedback, state, key):
+    hp_next = _apply(linear, activation, hp, weights)
+    return (hp_next, carrier), (rule, hp, hp_next, weights, feedback, state, key)
+
+
+def _backward(linear, activation, residuals, cotangents):
+    rule, hp, hp_next, weights, feedback, state, key = residuals
+    b_next, b_L = cotangents  # noqa: N806 (the paper's name)
+    h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
+    kernel_gradient = linear.weight_gradient(h, b_next).astype(jnp.float32)
+    bias_gradient = None
+    if weights.bias is not None:
+        bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
+    values = tuple(
+        v.astype(jnp.float32) for v in (hp, h, dh, hp_next, b_next, b_L, weights.kernel, feedback.R, feedback.S, feedback.R_L)
+    )
+    signal, state = _signal(linear, isinstance(rule, InterpretedRule))(rule, values, state, key)
+    return None, signal.astype(hp.dtype), b_L, Weights(kernel_gradient, bias_gradient), None, state, None
+
+
+unit.defvjp(_forward, _backward)
+
+
+@functools.lru_cache(maxsize=None)
+def _signal(linear: Linear, interpreted: bool):
+    """The rule's signal; an interpreted rule is mapped, never vectorised, over candidates: its switches stay branches."""
+
+    def signal(rule, values, state, key):
+        return rule.signal(Unit(*values, linear.forward, linear.input_gradient, key), state)
+
+    if not interpreted:
+        return signal
+    mapped = jax.custom_batching.custom_vmap(signal)
+
+    @mapped.def_vmap
+    def batching(axis_size, in_batched, *args):
+        leaves, structure = jax.tree.flatten(args)
+        batched = jax.tree.leaves(in_batched)
+
+        def one(slices):
+            rest = iter(slices)
+            return mapped(*jax.tree.unflatten(structure, [next(rest) if b else x for x, b in zip(leaves, batched, strict=True)]))
+
+        out = lax.map(one, [x for x, b in zip(leaves, batched, strict=True) if b])
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped

@@ -1,0 +1,59 @@
+"""Wide ResNet (1605.07146) in pre-activation form; every block convolution and 1x1 shortcut is a unit [ReLU, Conv]."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bpevo import layers
+from bpevo.rules import Rule
+
+
+def identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width. Maps images [B, H, W, C] float32 to logits [B, classes] float32.
+
+    The stem convolution is a plain layer (nothing lies below it); the final Dense is a unit with identity activation.
+    Batch norm, residual sums, the last ReLU and pooling keep their standard gradients. Raises ValueError unless
+    depth = 6n + 4.
+    """
+
+    depth: int
+    width: int
+    classes: int = 10
+    rule: Rule | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"a Wide ResNet's depth is 6n + 4 (10, 16, 22, 28, …), not {self.depth}")
+
+        def conv(x, carrier, features: int, kernel: int, stride: int):
+            layer = layers.Conv(
+                features, (kernel, kernel), stride, rule=self.rule, use_bias=False, dtype=self.dtype
+            )
+            return layer(x, carrier)
+
+        def norm(x):
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+
+        carrier = layers.carrier(x.shape[0], self.classes)
+        x = layers.Conv(16, use_bias=False, activation=identity, dtype=self.dtype)(x)
+        for group, channels in enumerate((16, 32, 64)):
+            for block in range((self.depth - 4) // 6):
+                stride = 2 if group and not block else 1
+                features = channels * self.width
+                hp = norm(x)
+                y, carrier = conv(hp, carrier, features, 3, stride)
+                y, carrier = conv(norm(y), carrier, features, 3, 1)
+                if x.shape[-1] != features:
+                    x, carrier = conv(hp, carrier, features, 1, stride)
+                x = x + y
+        x = jnp.mean(nn.relu(norm(x)), (1, 2))
+        logits, carrier = layers.Dense(self.classes, self.rule, identity, dtype=self.dtype)(x, carrier)
+        return logits.astype(jnp.float32) + carrier

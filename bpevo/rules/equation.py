@@ -1,0 +1,163 @@
+"""Equation: the search's genome, a chain of 1..P parts `f(u1(op1), u2(op2))` as a pytree of fixed-length arrays.
+
+From the second part on, op1 is the result of the part before. Every gene is kept, also those that `left` ignores:
+a later mutation may wake them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from bpevo.rules import expression as ex
+from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
+from bpevo.rules.types import RuleSyntaxError
+
+OPERAND_NAMES, MODIFIER_NAMES = tuple(OPERANDS), tuple(MODIFIERS)
+UNARY_NAMES, BINARY_NAMES = ("identity", *UNARIES), tuple(BINARIES)
+PREVIOUS = -1  # op1 of parts after the first
+DEFAULT_PARTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """`unary(operand)` of one part; `operand` None stands for the previous result."""
+
+    operand: ex.Operand | None
+    unary: str = "identity"
+    constant: float = 0.0
+
+    def expression(self, previous: ex.Expression | None = None) -> ex.Expression:
+        x = self.operand or previous
+        assert x is not None
+        return x if self.unary == "identity" else ex.Unary(self.unary, x, self.constant)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """`binary(left, right)`."""
+
+    binary: str
+    left: Argument
+    right: Argument
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Equation:
+    """Chain genome, padded with zeros to P parts; leaves may carry leading batch axes (K slots)."""
+
+    operand: jax.typing.ArrayLike  # shape=[P, 2], int32, index into OPERAND_NAMES or PREVIOUS
+    modifier: jax.typing.ArrayLike  # shape=[P, 2], int32, index into MODIFIER_NAMES
+    unary: jax.typing.ArrayLike  # shape=[P, 2], int32, index into UNARY_NAMES
+    constant: jax.typing.ArrayLike  # shape=[P, 2], float32
+    binary: jax.typing.ArrayLike  # shape=[P], int32, index into BINARY_NAMES
+    parts: jax.typing.ArrayLike  # shape=(), int32, number of parts used
+
+    @classmethod
+    def from_parts(cls, parts: list[Part], max_parts: int = DEFAULT_PARTS) -> Equation:
+        """Raises RuleSyntaxError if there are more than `max_parts` parts."""
+        if not 1 <= len(parts) <= max_parts:
+            raise RuleSyntaxError(f"the equation has {len(parts)} parts; this search allows 1 to {max_parts}")
+        integers = np.zeros((3, max_parts, 2), np.int32)
+        constant, binary = np.zeros((max_parts, 2), np.float32), np.zeros(max_parts, np.int32)
+        for i, part in enumerate(parts):
+            binary[i] = BINARY_NAMES.index(part.binary)
+            for j, argument in enumerate((part.left, part.right)):
+                operand = argument.operand
+                integers[0, i, j] = OPERAND_NAMES.index(operand.name) if operand else PREVIOUS
+                integers[1, i, j] = MODIFIER_NAMES.index(operand.modifier) if operand else 0
+                integers[2, i, j] = UNARY_NAMES.index(argument.unary)
+                constant[i, j] = argument.constant
+        return cls(*integers, constant, binary, np.int32(len(parts)))
+
+    def to_parts(self) -> list[Part]:
+        def argument(i: int, j: int) -> Argument:
+            index = int(np.asarray(self.operand)[i, j])
+            modifier = MODIFIER_NAMES[int(np.asarray(self.modifier)[i, j])]
+            operand = None if index == PREVIOUS else ex.Operand(OPERAND_NAMES[index], modifier)
+            unary = UNARY_NAMES[int(np.asarray(self.unary)[i, j])]
+            return Argument(operand, unary, float(np.asarray(self.constant)[i, j]))
+
+        binary = np.asarray(self.binary)
+        return [Part(BINARY_NAMES[int(binary[i])], argument(i, 0), argument(i, 1)) for i in range(int(self.parts))]
+
+    def to_expression(self) -> ex.Expression:
+        """The tree; `left(x, y)` shows idle genes, except a last part whose idle gene is the default."""
+        result: ex.Expression | None = None
+        parts = self.to_parts()
+        for i, part in enumerate(parts):
+            left, right = part.left.expression(result), part.right.expression()
+            short = i == len(parts) - 1 and part.binary == "left" and part.right == _idle(part.left)
+            result = left if short and (i == 0 or part.left.unary != "identity") else ex.Binary(part.binary, left, right)
+        assert result is not None
+        return result
+
+    def check(self) -> Equation:
+        """Returns itself; raises InfeasibleEquation as `Expression.check`."""
+        self.to_expression().check()
+        return self
+
+    @property
+    def key(self) -> str:
+        """Canonical form: equal for equations that differ only in idle genes, order of sums, and the like."""
+        from bpevo.rules.canonical import canonical
+
+        return str(canonical(self.to_expression()))
+
+    @property
+    def latex(self) -> str:
+        return self.to_expression().latex
+
+    def _repr_latex_(self) -> str:
+        return self.to_expression()._repr_latex_()
+
+    def __str__(self) -> str:
+        return str(self.to_expression())
+
+    def __repr__(self) -> str:
+        return f"Equation({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Equation):
+            return self.to_parts() == other.to_parts()
+        return self.to_expression() == other if isinstance(other, ex.Expression) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_expression())
+
+
+def _idle(left: Argument) -> Argument:
+    """The default of an ignored right gene: the left operand again, or g after a previous result."""
+    return Argument(left.operand or ex.Operand("g"))
+
+
+def to_equation(expression: ex.Expression, max_parts: int = DEFAULT_PARTS) -> Equation:
+    """The chain genome of an expression. Raises RuleSyntaxError that names the node that is no chain."""
+
+    def argument(node: ex.Expression, chain: list[Part]) -> Argument:
+        unary, constant, inner = "identity", 0.0, node
+        if isinstance(node, ex.Unary):
+            unary, constant, inner = node.name, node.constant, node.x
+        if isinstance(inner, ex.Operand):
+            return Argument(inner, unary, constant)
+        chain.extend(parts(inner))
+        return Argument(None, unary, constant)
+
+    def parts(node: ex.Expression) -> list[Part]:
+        chain: list[Part] = []
+        if not isinstance(node, ex.Binary):
+            left = argument(node, chain)
+            return [*chain, Part("left", left, _idle(left))]
+        left = argument(node.left, chain)
+        inner = node.right.x if isinstance(node.right, ex.Unary) else node.right
+        if not isinstance(inner, ex.Operand):
+            raise RuleSyntaxError(
+                f"{expression} is no chain of parts: the second operand of each part must be an operand with at most "
+                f"one unary function, but here it is {node.right}; write the longer side first or use it as a tree"
+            )
+        return [*chain, Part(node.name, left, argument(node.right, []))]
+
+    return Equation.from_parts(parts(expression.check()), max_parts)

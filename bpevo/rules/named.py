@@ -1,0 +1,100 @@
+"""Rules with names: the classics, the controls and Table 1 of arXiv 1808.02822.
+
+A Table 1 name says setup, column and place: `a2_momentum_1` is the first row under the baseline of A2, SGD with momentum.
+`PAPER` holds the paper's test accuracy (mean and ± of 5 runs, %) for each; `a1_sgd_baseline` and its kin are backprop.
+"""
+
+from bpevo.rules.expression import Expression
+from bpevo.rules.text import parse
+from bpevo.rules.types import RuleSyntaxError
+
+CLASSICS: dict[str, str] = {
+    "backprop": "g",
+    "feedback_alignment": "fa",
+    "direct_feedback_alignment": "dfa",
+    "sign_symmetry": "(unit_col2(sgn_W) @ b_next.T).T * dh",  # uSF of 1510.05067
+    "frsf": "((abs(R) * sgn_W) @ b_next.T).T * dh",  # fixed |random| · sign
+}
+CONTROLS: dict[str, str] = {"zero_signal": "g - g"}  # no hidden signal: only the head learns
+
+_TABLE_1 = {
+    "a1_sgd": (
+        ("g", 77.11, 3.53),
+        ("min(unit_fro(g), clip(h, 1.0))", 84.48, 0.45),
+        ("unit_row2(g) + unit_elem0(mean(dh))", 84.41, 1.37),
+        ("unit_fro(g)", 84.15, 0.66),
+        ("unit_elem2(g)", 83.16, 0.90),
+    ),
+    "a1_momentum": (
+        ("g", 83.00, 0.63),
+        ("unit_elem2(g) / (mean(dfa) + 2.0)", 85.43, 1.59),
+        ("unit_fro(g) + (0.5*g)", 85.36, 1.41),
+        ("unit_fro(g)", 84.23, 0.88),
+        ("unit_elem2(g)", 83.83, 1.27),
+    ),
+    "a2_sgd": (
+        ("g", 73.10, 1.41),
+        ("unit_elem_inf(g) * unit_mat1(std(dh))", 88.22, 0.55),
+        ("clip((hp + 0.01) - relu(hp), 0.01) * unit_elem_inf(g)", 87.28, 0.29),
+        ("unit_fro(g)", 87.17, 0.87),
+        ("unit_elem2(g)", 85.30, 1.04),
+    ),
+    "a2_momentum": (
+        ("g", 79.53, 2.89),
+        ("max(gh - 10.0, unit_elem2(g))", 89.43, 0.99),
+        ("(gh - 0.01) + unit_elem2(g)", 89.26, 0.67),
+        ("unit_fro(g)", 89.63, 0.32),
+        ("unit_elem2(g)", 89.05, 0.88),
+    ),
+    "a3_sgd": (
+        ("g", 92.38, 0.10),
+        ("unit_elem2(g) * sgn(bn(dh))", 92.97, 0.18),
+        ("unit_elem2(g) - unit_mat_inf(mean(gh))", 92.90, 0.13),
+        ("unit_fro(g)", 92.85, 0.14),
+        ("unit_elem2(g)", 92.78, 0.13),
+    ),
+    "a3_momentum": (
+        ("g", 93.75, 0.15),
+        ("drop(g, 0.01) - unit_elem0(bn(dfah))", 93.72, 0.20),
+        (None, 93.66, 0.12),  # misprinted in the paper, cannot be reproduced
+        ("unit_fro(g)", 93.41, 0.18),
+        ("unit_elem2(g)", 93.35, 0.15),
+    ),
+    "b1_sgd": (
+        ("g", 87.13, 0.25),
+        ("unit_mat1(g) + unit_elem2(gh)", 87.94, 0.22),
+        ("unit_mat1(g) * clip(dh, 0.1)", 87.88, 0.39),
+        ("unit_elem2(g) * sgn(bn(dh))", 87.82, 0.19),
+        ("(0.5*g) / (std(dh) + 0.1)", 87.72, 0.25),
+    ),
+    "b1_momentum": (
+        ("g", 88.94, 0.11),
+        ("(2.0*g) + unit_elem1(bn(gh))", 89.04, 0.25),
+        ("(dh - 0.5) * (2.0*g)", 88.95, 0.16),
+        ("unit_elem_inf(std(gh)) * (2.0*g)", 88.94, 0.20),
+        ("relu(dh) * clip(gh, 1.0)", 88.93, 0.14),
+    ),
+}
+
+TABLE_1: dict[str, str] = {}
+PAPER: dict[str, tuple[float, float]] = {}
+for _setup, _rows in _TABLE_1.items():
+    for _place, (_text, _mean, _spread) in enumerate(_rows):
+        if _text is not None:
+            _name = f"{_setup}_{_place}" if _place else f"{_setup}_baseline"
+            TABLE_1[_name], PAPER[_name] = _text, (_mean, _spread)
+
+NAMED: dict[str, str] = CLASSICS | CONTROLS | TABLE_1
+
+
+def resolve(name_or_text: str) -> Expression:
+    """The Expression of a named rule or of a text. Raises RuleSyntaxError or InfeasibleEquation."""
+    text = name_or_text.strip()
+    if text in NAMED:
+        return parse(NAMED[text])
+    try:
+        return parse(text)
+    except RuleSyntaxError as error:
+        if text.isidentifier() and len(text) > 6:
+            raise RuleSyntaxError(f"{error}\n(no rule has this name either; named rules: {', '.join(NAMED)})") from None
+        raise

@@ -1,0 +1,135 @@
+"""Datasets by name: scikit-learn's digits, and any image classification set of TFDS whose images have one size."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from bpevo.data import cache, tfds_reader
+from bpevo.data.errors import DataError
+from bpevo.data.prepare import prepare
+from bpevo.data.progress import Progress, reporter
+
+DIGITS_TEST_EXAMPLES = 360
+DIGITS_SEED = 0
+
+# (flip, pad); every other dataset is cropped and not flipped.
+AUGMENTATION = {"cifar10": (True, 4), "cifar100": (True, 4), "digits": (False, 0)}
+OTHER_AUGMENTATION = (False, 4)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset in memory.
+
+    Attributes:
+      name: as given to `load`.
+      train_images: uint8 `[N, H, W, C]`.
+      train_labels: int32 `[N]`, in `0..num_classes - 1`.
+      test_images: uint8 `[N_test, H, W, C]`.
+      test_labels: int32 `[N_test]`.
+      num_classes: number of classes.
+      flip: whether augmentation flips images left to right.
+      pad: zeros that augmentation adds on every side before a random crop.
+      source: one line that says where the data came from.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    flip: bool
+    pad: int
+    source: str
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    progress: Progress | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Loads a dataset, from the cache of decoded arrays where there is one.
+
+    Args:
+      name: `digits`, or a TFDS name (`cifar10`, `mnist`, `imagenet_resized/8x8`, ...).
+      data_dir: TFDS's directory; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
+      download: whether to download and prepare a set that is not there (only `bpevo.data.PREPARABLE`).
+      progress: called as `progress(task, done, total)`; a bar on a terminal and log lines elsewhere where None.
+      cache_dir: where decoded arrays are kept; where None, in `data_dir`, or in the user's cache directory where
+        `data_dir` cannot be written.
+
+    Raises:
+      DataError: the dataset is unknown, unsuitable, missing, truncated or damaged.
+    """
+    if name == "digits":
+        return _digits()
+    root = Path(data_dir).expanduser() if data_dir is not None else tfds_reader.default_data_dir()
+    builder = tfds_reader.open_builder(name, root)
+    with reporter(progress) as report:
+        if not tfds_reader.is_prepared(builder):
+            if not download:
+                raise DataError(
+                    f"{builder.data_dir}: {name} is not prepared there. Allow the download, or give --data_dir."
+                )
+            prepare(name, root, progress=report)
+            builder = tfds_reader.open_builder(name, root)
+        arrays = _arrays(builder, root, report, Path(cache_dir) if cache_dir is not None else None)
+    flip, pad = AUGMENTATION.get(name, OTHER_AUGMENTATION)
+    return Dataset(
+        name=name,
+        **arrays,
+        num_classes=builder.info.features["label"].num_classes,
+        flip=flip,
+        pad=pad,
+        source=f"TFDS {builder.info.full_name} in {builder.data_dir}",
+    )
+
+
+def _arrays(builder: object, root: Path, report: Progress, cache_dir: Path | None) -> dict[str, np.ndarray]:
+    splits = {"train": "train", "test": tfds_reader.evaluation_split(builder)}
+    source, shapes = {}, {}
+    for part, split in splits.items():
+        source.update(tfds_reader.shard_sizes(builder, split))
+        count = builder.info.splits[split].num_examples
+        shapes[f"{part}_images"] = ((count, *builder.info.features["image"].shape), "uint8")
+        shapes[f"{part}_labels"] = ((count,), "int32")
+    folders = cache.folders(root, builder.info.full_name.replace("/", "-"), cache_dir)
+    for folder in folders:
+        cached = cache.read(folder, source, shapes)
+        if cached is not None:
+            return cached
+    for split in splits.values():
+        tfds_reader.check_lengths(builder, split)
+    arrays = {}
+    for part, split in splits.items():
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = tfds_reader.decode(builder, split, report)
+    cache.write(folders, source, arrays)
+    return arrays
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # Intensities are whole numbers from 0 to 16.
+    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int32)
+    order = np.random.default_rng(DIGITS_SEED).permutation(len(labels))
+    train, test = order[:-DIGITS_TEST_EXAMPLES], order[-DIGITS_TEST_EXAMPLES:]
+    flip, pad = AUGMENTATION["digits"]
+    return Dataset(
+        name="digits",
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        num_classes=10,
+        flip=flip,
+        pad=pad,
+        source="scikit-learn's load_digits (UCI optical recognition of handwritten digits, test part)",
+    )

@@ -1,0 +1,218 @@
+"""One candidate's training: initialisation and one epoch of steps with its evaluation, as pure functions.
+
+`epoch` is written for a single candidate; bpevo.training.slots runs it for many. Everything random comes from the
+candidate's own seed and step, so a result depends neither on its slot nor on its neighbours.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from bpevo import data, layers, models
+from bpevo.rules import Rule
+from bpevo.training.settings import DTYPES, TrainingSettings
+
+REASONS = ("", "loss not finite", "signal not finite", "weight not finite")
+
+
+class Examples(NamedTuple):
+    """A split on the device. Evaluation arrays are padded to whole batches with label -1."""
+
+    train_images: jax.Array  # shape=[N, H, W, C], uint8
+    train_labels: jax.Array  # shape=[N], int32
+    eval_images: jax.Array  # shape=[E, B, H, W, C], uint8
+    eval_labels: jax.Array  # shape=[E, B], int32
+    mean: jax.Array  # shape=[H, W, C], float32
+
+
+class Order(NamedTuple):
+    """What a slot has to do in this epoch. Scalars, or [K] when stacked."""
+
+    rule: Any  # a Rule; its leaves are data
+    seed: Any  # uint32: the run's root seed
+    replicate: Any  # int32: training seed = fold_in(root, replicate)
+    learning_rate: Any  # float32
+    epoch: Any  # int32, 0 starts afresh
+    active: Any  # bool
+
+
+class TrainingState(NamedTuple):
+    params: Any
+    batch_stats: Any
+    rule_state: Any
+    optimizer: Any
+    reason: jax.Array  # shape=(), int32, index into REASONS
+
+
+class Metrics(NamedTuple):
+    """Of one epoch; float32 scalars. Training values are means over its steps."""
+
+    train_loss: jax.Array
+    train_accuracy: jax.Array
+    gradient_norm: jax.Array
+    eval_loss: jax.Array
+    eval_accuracy: jax.Array
+    reason: jax.Array  # int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """The functions of one candidate's training under `settings` on data of one shape."""
+
+    settings: TrainingSettings
+    classes: int
+    examples: int  # N
+    flip: bool
+    pad: int
+
+    def __post_init__(self):
+        if self.examples < self.settings.batch_size:
+            raise ValueError(
+                f"batch_size={self.settings.batch_size} is larger than the training set of {self.examples} examples"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.examples // self.settings.batch_size
+
+    def _model(self, rule: Rule | None):
+        return models.by_name(self.settings.model, self.classes, rule, DTYPES[self.settings.compute_dtype])
+
+    def _variables(self, rule: Rule, key: jax.Array, images: jax.Array) -> dict[str, Any]:
+        keys = {"params": jax.random.fold_in(key, 0), "feedback": jax.random.fold_in(key, 1)}
+        return dict(self._model(rule).init(keys, images, train=False))
+
+    def _start(self, variables: dict[str, Any]) -> TrainingState:
+        params = variables["params"]
+        return TrainingState(
+            params,
+            variables.get("batch_stats", {}),
+            variables.get(layers.OVERWRITE, {}),
+            self.settings.optimizer_transform().init(params),
+            jnp.int32(0),
+        )
+
+    def blank(self, rule: Rule, image_shape: tuple[int, ...]) -> Any:
+        """Shapes and dtypes of a TrainingState, nothing computed."""
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+        def start(images):
+            return self._start(self._variables(rule, jax.random.key(0), images))
+
+        return jax.eval_shape(start, images)
+
+    def epoch(self, order: Order, state: TrainingState, examples: Examples) -> tuple[TrainingState, Metrics]:
+        """One epoch of training and one evaluation; an inactive order changes nothing."""
+
+        def idle(state):
+            return state, Metrics(*(jnp.float32(0),) * 5, jnp.int32(0))
+
+        return lax.cond(order.active, lambda state: self._epoch(order, state, examples), idle, state)
+
+    def _epoch(self, order: Order, state: TrainingState, examples: Examples) -> tuple[TrainingState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(order.seed), order.replicate)
+        images = jnp.zeros((1, *examples.mean.shape), jnp.float32)
+        variables = self._variables(order.rule, key, images)
+        state = lax.cond(order.epoch == 0, lambda _: self._start(variables), lambda s: s, state)
+        feedback = variables.get(layers.FEEDBACK, {})
+
+        batch = self.settings.batch_size
+        shuffle, augment, noise = (jax.random.fold_in(key, 2 + i) for i in range(3))
+        first = order.epoch * self.steps_per_epoch
+        shuffled = jax.random.permutation(jax.random.fold_in(shuffle, order.epoch), self.examples)
+        batches = shuffled[: self.steps_per_epoch * batch].reshape(-1, batch)
+        factor = self.settings.learning_rate_factor(self.settings.epochs * self.steps_per_epoch)
+
+        def step(carry, xs):
+            state, sums = carry
+            t, indices = xs
+
+            def train(state):
+                x = data.normalise(examples.train_images[indices], examples.mean)
+                x = data.augment(jax.random.fold_in(augment, t), x, self.flip, self.pad)
+                rate = order.learning_rate * factor(t)
+                key = jax.random.fold_in(noise, t)
+                return self._step(order.rule, feedback, state, x, examples.train_labels[indices], rate, key)
+
+            state, values = lax.cond(state.reason == 0, train, lambda s: (s, jnp.zeros(3)), state)
+            return (state, sums + values), None
+
+        (state, sums), _ = lax.scan(
+            step, (state, jnp.zeros(3)), (first + jnp.arange(self.steps_per_epoch), batches)
+        )
+        loss, accuracy = lax.cond(
+            state.reason == 0,
+            lambda: self._evaluate(order.rule, feedback, state, examples),
+            lambda: (jnp.float32(0), jnp.float32(0)),
+        )
+        return state, Metrics(*(sums / self.steps_per_epoch), loss, accuracy, state.reason)
+
+    def _step(self, rule, feedback, state: TrainingState, x, labels, rate, key):
+        """One optimizer step; returns the state and [loss, accuracy, gradient norm]."""
+        model = self._model(rule)
+
+        def objective(params, rule_state):
+            variables = {
+                "params": params,
+                "batch_stats": state.batch_stats,
+                layers.OVERWRITE: rule_state,
+                layers.FEEDBACK: feedback,
+            }
+            logits, updated = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"noise": key})
+            loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+            return loss, (jnp.mean(jnp.argmax(logits, -1) == labels), updated.get("batch_stats", {}))
+
+        with_aux = jax.value_and_grad(objective, (0, 1), has_aux=True)
+        (loss, (accuracy, batch_stats)), (gradient, rule_state) = with_aux(state.params, state.rule_state)
+        direction, optimizer = self.settings.optimizer_transform().update(gradient, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(jnp.stack([loss, norm, optax.global_norm(params)]))
+        # The first of REASONS that is not finite; 0 if all are.
+        reason = jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32)
+        values = jnp.stack([loss, accuracy.astype(jnp.float32), norm])
+        return TrainingState(params, batch_stats, rule_state, optimizer, reason), values
+
+    def _evaluate(self, rule, feedback, state: TrainingState, examples: Examples):
+        """Mean loss and accuracy on the evaluation examples, batch norm with running averages."""
+        model = self._model(rule)
+        variables = {
+            "params": state.params,
+            "batch_stats": state.batch_stats,
+            layers.OVERWRITE: state.rule_state,
+            layers.FEEDBACK: feedback,
+        }
+
+        def batch(sums, xs):
+            images, labels = xs
+            logits = model.apply(
+                variables, data.normalise(images, examples.mean), train=False, rngs={"noise": jax.random.key(0)}
+            )
+            real = labels >= 0
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+            right = (jnp.argmax(logits, -1) == labels) & real
+            return sums + jnp.stack([jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right)]), None
+
+        sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels))
+        return tuple(sums / jnp.maximum(jnp.sum(examples.eval_labels >= 0), 1))
+
+
+def to_examples(split: data.Split, batch_size: int) -> Examples:
+    """Host arrays of a split, ready for the device."""
+    count = len(split.eval_labels)
+    batch = min(batch_size, count)
+    padding = -count % batch
+    images = np.concatenate([split.eval_images, split.eval_images[:1].repeat(padding, 0)])
+    labels = np.concatenate([split.eval_labels, np.full(padding, -1, np.int32)]).astype(np.int32)
+    return Examples(
+        split.train_images,
+        split.train_labels.astype(np.int32),
+        images.reshape(-1, batch, *images.shape[1:]),
+        labels.reshape(-1, batch),
+        data.per_pixel_mean(split.train_images),
+    )

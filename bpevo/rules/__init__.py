@@ -7,8 +7,9 @@ from bpevo.rules.compiled import CompiledRule, compile
 from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
 from bpevo.rules.equation import Equation
 from bpevo.rules.expression import Expression
-from bpevo.rules.interpreter import InterpretedRule, Program, assemble
+from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.named import NAMED, PAPER, TABLE_1, resolve
+from bpevo.rules.program import Program, assemble, blank_program
 from bpevo.rules.text import parse
 from bpevo.rules.types import InfeasibleEquation, RuleSyntaxError
 from bpevo.rules.unit import Rule, Unit, UnitShapes
@@ -32,6 +33,7 @@ __all__ = [
     "Unit",
     "UnitShapes",
     "assemble",
+    "blank_program",
     "compile",
     "parse",
     "resolve",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpevo.rules import Equation, InterpretedRule, assemble, parse
+from bpevo.rules import Equation, InterpretedRule, assemble, blank_program
 from bpevo.training.candidate import REASONS, Candidate, Examples, Metrics, Order
 from bpevo.training.slots import shardings, slots
 
@@ -58,8 +58,8 @@ class Trainer:
             self._devices = self._devices[:capacity]
         self.capacity = -(-capacity // len(self._devices)) * len(self._devices)
         self.candidate, self.max_parts = candidate, max_parts
-        blank = assemble(parse("g - g").to_equation(max_parts))
-        order = Order(InterpretedRule(blank), np.uint32(seed), np.int32(0), np.float32(0), np.int32(0), np.bool_(False))
+        rule = InterpretedRule(blank_program(max_parts))
+        order = Order(rule, np.uint32(seed), np.int32(0), np.float32(0), np.int32(0), np.bool_(False))
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
         self._program = slots(candidate.epoch, self._devices, lowering)

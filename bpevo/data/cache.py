@@ -4,13 +4,14 @@ An array is trusted only when its shape, dtype and SHA-256 are the manifest's, a
 dataset's files have the sizes it recorded. Files are replaced atomically and the manifest is written last.
 """
 
+import functools
 import hashlib
 import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from absl import logging
@@ -74,7 +75,7 @@ def write(candidates: list[Path], source: Mapping[str, int], arrays: Mapping[str
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, array in arrays.items():
-                _replace(folder / f"{name}.npy", lambda file, array=array: np.save(file, array, allow_pickle=False))
+                _replace(folder / f"{name}.npy", functools.partial(_save, array))
             _replace(folder / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
         except OSError as error:
             logging.info("Cannot write the cache %s (%s).", folder, brief(error))
@@ -99,3 +100,7 @@ def _replace(path: Path, write_to: Callable[[BinaryIO], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _save(array: np.ndarray, file: IO[bytes]) -> None:
+    np.save(file, array, allow_pickle=False)

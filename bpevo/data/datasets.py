@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def load(
     )
 
 
-def _arrays(builder: object, root: Path, report: Progress, cache_dir: Path | None) -> dict[str, np.ndarray]:
+def _arrays(builder: Any, root: Path, report: Progress, cache_dir: Path | None) -> dict[str, np.ndarray]:
     splits = {"train": "train", "test": tfds_reader.evaluation_split(builder)}
     source, shapes = {}, {}
     for part, split in splits.items():

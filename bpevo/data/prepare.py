@@ -101,7 +101,7 @@ def prepare(
 def _write(builder: Any, contents: _Contents, report: Progress) -> None:
     import tensorflow_datasets as tfds
 
-    class Writer(type(builder), skip_registration=True):
+    class Writer(type(builder), skip_registration=True):  # type: ignore[misc]
         """The stock builder, fed from memory and silent."""
 
         __module__ = type(builder).__module__  # dataset_info.json records it.
@@ -163,7 +163,9 @@ def _read_cifar(archive: Path, folder: str, train: list[str], test: list[str], n
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 if member.isfile() and member.name in wanted:
-                    members[member.name.removeprefix(f"{folder}/")] = tar.extractfile(member).read()
+                    stream = tar.extractfile(member)
+                    assert stream is not None  # it is a regular file
+                    members[member.name.removeprefix(f"{folder}/")] = stream.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise _damaged(archive, brief(error)) from error
     if missing := sorted(wanted - {f"{folder}/{file}" for file in members}):

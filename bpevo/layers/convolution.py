@@ -33,7 +33,7 @@ def window(size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, i
 def _unrolled(function):
     """Batching rule: one call per candidate, so that every candidate gets the single-candidate lowering."""
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def build(*static):
         call = jax.custom_batching.custom_vmap(functools.partial(function, *static))
 
@@ -61,11 +61,15 @@ def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: ja
     def forward_form() -> jax.Array:
         # Pad the dilated signal so that output position p receives every (q, k) with p = q·s + k - pad.
         pads = []
-        for n, m, k, s, (low, _) in zip(size, b.shape[1:3], w.shape[:2], geometry.strides, geometry.padding, strict=True):
+        for n, m, k, s, (low, _) in zip(
+            size, b.shape[1:3], w.shape[:2], geometry.strides, geometry.padding, strict=True
+        ):
             before = k - 1 - low
             pads.append((before, n + k - 1 - before - ((m - 1) * s + 1)))
         flipped = jnp.swapaxes(w[::-1, ::-1], 2, 3)
-        return lax.conv_general_dilated(b, flipped, (1, 1), pads, lhs_dilation=geometry.strides, dimension_numbers=_LAYOUT)
+        return lax.conv_general_dilated(
+            b, flipped, (1, 1), pads, lhs_dilation=geometry.strides, dimension_numbers=_LAYOUT
+        )
 
     def backend_form() -> jax.Array:
         x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
@@ -76,7 +80,9 @@ def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: ja
 
 def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple[int, int]):
     """For each kernel position, the inputs it meets: kh·kw arrays [B, H', W', I]."""
-    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0)))
+    padded = lax.pad(
+        x, jnp.zeros((), x.dtype), ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0))
+    )
     sh, sw = geometry.strides
     for i in range(kernel[0]):
         for j in range(kernel[1]):
@@ -84,7 +90,7 @@ def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple
             yield lax.slice(padded, (0, i, j, 0), stop, (1, sh, sw, 1))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _weight_gradient(geometry: Window, kernel: tuple[int, int]):
     def sliced(x: jax.Array, b: jax.Array) -> jax.Array:
         products = [jnp.einsum("bhwi,bhwo->io", s, b) for s in _slices(geometry, x, kernel, b.shape[1:3])]

@@ -67,5 +67,3 @@ def _backward(linear: Linear, residuals, b: jax.Array):
 
 
 apply.defvjp(_forward, _backward)
-
-

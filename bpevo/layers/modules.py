@@ -63,7 +63,9 @@ class _RuleLayer(nn.Module):
         key = None
         if self.rule.needs_noise and not self.is_initializing():
             if not self.has_rng("noise"):
-                raise ValueError(f"the rule {self.rule} draws noise: call apply with rngs={{'noise': key}}, fresh each step")
+                raise ValueError(
+                    f"the rule {self.rule} draws noise: call apply with rngs={{'noise': key}}, fresh each step"
+                )
             key = self.make_rng("noise")
         y, inner = unit(linear, self.activation, self.rule, x, inner, Weights(kernel, bias), feedback, state, key)
         return y if carrier is None else (y, inner)

@@ -69,7 +69,8 @@ def _backward(linear, activation, residuals, cotangents):
     if weights.bias is not None:
         bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
     values = tuple(
-        v.astype(jnp.float32) for v in (hp, h, dh, hp_next, b_next, b_L, weights.kernel, feedback.R, feedback.S, feedback.R_L)
+        v.astype(jnp.float32)
+        for v in (hp, h, dh, hp_next, b_next, b_L, weights.kernel, feedback.R, feedback.S, feedback.R_L)
     )
     signal, state = _signal(linear, isinstance(rule, InterpretedRule))(rule, values, state, key)
     return None, signal.astype(hp.dtype), b_L, Weights(kernel_gradient, bias_gradient), None, state, None
@@ -78,7 +79,7 @@ def _backward(linear, activation, residuals, cotangents):
 unit.defvjp(_forward, _backward)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _signal(linear: Linear, interpreted: bool):
     """The rule's signal; an interpreted rule is mapped, never vectorised, over candidates: its switches stay branches."""
 
@@ -96,7 +97,9 @@ def _signal(linear: Linear, interpreted: bool):
 
         def one(slices):
             rest = iter(slices)
-            return mapped(*jax.tree.unflatten(structure, [next(rest) if b else x for x, b in zip(leaves, batched, strict=True)]))
+            return mapped(
+                *jax.tree.unflatten(structure, [next(rest) if b else x for x, b in zip(leaves, batched, strict=True)])
+            )
 
         out = lax.map(one, [x for x, b in zip(leaves, batched, strict=True) if b])
         return out, jax.tree.map(lambda _: True, out)

@@ -20,4 +20,6 @@ def by_name(name: str, classes: int = 10, rule: Any = None, dtype: Any = jnp.flo
             return WideResNet(depth, width, classes, rule, dtype)
     elif re.fullmatch(r"mlp(-[1-9]\d{0,4})+", name):
         return MLP(tuple(int(n) for n in name.split("-")[1:]), classes, rule, dtype)
-    raise ValueError(f"no model {name!r}: write wrn-DEPTH-WIDTH with depth 6n + 4 (wrn-16-2) or mlp-HIDDEN-… (mlp-64-64)")
+    raise ValueError(
+        f"no model {name!r}: write wrn-DEPTH-WIDTH with depth 6n + 4 (wrn-16-2) or mlp-HIDDEN-… (mlp-64-64)"
+    )

@@ -13,7 +13,10 @@ from bpevo.rules import Rule
 
 
 class MLP(nn.Module):
-    """Maps [B, ...] float32 to logits [B, classes] float32. The first Dense is a plain layer, each further one a unit [ReLU, Dense]."""
+    """Maps [B, ...] float32 to logits [B, classes] float32.
+
+    The first Dense is a plain layer, each further one a unit [ReLU, Dense].
+    """
 
     hidden: Sequence[int]
     classes: int = 10

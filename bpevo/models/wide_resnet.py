@@ -34,9 +34,7 @@ class WideResNet(nn.Module):
             raise ValueError(f"a Wide ResNet's depth is 6n + 4 (10, 16, 22, 28, …), not {self.depth}")
 
         def conv(x, carrier, features: int, kernel: int, stride: int):
-            layer = layers.Conv(
-                features, (kernel, kernel), stride, rule=self.rule, use_bias=False, dtype=self.dtype
-            )
+            layer = layers.Conv(features, (kernel, kernel), stride, rule=self.rule, use_bias=False, dtype=self.dtype)
             return layer(x, carrier)
 
         def norm(x):

@@ -3,6 +3,7 @@
 `compile("unit_fro(g) + 0.5*g")` gives a rule for `bpevo.layers`; `InterpretedRule` runs equations as data.
 """
 
+from bpevo.rules.canonical import without_idle
 from bpevo.rules.compiled import CompiledRule, compile
 from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
 from bpevo.rules.equation import Equation
@@ -37,4 +38,5 @@ __all__ = [
     "compile",
     "parse",
     "resolve",
+    "without_idle",
 ]

@@ -1,6 +1,6 @@
 """Canonical form of expressions: the key under which a search finds structural duplicates."""
 
-from bpevo.rules.components import BINARIES
+from bpevo.rules.components import BINARIES, UNARIES
 from bpevo.rules.expression import Binary, Expression, Operand, Unary
 
 # Operands that are abbreviations: each side computes the same.
@@ -15,6 +15,22 @@ _DEFINITIONS = {
 _INVOLUTIONS = ("neg", "transpose")
 
 
+def _draws_noise(node: Expression) -> bool:
+    """Whether two copies of `node` differ: each position draws its own noise."""
+    return any(isinstance(n, Unary) and UNARIES[n.name].distribution for n in node.walk())
+
+
+def without_idle(node: Expression) -> Expression:
+    """The same function without the genes that `left` ignores: the form to read."""
+    if isinstance(node, Operand):
+        return node
+    if isinstance(node, Unary):
+        return Unary(node.name, without_idle(node.x), node.constant)
+    assert isinstance(node, Binary)
+    left = without_idle(node.left)
+    return left if node.name == "left" else Binary(node.name, left, without_idle(node.right))
+
+
 def canonical(node: Expression) -> Expression:
     """The same function in one form: idle genes dropped, abbreviations spelled out, commutative arguments sorted."""
     if isinstance(node, Operand):
@@ -24,20 +40,20 @@ def canonical(node: Expression) -> Expression:
         if node.name == "left":
             return left
         right = canonical(node.right)
-        if node.name in ("min", "max") and left == right:
+        if node.name in ("min", "max") and left == right and not _draws_noise(left):
             return left
         if BINARIES[node.name].commutative:
             left, right = sorted((left, right), key=str)
         return Binary(node.name, left, right)
     assert isinstance(node, Unary)
     x = canonical(node.x)
-    inner = x.name if isinstance(x, Unary) else None
+    inner = x if isinstance(x, Unary) else None
     if (node.name, node.constant) in (("scale", 1.0), ("shift", 0.0)):
         return x
-    if node.name in _INVOLUTIONS and inner == node.name:
-        return x.x
-    if node.name in ("abs", "sqrt", "sq") and inner in ("neg", "abs"):
-        return canonical(Unary(node.name, x.x, node.constant))
+    if inner and node.name in _INVOLUTIONS and inner.name == node.name:
+        return inner.x
+    if inner and node.name in ("abs", "sqrt", "sq") and inner.name in ("neg", "abs"):
+        return canonical(Unary(node.name, inner.x, node.constant))
     if node.name == "sgn" and x == Operand("W"):
         return Operand("sgn_W")
     return Unary("unit_elem2" if node.name == "unit_fro" else node.name, x, node.constant)

@@ -112,7 +112,7 @@ MODIFIERS: dict[str, tuple[str, str]] = {
     "": ("{x}", "the operand"),
     "mean": (r"\hat m\left({x}\right)", "its running mean over samples"),
     "std": (r"\hat s\left({x}\right)", "its running standard deviation"),
-    "bn": (r"\operatorname{bn}\left({x}\right)", "(x - mean) / std, running"),
+    "bn": (r"\operatorname{{bn}}\left({x}\right)", "(x - mean) / std, running"),
 }
 
 _AXES = {"elem": "of the flattened matrix", "col": "of each column (feature)", "row": "of each row (sample)"}
@@ -121,10 +121,18 @@ _ORDERS = {"0": "0", "1": "1", "2": "2", "ninf": r"-\infty", "inf": r"\infty"}
 
 def _norm(axis: str, order: str) -> Unary:
     name = "unit_fro" if order == "fro" else f"unit_{axis}{'_' * order.endswith('inf')}{order}"
-    sub = {"fro": r"\mathrm{fro}"}.get(order) or rf"\mathrm{{{axis}}},{_ORDERS[order]}"
+    sub = {"fro": r"\mathrm{{fro}}"}.get(
+        order
+    ) or rf"\mathrm{{{{{axis}}}}},{_ORDERS[order]}"  # braces doubled for format
     what = f"vector norm of order {order} {_AXES[axis]}" if axis in _AXES else f"matrix norm {order}"
     norm = ("2", "elem") if order == "fro" else (order, axis)
-    return Unary(name, name + "({x})", r"\frac{{{x}}}{{\left\|{x}\right\|_{{%s}}}}" % sub, f"x / {what}", norm=norm)
+    return Unary(
+        name,
+        name + "({x})",
+        r"\frac{{{x}}}{{\left\|{x}\right\|_{{SUB}}}}".replace("SUB", sub),
+        f"x / {what}",
+        norm=norm,
+    )
 
 
 UNARIES: dict[str, Unary] = {

@@ -91,7 +91,9 @@ class Equation:
         for i, part in enumerate(parts):
             left, right = part.left.expression(result), part.right.expression()
             short = i == len(parts) - 1 and part.binary == "left" and part.right == _idle(part.left)
-            result = left if short and (i == 0 or part.left.unary != "identity") else ex.Binary(part.binary, left, right)
+            result = (
+                left if short and (i == 0 or part.left.unary != "identity") else ex.Binary(part.binary, left, right)
+            )
         assert result is not None
         return result
 

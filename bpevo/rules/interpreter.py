@@ -8,6 +8,7 @@ is compiled once per unit: the fewer, the shorter the wait, hence reductions are
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +106,9 @@ class _Machine:
 
     def _loads(self, shared: dict[str, jax.Array], accumulator: jax.Array, scratch: jax.Array):
         unit = self._unit
-        computed = {
+        computed: dict[str, Callable[[], jax.Array]] = {
             "sgn_W": lambda: jnp.sign(unit.W),
-            **{name: functools.partial(shared.get, name) for name in shared},
+            **{name: functools.partial(shared.__getitem__, name) for name in shared},
             "g": lambda: shared["gh"] * unit.dh,
             "fa": lambda: shared["fah"] * unit.dh,
             "dfa": lambda: shared["dfah"] * unit.dh,
@@ -186,7 +187,10 @@ class _Machine:
         which = jnp.where(axis == 0, 0, 1 + (axis - 1) * len(BASES) + base)
         r = lax.switch(which, branches) * sign
         r = jnp.where(order == p.ORDERS.index("2"), jnp.sqrt(jnp.abs(r)), r)
-        real = jnp.arange(self._lines) < jnp.array([1, *(self._shapes.matrix(n)[1 - o] for o in (0, 1) for n in BASES)])[which]
+        real = (
+            jnp.arange(self._lines)
+            < jnp.array([1, *(self._shapes.matrix(n)[1 - o] for o in (0, 1) for n in BASES)])[which]
+        )
         r = jnp.where(of_sums == p.LARGEST, jnp.max(jnp.where(real, r, -jnp.inf)), r)
         r = jnp.where(of_sums == p.SMALLEST, jnp.min(jnp.where(real, r, jnp.inf)), r) + EPSILON
 
@@ -198,9 +202,7 @@ class _Machine:
 
             return branch
 
-        return lax.switch(
-            which, [lambda: value / r[0], *(divide(name, over) for over in (0, 1) for name in BASES)]
-        )
+        return lax.switch(which, [lambda: value / r[0], *(divide(name, over) for over in (0, 1) for name in BASES)])
 
     def _count(self, base, average) -> jax.Array:
         """Number of distinct entries of a value."""

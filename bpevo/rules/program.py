@@ -6,7 +6,7 @@ ignores become no instruction; `.T` becomes none either, only a different axis o
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,10 +39,12 @@ class Program(NamedTuple):
     average: np.ndarray  # shape=[T], int32, 1 where the loaded value is a [1, ·] average
     function: np.ndarray  # shape=[T], int32
     constant: np.ndarray  # shape=[T], float32
-    detail: np.ndarray  # shape=[T, 3], int32: norm (order, axis, of sums); statistic (which, row); noise (which, number)
+    detail: (
+        np.ndarray
+    )  # shape=[T, 3], int32: norm (order, axis, of sums); statistic (which, row); noise (which, number)
     combine: np.ndarray  # shape=[T], int32
     product: np.ndarray  # shape=[T, 2], int32: index into PRODUCT_NAMES, 1 where mirrored
-    length: np.ndarray  # shape=(), int32
+    length: np.int32  # shape=(), int32
     uses: np.ndarray  # shape=[3], int32: whether it reads the products gh, fah, dfah
 
 
@@ -68,7 +70,12 @@ class _Assembler:
     def emit(self, load: int, kind: Type, function: tuple[int, float, tuple[int, ...]], combine: int, multiply=(0, 0)):
         t = self._length
         code, constant, detail = function
-        values = {"load": load, "base": BASES.index(kind.base), "average": kind.average, "function": code}
+        values: dict[str, Any] = {
+            "load": load,
+            "base": BASES.index(kind.base),
+            "average": kind.average,
+            "function": code,
+        }
         values |= {"constant": constant, "combine": combine, "product": multiply}
         for name, value in values.items():
             self._fields[name][t] = value
@@ -92,7 +99,7 @@ class _Assembler:
                 steps.append(self._statistic(modifier, kind))
             elif modifier in ("std", "bn"):
                 steps.append((ZERO, 0.0, ()))  # of what never changes
-        kinds = [kind, argument.operand.type] if steps else [kind]
+        kinds = [kind, argument.operand.type] if argument.operand and steps else [kind]
         result = kinds[-1]
         if argument.unary != "identity":
             unary = UNARIES[argument.unary]

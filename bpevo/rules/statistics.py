@@ -15,7 +15,8 @@ DECAY = 0.9
 
 def weight_of_step(step: jax.Array) -> jax.Array:
     """w for the 1-based `step`."""
-    return (1 - DECAY) / (1 - jnp.float32(DECAY) ** step)
+    decay = jnp.float32(DECAY)  # rounded alike above and below, so that w is exactly 1 at the first step
+    return (1 - decay) / (1 - decay**step)
 
 
 def update(m: jax.Array, var: jax.Array, mean: jax.Array, spread: jax.Array | float, w: jax.Array):

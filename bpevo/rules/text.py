@@ -43,12 +43,18 @@ def parse(text: str) -> Expression:
             warnings.simplefilter("ignore")
             tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        place = max(0, (error.offset or 1) - 1)
+        place = error.offset - 1 if error.offset else len(text)
         raise RuleSyntaxError(_at(text, place, "this is no expression" if text else "the equation is empty")) from None
     except (ValueError, MemoryError, RecursionError, OverflowError):
         raise RuleSyntaxError(_at(text, 0, "this is no expression that can be read")) from None
     _check_size(text, tree)
-    return _Reader(text).expression(tree).check()
+    with np.errstate(over="ignore"):  # of numbers beyond float32, which are refused as any too large
+        expression = _Reader(text).expression(tree).check()
+    if len(str(expression)) > MAX_CHARACTERS:  # constants in full: what is printed must read back
+        raise RuleSyntaxError(
+            f"an equation has at most {MAX_CHARACTERS} characters, printed this one has {len(str(expression))}"
+        )
+    return expression
 
 
 def _at(text: str, place: int, message: str) -> str:
@@ -99,6 +105,8 @@ class _Reader:
                 return Unary("transpose", self.expression(value))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return Unary("neg", self.expression(operand))
+            case ast.UnaryOp(op=ast.UAdd()):
+                raise self._error(node, "there is no leading '+'; write x instead of +x")
             case ast.BinOp(left=left, op=op, right=right):
                 return self._binary(node, op, left, right)
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
@@ -118,7 +126,9 @@ class _Reader:
     def _unknown(self, node: ast.AST, name: str, kind: str, valid: list[str]) -> RuleSyntaxError:
         lower = {v.lower(): v for v in valid}
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
-        return self._error(node, f"there is no {kind} {name!r}; the nearest is {lower[near[0]] if near else valid[0]!r}")
+        return self._error(
+            node, f"there is no {kind} {name!r}; the nearest is {lower[near[0]] if near else valid[0]!r}"
+        )
 
     def _call(self, node: ast.Call, name: str, args: list[ast.expr]) -> Expression:
         def arity(n: int, form: str) -> None:
@@ -150,13 +160,16 @@ class _Reader:
     def _binary(self, node: ast.BinOp, op: ast.operator, left: ast.expr, right: ast.expr) -> Expression:
         name = _INFIX.get(type(op))
         if name is None:
-            raise self._error(node, _FORMS["pow"] if isinstance(op, ast.Pow) else "this operator is not in the language")
+            raise self._error(
+                node, _FORMS["pow"] if isinstance(op, ast.Pow) else "this operator is not in the language"
+            )
         numbers = self._number(left), self._number(right)
         if numbers == (None, None):
             return Binary(name, self.expression(left), self.expression(right))
-        number, place, other = (numbers[0], left, right) if numbers[0] is not None else (numbers[1], right, left)
         if None not in numbers:
             raise self._error(node, "an operation needs at least one operand that is no number")
+        place, other = (left, right) if numbers[0] is not None else (right, left)
+        number = next(n for n in numbers if n is not None)
         if name in ("div", "matmul") or (name == "sub" and place is left):
             c = format_constant(number)
             inverse = format_constant(1 / number) if number else "a"
@@ -180,5 +193,5 @@ class _Reader:
     def _constant(self, node: ast.AST, function: str, number: float) -> float:
         low, high = UNARIES[function].legal
         if not math.isfinite(number) or not low <= (value := float(np.float32(number)) + 0.0) <= high:
-            raise self._error(node, f"the constant of {function} must lie in [{low:g}, {high:g}]")
+            raise self._error(node, f"the constant of {function} must lie in [{low:.8g}, {high:.8g}]")
         return value

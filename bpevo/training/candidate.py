@@ -142,9 +142,7 @@ class Candidate:
             state, values = lax.cond(state.reason == 0, train, lambda s: (s, jnp.zeros(3)), state)
             return (state, sums + values), None
 
-        (state, sums), _ = lax.scan(
-            step, (state, jnp.zeros(3)), (first + jnp.arange(self.steps_per_epoch), batches)
-        )
+        (state, sums), _ = lax.scan(step, (state, jnp.zeros(3)), (first + jnp.arange(self.steps_per_epoch), batches))
         loss, accuracy = lax.cond(
             state.reason == 0,
             lambda: self._evaluate(order.rule, feedback, state, examples),

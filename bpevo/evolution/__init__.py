@@ -1,0 +1,20 @@
+"""The search: component space, mutations, the paper's controller, and the keys under which duplicates are found.
+
+Proposals are a pure function of settings and earlier results; nothing here trains or stores anything.
+"""
+
+from bpevo.evolution.equivalence import functional_key
+from bpevo.evolution.proposer import EvolutionSettings, Proposal, Proposer, Result, Rung, SpaceExhausted
+from bpevo.evolution.space import Change, SearchSpace
+
+__all__ = [
+    "Change",
+    "EvolutionSettings",
+    "Proposal",
+    "Proposer",
+    "Result",
+    "Rung",
+    "SearchSpace",
+    "SpaceExhausted",
+    "functional_key",
+]

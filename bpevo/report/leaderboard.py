@@ -1,0 +1,81 @@
+"""The leaderboard: found rules beside backprop and the zero-signal control, on fresh seeds where there are some."""
+
+import dataclasses
+import statistics
+
+from rich.table import Table
+from rich.text import Text
+
+from bpevo.rules import NAMED, parse, without_idle
+from bpevo.runs import CONTROLS, Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Accuracies in %. `fresh` are those of the seeds that the search has not seen."""
+
+    label: str  # name of a control, or place
+    equation: str  # without idle genes
+    learning_rate: float
+    search: float | None
+    fresh: tuple[float, ...]
+    cost: float | None  # epoch time over backprop's
+    status: str
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.fresh) if self.fresh else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over the fresh seeds."""
+        return statistics.stdev(self.fresh) if len(self.fresh) > 1 else None
+
+
+def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int) -> list[Row]:
+    """Controls and the `top` rules of a search, best first: by fresh seeds where trained, else by the search's accuracy."""
+    best: dict[str, Evaluation] = {}
+    for e in evaluations:
+        if e.stage in ("search", "control") and (e.equation not in best or _fitness(e) > _fitness(best[e.equation])):
+            best[e.equation] = e
+    found = sorted((e for e in best.values() if e.stage == "search"), key=_fitness, reverse=True)
+    found = [e for e in found if e.accuracy is not None][:top]
+    texts = {NAMED[name]: name for name in CONTROLS}
+    rows = []
+    for e in [*(e for e in best.values() if e.stage == "control"), *found]:
+        fresh = [
+            f for f in evaluations
+            if (f.stage, f.equation, f.learning_rate) == ("selection", e.equation, e.learning_rate)
+        ]  # fmt: skip
+        failed = [f.reason for f in fresh if f.accuracy is None]
+        status = e.reason or (f"{len(failed)} of {len(fresh)} diverged" if failed else "")
+        accuracies = tuple(100 * f.accuracy for f in fresh if f.accuracy is not None)
+        label = texts[str(parse(e.equation))] if e.stage == "control" else ""
+        search = None if e.accuracy is None else 100 * e.accuracy
+        readable = str(without_idle(parse(e.equation)))
+        rows.append(Row(label, readable, e.learning_rate, search, accuracies, costs.get(e.equation), status))
+    return sorted(rows, key=lambda r: (r.mean is not None, r.mean or r.search or 0.0), reverse=True)
+
+
+def _fitness(e: Evaluation) -> tuple[int, float]:
+    return (e.rungs, e.accuracy) if e.accuracy is not None else (-1, 0.0)
+
+
+def table(rows: list[Row], title: str) -> Table:
+    """A rich table; texts are shown as they are, never as markup."""
+    t = Table(title=title, title_justify="left")
+    t.add_column("equation", overflow="fold", ratio=1)
+    for column in ("lr", "search %", "fresh seeds %", "n", "cost"):
+        t.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        name = f"{row.label}: {row.equation}" if row.label else row.equation
+        spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+        t.add_row(
+            Text(name + (f"  ({row.status})" if row.status else ""), style="bold" if row.label else ""),
+            f"{row.learning_rate:g}",
+            "" if row.search is None else f"{row.search:.2f}",
+            "" if row.mean is None else f"{row.mean:.2f}{spread}",
+            str(len(row.fresh) or ""),
+            "" if row.cost is None else f"{row.cost:.2f}x",
+        )
+    return t

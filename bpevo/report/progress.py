@@ -1,0 +1,82 @@
+"""Live progress of a search: a panel in a terminal, plain lines elsewhere."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bpevo.rules import NAMED, without_idle
+from bpevo.runs import Search
+from bpevo.workers import Outcome
+
+LINE_SECONDS = 10.0  # between plain lines
+
+
+class Progress:
+    """Watches a Search. Without a terminal it prints a line at most every LINE_SECONDS, and one per new best rule."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live: Live | None = None
+        self._start, self._last, self._trained = time.monotonic(), 0.0, 0
+        self._stage, self._best = "compiling the training program", -1.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Progress"]:
+        if self._console.is_terminal:
+            with Live(Text(self._stage), console=self._console, refresh_per_second=4) as self._live:
+                yield self
+            self._live = None
+        else:
+            self._console.print(f"{self._stage} …")
+            yield self
+
+    def __call__(self, search: Search, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            self._stage = str(outcome.job.tag[0])
+        self._trained += sum(outcome.job.tag[0] == "search" for outcome in outcomes)
+        facts = self._facts(search)
+        if self._live:
+            grid = Table.grid(padding=(0, 2))
+            for name, value in facts.items():
+                grid.add_row(Text(name, style="dim"), Text(value))
+            self._live.update(grid)
+            return
+        leaders = search.leaders()
+        best = leaders[0].accuracy if leaders else None
+        new = best is not None and best > self._best
+        if new or time.monotonic() - self._last > LINE_SECONDS:
+            self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
+            self._console.print(Text(", ".join(f"{k} {v}" for k, v in facts.items() if v)), soft_wrap=True)
+
+    def _facts(self, search: Search) -> dict[str, str]:
+        elapsed = time.monotonic() - self._start
+        rate = self._trained / elapsed
+        left = search.max_evaluations - search.done
+        leaders = search.leaders()
+        controls = {e.equation: e for e in search.evaluations if e.stage == "control" and e.accuracy is not None}
+        baseline = max((e.accuracy or 0.0 for e in controls.values() if e.equation == NAMED["backprop"]), default=None)
+        failures = collections.Counter(
+            e.reason or e.status for e in search.evaluations if e.stage == "search" and e.status != "done"
+        )
+        drawn = len(search.proposals)
+        infeasible = sum(p.infeasible for p in search.proposals)
+        duplicates = sum(p.duplicates for p in search.proposals)
+        tries = max(1, drawn + infeasible + duplicates)
+        return {
+            "stage": self._stage,
+            "evaluations": f"{search.done} of {search.max_evaluations} ({3600 * rate:,.0f}/h)",
+            "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
+            "best": f"{100 * (leaders[0].accuracy or 0.0):.2f} % {without_idle(leaders[0].equation.to_expression())}"
+            if leaders
+            else "",
+            "backprop": "" if baseline is None else f"{100 * baseline:.2f} %",
+            "failures": "; ".join(f"{n} {reason}" for reason, n in failures.most_common()),
+            "draws": f"{drawn} drawn, {infeasible / tries:.0%} infeasible, {duplicates / tries:.0%} duplicate",
+            "occupancy": f"{search.occupancy:.0%} of slots",
+        }

@@ -1,0 +1,175 @@
+"""A run: proposals go to the workers, outcomes into the database, until the budget is spent.
+
+All state is in the database: a Search built on it again continues where it ended.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from bpevo.evolution import Proposal, Proposer, Result, SpaceExhausted
+from bpevo.rules import NAMED, Equation, parse
+from bpevo.runs.database import Evaluation, RunDatabase
+from bpevo.training import Training
+from bpevo.workers import Job, LocalWorkers, Outcome
+
+CONTROLS = ("backprop", "zero_signal")  # trained in every run, under the search's budget and seeds
+SEARCH_REPLICATE = 0  # selection uses 1, 2, …
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    max_evaluations: int  # trainings of the search; controls and selection come on top
+    learning_rates: tuple[float, ...]
+    lag: int  # proposal n is drawn from the results with ids ≤ n - lag
+    rung_epochs: tuple[int, ...] = ()
+    top: int = 5  # rules trained again on fresh seeds
+    repeats: int = 3  # fresh seeds
+
+
+class Search:
+    """Drives one run. `watch` is called after each epoch with the outcomes that came in."""
+
+    def __init__(
+        self,
+        database: RunDatabase,
+        proposer: Proposer,
+        workers: LocalWorkers,
+        budget: Budget,
+        watch: Callable[["Search", Sequence[Outcome]], None] = lambda search, outcomes: None,
+    ):
+        self._database, self._proposer, self._workers, self._budget = database, proposer, workers, budget
+        self._watch = watch
+        self._max_parts = workers.trainer.max_parts
+        self.exhausted = ""  # why the search ended before its budget
+        self.proposals: list[Proposal] = []
+        self.results: dict[int, Result] = {}
+        self.evaluations: list[Evaluation] = database.evaluations()
+        for proposal in database.proposals():
+            proposer.adopt(proposal)
+            self.proposals.append(proposal)
+            result = database.result(proposal, budget.learning_rates)
+            if result:
+                self.results[proposal.id] = result
+
+    @property
+    def done(self) -> int:
+        """Trainings of the search that ended."""
+        return sum(e.stage == "search" for e in self.evaluations)
+
+    @property
+    def max_evaluations(self) -> int:
+        return self._budget.max_evaluations
+
+    @property
+    def occupancy(self) -> float:
+        return self._workers.trainer.occupancy
+
+    def run(self) -> None:
+        """Controls, search, selection on fresh seeds, cost of each rule. Idempotent: only what is missing runs."""
+        self._drain(self._control_jobs())
+        self._drain(self._search_jobs())
+        self._drain(self._selection_jobs())
+        self._measure_costs()
+
+    def leaders(self) -> list[Result]:
+        """The best results, distinct, best first."""
+        alive = [r for r in self.results.values() if r.accuracy is not None]
+        return sorted(alive, key=lambda r: (r.fitness, -r.id), reverse=True)[: self._budget.top]
+
+    def _missing(self, stage: str, equation: str) -> list[tuple[float, int]]:
+        """(learning rate, replicate) of a stage that have ended, to be skipped."""
+        return [(e.learning_rate, e.replicate) for e in self.evaluations if (e.stage, e.equation) == (stage, equation)]
+
+    def _control_jobs(self) -> Iterator[Job]:
+        for name in CONTROLS:
+            equation = self._control(name)
+            ended = self._missing("control", str(equation))
+            for rate in self._budget.learning_rates:
+                if (rate, SEARCH_REPLICATE) not in ended:
+                    yield Job(("control", None), Training(equation, rate, SEARCH_REPLICATE))
+
+    def _control(self, name: str) -> Equation:
+        return parse(NAMED[name]).to_equation(self._max_parts)
+
+    def _search_jobs(self) -> Iterator[Job | None]:
+        """Unfinished proposals first, then new ones; None while the next may not be drawn yet."""
+        issued = 0
+        for proposal in list(self.proposals):
+            ended = self._missing("search", str(proposal.equation))
+            for rate in self._budget.learning_rates:
+                issued += 1
+                if (rate, SEARCH_REPLICATE) not in ended:
+                    yield self._search_job(proposal, rate)
+        while issued + len(self._budget.learning_rates) <= self._budget.max_evaluations:
+            last = self._proposer.next_id - self._budget.lag
+            if any(i not in self.results for i in range(last + 1)):
+                yield None
+                continue
+            try:
+                proposal = self._proposer.propose([self.results[i] for i in range(last + 1)])
+            except SpaceExhausted as end:
+                self.exhausted = str(end)
+                return
+            self._database.add_proposal(proposal)
+            self.proposals.append(proposal)
+            for rate in self._budget.learning_rates:
+                issued += 1
+                yield self._search_job(proposal, rate)
+
+    def _search_job(self, proposal: Proposal, rate: float) -> Job:
+        training = Training(proposal.equation, rate, SEARCH_REPLICATE)
+        return Job(("search", proposal.id), training, proposal.bars, self._budget.rung_epochs)
+
+    def _selected(self) -> list[tuple[Equation, float]]:
+        """Leaders and controls with their best learning rate."""
+        rates: dict[str, tuple[int, float, float]] = {}
+        for e in self.evaluations:
+            if e.stage in ("search", "control") and e.accuracy is not None:
+                rates[e.equation] = max(rates.get(e.equation, (-1, -1.0, 0.0)), (e.rungs, e.accuracy, e.learning_rate))
+        equations = [*(self._control(name) for name in CONTROLS), *(r.equation for r in self.leaders())]
+        return [(e, rates[str(e)][2]) for e in equations if str(e) in rates]
+
+    def _selection_jobs(self) -> Iterator[Job]:
+        for equation, rate in self._selected():
+            ended = self._missing("selection", str(equation))
+            for replicate in range(1, self._budget.repeats + 1):
+                if (rate, replicate) not in ended:
+                    yield Job(("selection", None), Training(equation, rate, replicate))
+
+    def _measure_costs(self) -> None:
+        known = self._database.costs()
+        baseline = self._control("backprop")
+        equations = [baseline, *(e for e, _ in self._selected() if e != baseline)]
+        if all(str(e) in known for e in equations):
+            return
+        seconds = self._workers.epoch_seconds([Training(e, self._budget.learning_rates[0]) for e in equations])
+        for equation, s in zip(equations, seconds, strict=True):
+            self._database.add_cost(str(equation), s / seconds[0])
+
+    def _drain(self, jobs: Iterator[Job | None]) -> None:
+        """Feeds jobs to free slots and stores what ends, until both are empty."""
+        exhausted = False
+        while True:
+            while not exhausted and self._workers.wanted:
+                try:
+                    job = next(jobs)
+                except StopIteration:
+                    exhausted = True
+                    break
+                if job is None:
+                    break
+                self._workers.submit(job)
+            if exhausted and self._workers.idle:
+                return
+            self._store(self._workers.poll())
+
+    def _store(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            stage, proposal = outcome.job.tag
+            text = str(outcome.job.training.equation)
+            self.evaluations.append(self._database.add_evaluation(stage, text, proposal, outcome))
+            if stage == "search":
+                result = self._database.result(self.proposals[proposal], self._budget.learning_rates)
+                if result:
+                    self.results[proposal] = result
+        self._watch(self, outcomes)

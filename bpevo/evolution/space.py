@@ -109,7 +109,7 @@ class SearchSpace:
         return Equation.from_parts(parts, self.max_parts), Change(i, gene, _name(before), _name(after))
 
     def _alternatives(self, part: Part, gene: str) -> list:
-        choices = {"o": self.operands, "u": self.unaries, "b": self.binaries}[gene[0]]
+        choices: Sequence[Any] = {"o": self.operands, "u": self.unaries, "b": self.binaries}[gene[0]]
         current = _get(part, gene)
         return [c for c in choices if c != current]
 

@@ -1,0 +1,147 @@
+"""Shared by the tests of the language, the layers and the models: small units and random chains."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from bpevo import rules
+from bpevo.layers import convolution
+from bpevo.layers.linear import ConvMap, DenseMap
+from bpevo.rules.equation import Argument, Part
+from bpevo.rules.expression import Binary, Operand
+
+hypothesis.settings.register_profile(
+    "bpevo", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("bpevo")
+
+STEPS = 3
+FIELDS = ("hp", "h", "dh", "hp_next", "b_next", "b_L", "W", "R", "S", "R_L")  # the arrays of rules.Unit, in order
+
+
+@dataclasses.dataclass
+class UnitSteps:
+    """One unit with the activation ReLU over three steps of training: float32 arrays with a leading axis of steps."""
+
+    values: dict[str, np.ndarray]
+    linear: DenseMap | ConvMap
+
+    def unit(self, step: int, key=None) -> rules.Unit:
+        return self.unit_of([self.values[name][step] for name in FIELDS], key)
+
+    def unit_of(self, values, key=None) -> rules.Unit:
+        return rules.Unit(*map(jnp.asarray, values), self.linear.forward, self.linear.input_gradient, key)
+
+    def oracle(self, step: int) -> oracle.Unit:
+        geometry = {}
+        if isinstance(self.linear, ConvMap):
+            geometry = {"strides": self.linear.window.strides, "padding": self.linear.window.padding}
+        return oracle.Unit(**{name: self.values[name][step] for name in FIELDS}, **geometry)
+
+    @property
+    def shapes(self) -> rules.UnitShapes:
+        return self.unit(0).shapes
+
+    def run(self, rule: rules.Rule, key=None, perturbed: float = 0.0) -> np.ndarray:
+        """The rule's signals over the steps, without jit; optionally with inputs changed by that relative error."""
+        state, signals = rule.init(self.shapes), []
+        random = np.random.default_rng(1)
+        for step in range(STEPS):
+            values = [self.values[name][step] for name in FIELDS]
+            values = [v * (1 + perturbed * random.choice([-1, 1], v.shape)).astype(np.float32) for v in values]
+            signal, state = rule.signal(self.unit_of(values, None if key is None else jax.random.fold_in(key, step)), state)
+            signals.append(signal)
+        return np.stack(signals)
+
+
+def unit_steps(x_shape, w_shape, strides=None, padding=None, classes=7, seed=0) -> UnitSteps:
+    """Every column of hp has both signs in every step, so that no column of h or dh is constant."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape, scale=1.0):
+        return (scale * random.normal(size=shape)).astype(np.float32)
+
+    if strides is None:
+        linear = DenseMap()
+    else:
+        window = convolution.window(x_shape[1:3], w_shape[:2], strides, padding)
+        linear = ConvMap(x_shape[1:3], w_shape[:2], window)
+    hp = normal(STEPS, *x_shape)
+    hp[:, 0], hp[:, 1] = np.abs(hp[:, 0]) + 0.1, -np.abs(hp[:, 1]) - 0.1
+    w = normal(STEPS, *w_shape, scale=0.5)
+    h = np.maximum(hp, 0)
+    hp_next = np.stack([linear.forward(jnp.asarray(h[i]), jnp.asarray(w[i])) for i in range(STEPS)]) + np.float32(0.1)
+
+    def fixed(x):
+        return np.broadcast_to(x, (STEPS, *x.shape)).copy()
+
+    values = {
+        "hp": hp,
+        "h": h,
+        "dh": (hp > 0).astype(np.float32),
+        "hp_next": hp_next,
+        "b_next": normal(*hp_next.shape, scale=0.3),
+        "b_L": normal(STEPS, x_shape[0], classes, scale=0.2),
+        "W": w,
+        "R": fixed(normal(*w_shape, scale=0.5)),
+        "S": fixed(np.where(random.random(w_shape) < 0.5, 0.5, -0.5).astype(np.float32)),
+        "R_L": fixed(normal(classes, *x_shape[1:], scale=classes**-0.5)),
+    }
+    return UnitSteps(values, linear)
+
+
+GEOMETRIES = {
+    "dense": ((5, 4), (4, 3)),
+    "conv_same": ((4, 4, 3, 2), (3, 3, 2, 3), (1, 1), "SAME"),
+    "conv_stride_2": ((4, 5, 4, 2), (3, 3, 2, 3), (2, 2), "SAME"),
+    "conv_valid": ((4, 5, 4, 2), (3, 3, 2, 3), (1, 1), "VALID"),
+    "conv_1x1_stride_2": ((4, 5, 4, 2), (1, 1, 2, 3), (2, 2), "SAME"),
+}
+
+
+@pytest.fixture(scope="session")
+def units() -> dict[str, UnitSteps]:
+    return {name: unit_steps(*geometry) for name, geometry in GEOMETRIES.items()}
+
+
+ALL_OPERANDS = [Operand(name, modifier) for name in rules.OPERANDS for modifier in rules.MODIFIERS]
+ALL_UNARIES = [("identity", 0.0)] + [
+    (u.name, float(np.float32(c))) for u in rules.UNARIES.values() for c in (u.constants or (0.0,))
+]
+
+
+@st.composite
+def chains(draw, max_parts: int = 3, exclude: tuple[str, ...] = ()) -> rules.Equation:
+    """Feasible random chains of 1 to 3 parts over the full flat lists of components."""
+    unaries = [u for u in ALL_UNARIES if u[0] not in exclude]
+    parts, result = [], None
+    for i in range(draw(st.integers(1, max_parts))):
+        left = Argument(None if i else draw(st.sampled_from(ALL_OPERANDS)), *draw(st.sampled_from(unaries)))
+        binary = draw(st.sampled_from(sorted(rules.BINARIES)))
+        unary = draw(st.sampled_from(unaries))
+        fitting = []
+        for operand in ALL_OPERANDS:
+            part = Part(binary, left, Argument(operand, *unary))
+            try:
+                _ = expression_of(part, result).type
+            except rules.InfeasibleEquation:
+                continue
+            fitting.append(part)
+        hypothesis.assume(fitting)
+        parts.append(draw(st.sampled_from(fitting)))
+        result = expression_of(parts[-1], result)
+    equation = rules.Equation.from_parts(parts, max_parts)
+    try:
+        return equation.check()
+    except rules.InfeasibleEquation:
+        hypothesis.reject()
+
+
+def expression_of(part: Part, previous):
+    return Binary(part.binary, part.left.expression(previous), part.right.expression())

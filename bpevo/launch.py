@@ -29,7 +29,7 @@ def configure_jax() -> None:
     """A device per core where there is no accelerator, and a persistent compilation cache. Before any other use of jax."""
     if not os.environ.get("JAX_NUM_CPU_DEVICES") and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bpevo", "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -88,4 +88,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     run_flags.define_common()
     run_flags.define_search()
+    flags.adopt_module_key_flags(run_flags)  # for --help
     app.run(main)

@@ -32,11 +32,14 @@ class UnitSteps:
     values: dict[str, np.ndarray]
     linear: DenseMap | ConvMap
 
+    def __post_init__(self):
+        self.forward, self.backward = jax.jit(self.linear.forward), jax.jit(self.linear.input_gradient)  # traced once
+
     def unit(self, step: int, key=None) -> rules.Unit:
         return self.unit_of([self.values[name][step] for name in FIELDS], key)
 
     def unit_of(self, values, key=None) -> rules.Unit:
-        return rules.Unit(*map(jnp.asarray, values), self.linear.forward, self.linear.input_gradient, key)
+        return rules.Unit(*map(jnp.asarray, values), self.forward, self.backward, key)
 
     def oracle(self, step: int) -> oracle.Unit:
         geometry = {}

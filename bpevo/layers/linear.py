@@ -5,6 +5,7 @@ import functools
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 from bpevo.layers import convolution
 
@@ -31,6 +32,23 @@ class DenseMap:
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
         return x.T @ b
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledDenseMap:
+    """The mean over positions, then a matrix product: [B, H, W, I] -> [B, I] · [I, O]."""
+
+    size: tuple[int, int]  # H, W
+
+    def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.mean(x, (1, 2)) @ w
+
+    def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
+        share = (b @ w.T) / (self.size[0] * self.size[1])
+        return jnp.broadcast_to(share[:, None, None], (b.shape[0], *self.size, w.shape[0]))
+
+    def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.mean(x, (1, 2)).T @ b
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bpevo.layers import convolution
-from bpevo.layers.linear import ConvMap, DenseMap, Linear, apply
+from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap, apply
 from bpevo.layers.unit import Activation, Feedback, Weights, unit
 from bpevo.rules import Rule, UnitShapes
 
@@ -90,6 +90,25 @@ class Dense(_RuleLayer):
         if x.ndim != 2:
             raise ValueError(f"Dense needs [B, I] but got shape {x.shape}")
         return self._run(DenseMap(), x, carrier, (x.shape[-1], self.features))
+
+
+class PooledDense(_RuleLayer):
+    """The unit [activation, mean over positions and Dense]: a convolutional network's head.
+
+    Calls map x [B, H, W, I] to [B, O], or (x, carrier) to (…, carrier); else as `Dense`.
+    """
+
+    features: int
+    rule: Rule | None = None
+    activation: Activation = nn.relu
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, carrier: jax.Array | None = None):
+        if x.ndim != 4:
+            raise ValueError(f"PooledDense needs [B, H, W, I] but got shape {x.shape}")
+        return self._run(PooledDenseMap(x.shape[1:3]), x, carrier, (x.shape[-1], self.features))
 
 
 class Conv(_RuleLayer):

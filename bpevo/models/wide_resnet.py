@@ -17,8 +17,8 @@ def identity(x: jax.Array) -> jax.Array:
 class WideResNet(nn.Module):
     """WRN-depth-width. Maps images [B, H, W, C] float32 to logits [B, classes] float32.
 
-    The stem convolution is a plain layer (nothing lies below it); the final Dense is a unit with identity activation.
-    Batch norm, residual sums, the last ReLU and pooling keep their standard gradients. Raises ValueError unless
+    The stem convolution is a plain layer (nothing lies below it); the head is the unit [ReLU, mean pooling and Dense].
+    Batch norm and residual sums keep their standard gradients. Raises ValueError unless
     depth = 6n + 4.
     """
 
@@ -52,6 +52,6 @@ class WideResNet(nn.Module):
                 if x.shape[-1] != features:
                     x, carrier = conv(hp, carrier, features, 1, stride)
                 x = x + y
-        x = jnp.mean(nn.relu(norm(x)), (1, 2))
-        logits, carrier = layers.Dense(self.classes, self.rule, identity, dtype=self.dtype)(x, carrier)
+        head = layers.PooledDense(self.classes, self.rule, dtype=self.dtype, name="Dense_0")
+        logits, carrier = head(norm(x), carrier)
         return logits.astype(jnp.float32) + carrier

@@ -1,0 +1,311 @@
+"""Rule-driven Dense and Conv: gradients equal autodiff where they should, carrier, feedback constants, primitives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from bpevo import layers, rules
+from bpevo.layers import convolution
+from bpevo.models.wide_resnet import identity
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "identity": identity}
+BACKPROP = ("g", "(b_next @ W.T) * dh")
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def gradients(layer, variables, x, target):
+    """Gradients of sum(y * target) by the parameters and x."""
+
+    def loss(params, x):
+        y = layer.apply({**variables, "params": params}, x)
+        return jnp.sum(y.astype(jnp.float32) * target)
+
+    return jax.grad(loss, (0, 1))(variables["params"], x)
+
+
+def assert_trees_agree(actual, expected, tolerance):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape and a.dtype == e.dtype
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * float(jnp.abs(e).max()))
+
+
+class Plain(nn.Module):
+    """The same unit from plain Flax layers."""
+
+    layer: nn.Module
+    activation: object
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layer(self.activation(x))
+
+
+def assert_layer_is_backprop(ours, plain, x, activation, dtype):
+    """Values and all gradients of `ours(rule)` are those of the plain layer after the activation."""
+    tolerance = 1e-5 if dtype is None else 3e-2
+    variables = ours("g").init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: p + 0.1, variables["params"])  # biases that are not zero
+    target = normal(9, *plain.apply({"params": params}, x).shape)
+    expected = gradients(Plain(plain, activation), {"params": {"layer": params}}, x, target)
+    for rule in BACKPROP:
+        layer = ours(rule)
+        variables = {**layer.init(jax.random.key(0), x), "params": params}
+        y = layer.apply(variables, x)
+        np.testing.assert_allclose(
+            np.float32(y), np.float32(plain.apply({"params": params}, activation(x))), rtol=tolerance, atol=tolerance
+        )
+        assert y.dtype == (dtype or jnp.float32)
+        actual = gradients(layer, variables, x, target)
+        assert_trees_agree(({"layer": actual[0]}, actual[1]), expected, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_dense_with_a_backprop_rule_has_autodiffs_gradients(activation, bias, dtype):
+    act = ACTIVATIONS[activation]
+
+    def ours(rule):
+        return layers.Dense(3, rules.compile(rule), act, use_bias=bias, dtype=dtype)
+
+    assert_layer_is_backprop(ours, nn.Dense(3, use_bias=bias, dtype=dtype), normal(1, 5, 4), act, dtype)
+
+
+CONVOLUTIONS = [
+    # kernel, strides, padding, activation, bias, dtype
+    ((3, 3), 1, "SAME", "relu", True, None),
+    ((3, 3), 2, "SAME", "tanh", False, None),
+    ((3, 3), (2, 1), "SAME", "relu", True, None),
+    ((3, 3), 2, "VALID", "gelu", True, None),
+    ((1, 1), 2, "SAME", "relu", False, None),
+    ((1, 1), 1, "VALID", "identity", True, None),
+    ((5, 3), (2, 1), "VALID", "gelu", False, None),
+    ((5, 3), 1, "SAME", "identity", False, None),
+    ((3, 3), 2, "SAME", "relu", True, jnp.bfloat16),
+    ((5, 3), 1, "VALID", "tanh", False, jnp.bfloat16),
+]
+
+
+@pytest.mark.parametrize("kernel, strides, padding, activation, bias, dtype", CONVOLUTIONS)
+def test_conv_with_a_backprop_rule_has_autodiffs_gradients(kernel, strides, padding, activation, bias, dtype):
+    act = ACTIVATIONS[activation]
+
+    def ours(rule):
+        return layers.Conv(3, kernel, strides, padding, rules.compile(rule), act, bias, dtype)
+
+    plain = nn.Conv(3, kernel, strides, padding, use_bias=bias, dtype=dtype)
+    assert_layer_is_backprop(ours, plain, normal(1, 3, 6, 5, 2), act, dtype)
+
+
+@pytest.mark.parametrize("layer", [layers.Dense(3), layers.Conv(3, strides=2)])
+def test_layers_without_a_rule_are_plain_backprop(layer):
+    x = normal(1, 3, 4) if isinstance(layer, layers.Dense) else normal(1, 3, 5, 5, 2)
+    variables = layer.init(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    plain = nn.Dense(3) if isinstance(layer, layers.Dense) else nn.Conv(3, (3, 3), 2)
+    target = normal(2, *layer.apply(variables, x).shape)
+    expected = gradients(Plain(plain, nn.relu), {"params": {"layer": variables["params"]}}, x, target)
+    actual = gradients(layer, variables, x, target)
+    assert_trees_agree(({"layer": actual[0]}, actual[1]), expected, 1e-5)
+    assert layer.apply(variables, x, jnp.ones((3, 7)))[1].shape == (3, 7)
+
+
+def test_weight_gradients_are_standard_whatever_the_rule():
+    x, target = normal(1, 3, 5, 5, 2), normal(2, 3, 5, 5, 4)
+    results = {}
+    for rule in ("g", "zero_signal", "cube(h) + 1.0"):
+        layer = layers.Conv(4, rule=rules.compile(rule))
+        variables = layer.init(jax.random.key(0), x)
+        results[rule] = gradients(layer, variables, x, target)
+    for rule in ("zero_signal", "cube(h) + 1.0"):
+        assert_trees_agree(results[rule][0], results["g"][0], 0)
+    np.testing.assert_array_equal(results["zero_signal"][1], 0)
+    np.testing.assert_allclose(results["cube(h) + 1.0"][1], nn.relu(x) ** 3 + 1, rtol=1e-5)
+
+
+# The carrier.
+
+
+class Two(nn.Module):
+    rule: rules.Rule
+
+    @nn.compact
+    def __call__(self, x):
+        carrier = layers.carrier(x.shape[0], 3)
+        x, carrier = layers.Dense(5, self.rule)(x, carrier)
+        x, carrier = layers.Dense(3, self.rule)(x, carrier)
+        return x + carrier
+
+
+def cross_entropy(logits, labels):
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
+
+
+def test_carrier_brings_the_gradient_at_the_logits_to_every_unit():
+    x, labels = normal(1, 6, 4), jnp.arange(6) % 3
+    net = Two(rules.compile("b_L @ R_L"))
+    variables = net.init({"params": jax.random.key(0), layers.FEEDBACK: jax.random.key(1)}, x)
+    logits = net.apply(variables, x)
+    true = jax.grad(cross_entropy)(logits, labels)
+    dx = jax.grad(lambda x: cross_entropy(net.apply(variables, x), labels))(x)
+    np.testing.assert_allclose(dx, true @ variables[layers.FEEDBACK]["Dense_0"]["R_L"], rtol=1e-5, atol=1e-7)
+    hidden = jax.grad(lambda p: cross_entropy(net.apply({**variables, "params": p}, x), labels))(variables["params"])
+    second = true @ variables[layers.FEEDBACK]["Dense_1"]["R_L"]  # the signal at the first unit's output
+    np.testing.assert_allclose(hidden["Dense_0"]["bias"], second.sum(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(hidden["Dense_1"]["bias"], true.sum(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["dfa", "b_L @ R_L", "left(g, b_L) + mean(dfah)"])
+def test_missing_carrier_is_an_error_that_says_what_to_do(rule):
+    for layer, x in ((layers.Dense(3, rules.compile(rule)), normal(1, 2, 4)), (layers.Conv(3, rule=rules.compile(rule)), normal(1, 2, 4, 4, 1))):
+        with pytest.raises(ValueError, match="needs the signal at the logits: pass a carrier"):
+            layer.init(jax.random.key(0), x)
+
+
+# Noise and state.
+
+
+def test_missing_noise_stream_is_an_error_that_says_what_to_do():
+    layer, x = layers.Dense(3, rules.compile("add_noise(g, 0.1)")), normal(1, 2, 4)
+    variables = layer.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="draws noise: call apply with rngs="):
+        layer.apply(variables, x)
+    assert layer.apply(variables, x, rngs={"noise": jax.random.key(1)}).shape == (2, 3)
+
+
+def test_noise_differs_between_layers_and_keys_and_is_reproducible():
+    x = normal(1, 6, 4)
+    net = Two(rules.compile("add_noise(g - g, 1.0)"))
+    variables = net.init(jax.random.key(0), x)
+
+    def signals(key):
+        """The noise at the output of the first unit, summed over samples, and at x."""
+
+        def loss(params, x):
+            return jnp.sum(net.apply({**variables, "params": params}, x, rngs={"noise": key}))
+
+        params, x_gradient = jax.grad(loss, (0, 1))(variables["params"], x)
+        return params["Dense_0"]["bias"], x_gradient
+
+    one, again, other = signals(jax.random.key(1)), signals(jax.random.key(1)), signals(jax.random.key(2))
+    for a, b, c in zip(one, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).all()
+    assert not np.allclose(one[0][:4], one[1].sum(0))
+
+
+def test_gradient_of_the_rules_state_is_its_next_state():
+    layer, x = layers.Dense(3, rules.compile("mean(hp) + g")), normal(1, 5, 4)
+    variables = layer.init(jax.random.key(0), x)
+    state = variables.pop(layers.OVERWRITE)
+    for step in (1, 2):
+        x = normal(step, 5, 4)
+        loss = lambda s, x=x: jnp.sum(layer.apply({**variables, layers.OVERWRITE: s}, x))  # noqa: E731
+        state = jax.grad(loss)(state)
+        assert state["rule"]["step"] == step
+    first, second = normal(1, 5, 4).mean(0), normal(2, 5, 4).mean(0)
+    np.testing.assert_allclose(state["rule"]["m"][0][0], (0.09 * first + 0.1 * second) / 0.19, rtol=1e-4, atol=1e-6)
+
+
+# Feedback constants.
+
+
+@pytest.mark.parametrize("keys", [jax.random.key(0), {"params": jax.random.key(0), "feedback": jax.random.key(0)}])
+def test_random_feedback_is_not_the_weight_even_when_streams_share_a_key(keys):
+    for layer, x in ((layers.Dense(40, rules.compile("fa")), normal(1, 2, 50)), (layers.Conv(40, rule=rules.compile("fa")), normal(1, 2, 4, 4, 10))):
+        variables = layer.init(keys, x)
+        w, r = variables["params"]["kernel"], variables[layers.FEEDBACK]["R"]
+        assert w.shape == r.shape and abs(np.corrcoef(w.ravel(), r.ravel())[0, 1]) < 0.1
+        fan_in = int(np.prod(w.shape[:-1]))
+        np.testing.assert_allclose([w.std(), r.std()], [(2 / fan_in) ** 0.5] * 2, rtol=0.05)
+        assert abs(r.mean()) < 0.1 * r.std()
+
+
+def test_random_signs_have_the_deviation_of_the_initial_weights():
+    variables = layers.Conv(40, rule=rules.compile("b_next @ S.T")).init(jax.random.key(0), normal(1, 2, 4, 4, 10))
+    signs = variables[layers.FEEDBACK]["S"]
+    np.testing.assert_allclose(jnp.abs(signs), (2 / 90) ** 0.5, rtol=1e-6)
+    assert signs.shape == (3, 3, 10, 40) and abs((signs > 0).mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("classes", [2, 50])
+def test_direct_feedback_has_variance_one_over_the_classes(classes):
+    carrier = layers.carrier(2, classes)
+    dense = layers.Dense(3, rules.compile("dfa")).init(jax.random.key(0), normal(1, 2, 2000), carrier)
+    conv = layers.Conv(3, rule=rules.compile("dfa")).init(jax.random.key(0), normal(1, 2, 10, 20, 10), carrier)
+    assert dense[layers.FEEDBACK]["R_L"].shape == (classes, 2000)
+    assert conv[layers.FEEDBACK]["R_L"].shape == (classes, 10, 20, 10)
+    for variables in (dense, conv):
+        np.testing.assert_allclose(variables[layers.FEEDBACK]["R_L"].var(), 1 / classes, rtol=0.1)
+
+
+def test_rules_hold_only_the_constants_that_they_read():
+    x, carrier = normal(1, 2, 4), layers.carrier(2, 3)
+    for rule, names in (("g", set()), ("fa + (b_next @ S.T)", {"R", "S"}), ("dfa", {"R_L"})):
+        variables = layers.Dense(3, rules.compile(rule)).init(jax.random.key(0), x, carrier)
+        assert set(variables.get(layers.FEEDBACK, {})) == names
+
+
+@pytest.mark.parametrize(
+    "layer, shape, message",
+    [
+        (layers.Dense(3), (2, 3, 4), r"Dense needs \[B, I\]"),
+        (layers.Conv(3), (2, 3), r"Conv needs \[B, H, W, I\]"),
+        (layers.Conv(3, padding="same"), (2, 3, 3, 1), "'SAME' or 'VALID'"),
+    ],
+)
+def test_wrong_shapes_and_paddings_are_refused(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), jnp.zeros(shape))
+
+
+# Convolution primitives.
+
+WINDOWS = [
+    (kernel, strides, padding)
+    for kernel in ((1, 1), (3, 3), (5, 3))
+    for strides in ((1, 1), (2, 2), (2, 1))
+    for padding in ("SAME", "VALID")
+]
+
+
+@pytest.mark.parametrize("kernel, strides, padding", WINDOWS)
+def test_convolution_and_its_gradients_agree_with_the_dense_matrix(kernel, strides, padding):
+    size = (6, 5)
+    window = convolution.window(size, kernel, strides, padding)
+    pads = oracle.same_padding(size, kernel, strides) if padding == "SAME" else ((0, 0), (0, 0))
+    assert window.padding == pads
+    x, w = normal(1, 3, *size, 2), normal(2, *kernel, 2, 4)
+    expected = oracle.conv(x, w, strides, pads)
+    b = normal(3, *expected.shape)
+
+    def all_three(x, w, b):
+        return (
+            convolution.conv(x, w, window),
+            convolution.conv_input_gradient(b, w, size, window),
+            convolution.conv_weight_gradient(x, b, kernel, window),
+        )
+
+    def agrees(results, x, w, b):
+        y, dx, dw = results
+        np.testing.assert_allclose(y, oracle.conv(x, w, strides, pads), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(dx, oracle.conv_input_gradient(b, w, (*size, 2), strides, pads), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(dw, oracle.conv_weight_gradient(x, b, w.shape, strides, pads), rtol=1e-4, atol=1e-4)
+
+    agrees(jax.jit(all_three)(x, w, b), x, w, b)
+    stacks = [jnp.stack([a, -0.5 * a, a[::-1]]) for a in (x, w, b)]
+    mapped = jax.jit(lambda xs, ws, bs: [jax.vmap(all_three, axes)(*args) for axes, args in (
+        ((0, 0, 0), (xs, ws, bs)), ((0, None, None), (xs, w, b)), ((None, 0, None), (x, ws, b)), ((None, None, 0), (x, w, bs)))])
+    both, only_x, only_w, only_b = mapped(*stacks)
+    xs, ws, bs = stacks
+    for i in range(3):
+        agrees([r[i] for r in both], xs[i], ws[i], bs[i])
+        agrees([r[i] for r in only_x], xs[i], w, b)
+        agrees([r[i] for r in only_w], x, ws[i], b)
+        agrees([r[i] for r in only_b], x, w, bs[i])

@@ -65,7 +65,7 @@ def assert_interpreted_agrees(units, geometry, equation):
 @given(chains())
 @example(equation("bn(g) + mean(dh)"))
 @example(equation("(whiten(g @ R_L.T) @ R_L) * std(dh)"))
-@example(equation("add_noise(mean(b_next), 0.5) @ W.T * dh"))
+@example(equation("(add_noise(mean(b_next), 0.5) @ W.T) * dh"))
 @settings(max_examples=70)
 def test_interpreted_chains_agree_with_compiled_ones_on_a_dense_unit(units, chain):
     assert_interpreted_agrees(units, "dense", chain)
@@ -112,7 +112,7 @@ def layer_signals(steps, program):
 
 def test_stacked_programs_of_different_equations_run_side_by_side_in_a_layer(units):
     steps = units["dense"]
-    texts = ["g", "bn(gh) + mean(dh)", "add_noise(whiten(g.T), 0.1).T", "((unit_col2(W) @ b_next.T).T * dh) / drop(h, 0.1)"]
+    texts = ["g", "bn(gh) + mean(dh)", "add_noise(whiten(g.T), 0.1).T", "(unit_col2(W) @ b_next.T).T / drop(dh, 0.1)"]
     texts += ["(g @ R_L.T) @ R_L", "left(left(dfa, W), whiten(R_L)) * unit_mat1(std(gh))"]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(rules.assemble(equation(t)) for t in texts))
     mapped = jax.jit(jax.vmap(functools.partial(layer_signals, steps)))

@@ -11,7 +11,7 @@ from bpevo import rules
 from bpevo.rules import BINARIES, NAMED, UNARIES, InfeasibleEquation, statistics
 from bpevo.rules.expression import Binary, Operand, Unary
 
-NOISES = {name for name, u in UNARIES.items() if u.distribution}
+NOISES = {name for name, u in UNARIES.items() if u.noisy}
 
 
 def assert_agrees(actual, expected):

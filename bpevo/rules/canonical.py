@@ -17,7 +17,7 @@ _INVOLUTIONS = ("neg", "transpose")
 
 def _draws_noise(node: Expression) -> bool:
     """Whether two copies of `node` differ: each position draws its own noise."""
-    return any(isinstance(n, Unary) and UNARIES[n.name].distribution for n in node.walk())
+    return any(isinstance(n, Unary) and UNARIES[n.name].noisy for n in node.walk())
 
 
 def without_idle(node: Expression) -> Expression:

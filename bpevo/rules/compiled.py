@@ -30,7 +30,7 @@ class CompiledRule:
 
     @property
     def needs_noise(self) -> bool:
-        return any(isinstance(n, ex.Unary) and UNARIES[n.name].distribution for n in self.expression.walk())
+        return any(isinstance(n, ex.Unary) and UNARIES[n.name].noisy for n in self.expression.walk())
 
     @property
     def operands(self) -> frozenset[str]:
@@ -144,11 +144,10 @@ class _Evaluation:
         if entry.norm:
             return x / (jnp.reshape(_norm(x, kind, *entry.norm), _norm_shape(x, kind, entry.norm[1])) + EPSILON)
         assert entry.fn is not None
-        if entry.distribution:
+        if entry.noisy:
             key = jax.random.fold_in(self._unit.key, self._noises)
             self._noises += 1
-            draw = jax.random.normal if entry.distribution == "normal" else jax.random.uniform
-            return entry.fn(x, c, draw(key, (x.size,)).reshape(x.shape))
+            return entry.fn(x, c, jax.random.uniform(key, (x.size,)).reshape(x.shape))
         return entry.fn(x, c)
 
     def _statistic(self, x: jax.Array, kind: Type, what: str) -> jax.Array:

@@ -29,8 +29,7 @@ class Operand:
 class Unary:
     """A unary function.
 
-    Exactly one of these says what it computes: `fn(x, c)` element by element; `fn(x, c, noise)` with `noise` drawn
-    from `distribution`; `norm` = (order, axis) dividing by that norm; or `structure`, "transpose" or "whiten".
+    Exactly one of these says what it computes: `fn(x, c)` element by element; `fn(x, c, uniform)` if `noisy`; `norm` = (order, axis) dividing by that norm; or `structure`, "transpose" or "whiten".
     """
 
     name: str
@@ -40,7 +39,7 @@ class Unary:
     fn: Callable[..., jax.Array] | None = None
     constants: tuple[float, ...] = ()  # the search's choices; a text may use any legal constant
     legal: tuple[float, float] = (-1e6, 1e6)  # of the constant, inclusive
-    distribution: str | None = None  # "normal" N(0, 1) or "uniform" U[0, 1)
+    noisy: bool = False  # fn takes U[0, 1) of x's shape, fresh each step
     norm: tuple[str, str] | None = None  # order "0" "1" "2" "ninf" "inf"; axis "elem" "col" "row" "mat"
     structure: str | None = None
 
@@ -68,6 +67,11 @@ class Binary:
     @property
     def infix(self) -> bool:
         return "(" not in self.spelling
+
+
+def _normal(uniform: jax.Array) -> jax.Array:
+    """N(0, 1) by the inverse distribution function, from U[0, 1) of 23 bits."""
+    return jnp.sqrt(2.0) * jax.lax.erf_inv(jnp.clip(2 * uniform - 1, -1 + 2**-23, 1 - 2**-23))
 
 
 def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -169,30 +173,30 @@ UNARIES: dict[str, Unary] = {
             "add_noise({x}, {c})",
             r"{x} + \mathcal{{N}}\left(0, {c}^2\right)",
             "x + g N(0, 1), fresh each step",
-            lambda x, c, noise: x + c * noise,
+            lambda x, c, uniform: x + c * _normal(uniform),
             (0.01, 0.1, 0.5, 1.0),
             (0.0, 1e6),
-            "normal",
+            noisy=True,
         ),
         Unary(
             "mul_noise",
             "mul_noise({x}, {c})",
             r"{x} \odot \left(1 + \mathcal{{N}}\left(0, {c}^2\right)\right)",
             "x (1 + g N(0, 1)), fresh each step",
-            lambda x, c, noise: x * (1 + c * noise),
+            lambda x, c, uniform: x * (1 + c * _normal(uniform)),
             (0.01, 0.1, 0.5, 1.0),
             (0.0, 1e6),
-            "normal",
+            noisy=True,
         ),
         Unary(
             "drop",
             "drop({x}, {c})",
             r"\operatorname{{drop}}_{{{c}}}\left({x}\right)",
             "dropout with probability d, scaled by 1/(1-d)",
-            lambda x, c, noise: jnp.where(noise < c, 0.0, x / (1 - c)),
+            lambda x, c, uniform: jnp.where(uniform < c, 0.0, x / (1 - c)),
             (0.01, 0.1, 0.3),
             (0.0, 1 - 2**-24),
-            "uniform",
+            noisy=True,
         ),
         Unary(
             "clip",

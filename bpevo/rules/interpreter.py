@@ -50,7 +50,8 @@ class InterpretedRule:
         }
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
-        return _Machine(unit, self.program, state["step"] + 1).run(state)
+        program = jax.tree.map(jnp.asarray, self.program)  # fresh from `assemble` it holds NumPy arrays
+        return _Machine(unit, program, state["step"] + 1).run(state)
 
 
 def _row_length(shapes: UnitShapes) -> int:
@@ -122,10 +123,10 @@ class _Machine:
     def _function(self, t, value: jax.Array, small: jax.Array, feedback: jax.Array):
         program = self._program
         base, average, c, detail = program.base[t], program.average[t] > 0, program.constant[t], program.detail[t]
-        noise = self._noise(program.function[t], detail, base, average)
+        noise = self._noise(program.function[t], detail[0], base, average)
 
         def elementwise(entry):
-            arguments = (c, noise) if entry.distribution else (c,)
+            arguments = (c, noise) if entry.noisy else (c,)
             return lambda s, f: (entry.fn(value, *arguments), s, f)
 
         branches = [lambda s, f: (value, s, f), *(elementwise(e) for e in p.ELEMENTWISE)]
@@ -134,26 +135,20 @@ class _Machine:
         branches.append(lambda s, f: (jnp.zeros_like(value), s, f))
         return lax.switch(program.function[t], branches, small, feedback)
 
-    def _noise(self, function, detail, base, average) -> jax.Array:
-        """Noise of the value's shape where the function takes some. Element i depends on the key and i alone."""
-        noisy = [p.FUNCTIONS[e.name] for e in p.ELEMENTWISE if e.distribution]
-        kind = jnp.where(jnp.isin(function, jnp.array(noisy)), detail[0], 0)
-        key = self._unit.key
+    def _noise(self, function, number, base, average) -> jax.Array:
+        """U[0, 1) of the value's shape where the function is noisy. Entry i depends on the key and i alone."""
 
-        def draw(distribution):
-            def go():
-                flat = distribution(jax.random.fold_in(key, detail[1]), (self._n,))
+        def draw():
+            flat = jax.random.uniform(jax.random.fold_in(self._unit.key, number), (self._n,))
 
-                def repeat(name: str):  # an average has one row of noise
-                    rows, columns = self._shapes.matrix(name)
-                    return lambda: self._flat(jnp.broadcast_to(flat[:columns], (rows, columns)))
+            def repeat(name: str):  # an average has one row of noise
+                rows, columns = self._shapes.matrix(name)
+                return lambda: self._flat(jnp.broadcast_to(flat[:columns], (rows, columns)))
 
-                return lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
-
-            return go
+            return lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
 
         blank = jnp.zeros(self._n)
-        return lax.switch(kind, [lambda: blank, draw(jax.random.normal), draw(jax.random.uniform)])
+        return lax.cond(jnp.isin(function, jnp.array(p.NOISY)), draw, lambda: blank)
 
     def _norm(self, value: jax.Array, base, average, detail) -> jax.Array:
         """value / (norm + ε): a reduction into lines (one per row or column), then a division by them."""
@@ -161,31 +156,20 @@ class _Machine:
         largest = order >= p.ORDERS.index("inf")
         sign = jnp.where(order == p.ORDERS.index("ninf"), -1.0, 1.0)  # smallest = -largest of the negative
 
-        def entries(x: jax.Array, counted: jax.Array | bool) -> jax.Array:
-            size = jnp.abs(x)
-            size = jnp.where(order == 0, jnp.where(x != 0, 1.0, 0.0), jnp.where(order == 2, size * size, sign * size))
-            return jnp.where(counted, size, jnp.where(largest, -jnp.inf, 0.0))
+        # An average counts once, although its row is repeated; along rows the repetitions do no harm.
+        count = self._count(base, average & (axis != p.AXES.index("row")))
+        size = jnp.abs(value)
+        size = jnp.where(order == 0, jnp.where(value != 0, 1.0, 0.0), jnp.where(order == 2, size * size, sign * size))
+        size = jnp.where(jnp.arange(self._n) < count, size, jnp.where(largest, -jnp.inf, 0.0))
 
-        def elem():
-            counted = jnp.arange(self._n) < self._count(base, average)
-            return lax.cond(
-                largest, lambda: jnp.max(entries(value, counted)), lambda: jnp.sum(entries(value, counted))
-            )[None]
+        def lines(name: str, over: int, reduce):
+            return lambda: _pad(reduce(self._matrix(size, name), over), self._lines)
 
-        def lines(name: str, over: int):
-            def branch():
-                x = self._matrix(value, name)
-                # An average counts once, although its row is repeated.
-                counted = True if over or name in WEIGHTS else ~average | (jnp.arange(x.shape[0]) < 1)[:, None]
-                size = entries(x, counted)
-                r = lax.cond(largest, lambda: jnp.max(size, over), lambda: jnp.sum(size, over))
-                return _pad(r, self._lines)
-
-            return branch
-
-        branches = [lambda: _pad(elem(), self._lines), *(lines(name, over) for over in (0, 1) for name in BASES)]
         which = jnp.where(axis == 0, 0, 1 + (axis - 1) * len(BASES) + base)
-        r = lax.switch(which, branches) * sign
+        reductions = (jnp.sum, jnp.max)
+        branches = [lambda r=r: _pad(r(size), self._lines) for r in reductions]
+        branches += [lines(name, over, r) for over in (0, 1) for name in BASES for r in reductions]
+        r = lax.switch(2 * which + largest.astype(jnp.int32), branches) * sign
         r = jnp.where(order == p.ORDERS.index("2"), jnp.sqrt(jnp.abs(r)), r)
         real = (
             jnp.arange(self._lines)

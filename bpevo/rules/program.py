@@ -17,10 +17,10 @@ from bpevo.rules.types import BASES, PRODUCTS, Type, product
 ACCUMULATOR, SCRATCH = 0, 1
 LOADS = {name: 2 + i for i, name in enumerate(OPERANDS)}
 
-ELEMENTWISE = tuple(u for u in UNARIES.values() if u.fn)  # those with a distribution take noise as well
+ELEMENTWISE = tuple(u for u in UNARIES.values() if u.fn)  # the noisy ones too
 FUNCTIONS = {u.name: 1 + i for i, u in enumerate(ELEMENTWISE)}  # 0 is the identity
+NOISY = tuple(FUNCTIONS[u.name] for u in ELEMENTWISE if u.noisy)
 NORM, STATISTIC, ZERO = (len(FUNCTIONS) + i for i in (1, 2, 3))
-DISTRIBUTIONS = {None: 0, "normal": 1, "uniform": 2}
 STATISTICS = {"mean": 0, "std": 1, "bn": 2, "whiten": 3}
 ORDERS = ("0", "1", "2", "inf", "ninf")  # from "inf" on a maximum, before a sum
 AXES = ("elem", "col", "row")
@@ -41,7 +41,7 @@ class Program(NamedTuple):
     constant: np.ndarray  # shape=[T], float32
     detail: (
         np.ndarray
-    )  # shape=[T, 3], int32: norm (order, axis, of sums); statistic (which, row); noise (which, number)
+    )  # shape=[T, 3], int32: norm (order, axis, of sums); statistic (which, row); noise (number)
     combine: np.ndarray  # shape=[T], int32
     product: np.ndarray  # shape=[T, 2], int32: index into PRODUCT_NAMES, 1 where mirrored
     length: np.int32  # shape=(), int32
@@ -110,9 +110,8 @@ class _Assembler:
             elif unary.norm:
                 steps.append((NORM, 0.0, _norm(*unary.norm, result.transposed)))
             else:
-                detail = (DISTRIBUTIONS[unary.distribution], self._noises)
-                self._noises += unary.distribution is not None
-                steps.append((FUNCTIONS[argument.unary], argument.constant, detail))
+                steps.append((FUNCTIONS[argument.unary], argument.constant, (self._noises,)))
+                self._noises += unary.noisy
         for step, kind in zip(steps[:-1], kinds, strict=False):
             self.emit(load, kind, step, REPLACE if target == ACCUMULATOR else KEEP)
             load = target

@@ -1,0 +1,279 @@
+"""Networks of rule-driven layers: backprop against plain Flax, other rules against the oracle, sizes, compiled code."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from bpevo import layers, models, rules
+from bpevo.rules import InterpretedRule
+
+BACKPROP = ("g", "(b_next @ W.T) * dh")
+CLASSES = 4
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def cross_entropy(logits, labels):
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
+
+
+def network_loss(net, variables, params, x, labels):
+    logits, new = net.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+    return cross_entropy(logits, labels), new
+
+
+def assert_trees_agree(actual, expected, tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            a, e, rtol=tolerance, atol=tolerance * float(jnp.abs(e).max()) + 1e-7, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+# Plain networks, from Flax alone.
+
+
+class PlainMLP(nn.Module):
+    hidden: tuple
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = x.reshape(x.shape[0], -1)
+        for features in self.hidden:
+            x = nn.relu(nn.Dense(features)(x))
+        return nn.Dense(CLASSES)(x)
+
+
+class PlainWRN(nn.Module):
+    """Wide ResNet of 1605.07146: BN-ReLU-conv twice a block, 1x1 shortcut of the activated input where widths change."""
+
+    depth: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        def conv(features, kernel, stride):
+            return nn.Conv(features, (kernel, kernel), stride, use_bias=False)
+
+        def activated(x):
+            return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+
+        x = conv(16, 3, 1)(x)
+        for group in range(3):
+            features = 16 * 2**group * self.width
+            for block in range((self.depth - 4) // 6):
+                stride = 2 if group > 0 and block == 0 else 1
+                first = activated(x)
+                y = conv(features, 3, stride)(first)
+                y = conv(features, 3, 1)(activated(y))
+                shortcut = x if x.shape[-1] == features else conv(features, 1, stride)(first)
+                x = shortcut + y
+        return nn.Dense(CLASSES)(activated(x).mean((1, 2)))
+
+
+# Backprop.
+
+
+@pytest.mark.parametrize("rule", BACKPROP)
+def test_mlp_with_a_backprop_rule_has_autodiffs_gradients(rule):
+    x, labels = normal(1, 8, 3, 2, 1), jnp.arange(8) % CLASSES
+    net, plain = models.MLP((7, 6, 5), CLASSES, rules.compile(rule)), PlainMLP((7, 6, 5))
+    variables = net.init(jax.random.key(0), x)
+    params = variables.pop("params")
+    grad = jax.jit(jax.grad(network_loss, argnums=2, has_aux=True), static_argnums=0)
+    assert_trees_agree(grad(net, variables, params, x, labels)[0], grad(plain, {}, params, x, labels)[0], 1e-5)
+    np.testing.assert_allclose(net.apply({**variables, "params": params}, x), plain.apply({"params": params}, x), rtol=1e-5, atol=1e-6)
+
+
+IMAGES, LABELS = (3, 6, 8, 8, 1), jnp.arange(6) % CLASSES  # three batches of images
+
+
+@pytest.fixture(scope="module")
+def wrn():
+    """Variables of WRN-10-1, and its plain gradients on three batches."""
+    images = normal(1, *IMAGES)
+    variables = models.WideResNet(10, 1, CLASSES, rules.compile("g")).init(jax.random.key(0), images[0])
+    params = variables.pop("params")
+    params = jax.tree.map(lambda p: p + 0.05 * normal(3, *p.shape), params)  # scales and offsets away from 1 and 0
+    plain = jax.jit(jax.value_and_grad(network_loss, argnums=2, has_aux=True), static_argnums=0)
+    return images, variables, params, [plain(PlainWRN(10, 1), variables, params, x, LABELS) for x in images]
+
+
+def scan_of_gradients(net, variables, params, images):
+    """Gradients of every batch, from one loop as training has it."""
+    grad = jax.value_and_grad(network_loss, argnums=2, has_aux=True)
+    return jax.lax.scan(lambda carry, x: (carry, grad(net, variables, params, x, LABELS)), 0, images)[1]
+
+
+@pytest.mark.parametrize("rule", BACKPROP)
+def test_wide_resnet_with_a_backprop_rule_has_autodiffs_gradients_in_fast_loops(wrn, rule):
+    images, variables, params, expected = wrn
+    net = models.WideResNet(10, 1, CLASSES, rules.compile(rule))
+    compiled = jax.jit(scan_of_gradients, static_argnums=0).lower(net, variables, params, images).compile()
+    results = compiled(variables, params, images)
+    for i, ((loss, new), gradients) in enumerate(expected):
+        (our_loss, our_new), ours = jax.tree.map(lambda r, i=i: r[i], results)
+        np.testing.assert_allclose(our_loss, loss, rtol=1e-5)
+        assert_trees_agree(ours, gradients, 3e-4)
+        assert_trees_agree(our_new["batch_stats"], new["batch_stats"], 1e-4)
+    if jax.default_backend() == "cpu":
+        # XLA's CPU backend runs a convolution inside a loop fast only if it is a canonical forward convolution.
+        text = compiled.as_text()
+        assert " while(" in text
+        convolutions = re.findall(r"= \S+ convolution\(.*", text)
+        assert len(convolutions) >= 12  # at least 7 of 3x3 forward and 6 of them backward, some maybe fused
+        for line in convolutions:
+            assert "dim_labels=b01f_01io->b01f" in line, line
+            assert "feature_group_count" not in line and "batch_group_count" not in line, line
+
+
+@pytest.mark.parametrize("name, count", [("wrn-10-1", 77_850), ("wrn-16-2", 691_674), ("wrn-28-10", 36_479_194)])
+def test_wide_resnets_have_the_papers_numbers_of_parameters(name, count):
+    net = models.by_name(name, 10, rules.compile("g"))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    assert sum(int(np.prod(p.shape)) for p in jax.tree.leaves(shapes["params"])) == count
+
+
+def test_wide_resnet_in_bfloat16_keeps_parameters_and_logits_float32():
+    x = normal(1, 4, 8, 8, 1)
+    net = models.WideResNet(10, 1, CLASSES, rules.compile("unit_fro(g) + (0.5*bn(gh))"), jnp.bfloat16)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    params = variables.pop("params")
+    state = variables.pop(layers.OVERWRITE)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params, state):
+            logits, new = net.apply({**variables, "params": params, layers.OVERWRITE: state}, x, mutable=["batch_stats"])
+            return cross_entropy(logits, jnp.arange(4) % CLASSES), (logits, new)
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, state)
+
+    (_, (logits, new)), (gradients, new_state) = step(params, state)
+    assert logits.dtype == jnp.float32
+    for old, tree in ((params, gradients), (state, new_state), (variables["batch_stats"], new["batch_stats"])):
+        assert jax.tree.map(lambda v: (v.shape, v.dtype), tree) == jax.tree.map(lambda v: (v.shape, v.dtype), old)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+    assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(gradients))
+    intermediate = jax.eval_shape(lambda v: net.apply(v, x, capture_intermediates=True, mutable=True), {**variables, "params": params, layers.OVERWRITE: state})
+    assert jax.tree.leaves(intermediate[1]["intermediates"]["Conv_0"])[0].dtype == jnp.bfloat16
+
+
+def test_evaluation_uses_running_averages_of_batch_norm(wrn):
+    images, variables, params, _ = wrn
+    net = models.WideResNet(10, 1, CLASSES, rules.compile("g"))
+    logits = jax.jit(lambda p: net.apply({**variables, "params": p}, images[0], train=False))(params)
+    plain = PlainWRN(10, 1).apply({"params": params, "batch_stats": variables["batch_stats"]}, images[0], train=False)
+    np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-4)
+
+
+# Other rules, against the oracle.
+
+ORACLE_RULES = [
+    "feedback_alignment",
+    "direct_feedback_alignment",
+    "frsf",
+    *("a1_sgd_1 a1_sgd_2 a1_momentum_1 a1_momentum_2 a2_sgd_1 a2_sgd_2 a2_momentum_1 a2_momentum_2".split()),
+    *("a3_sgd_1 a3_sgd_2 b1_sgd_1 b1_sgd_4 b1_momentum_1 b1_momentum_3".split()),
+]
+
+
+@pytest.mark.parametrize("name", ORACLE_RULES)
+def test_mlp_follows_the_oracle_over_two_steps(name):
+    text, batch = rules.NAMED[name], 12
+    net = models.MLP((8, 6, 5), CLASSES, rules.compile(name))
+    labels = jnp.arange(batch) % CLASSES
+    images = [normal(1, batch, 5), normal(2, batch, 5)]
+    variables = net.init({"params": jax.random.key(3), "feedback": jax.random.key(4)}, images[0])
+    params, state = variables["params"], variables[layers.OVERWRITE]
+    feedback = variables.get(layers.FEEDBACK, {})
+    shapes = [(8, 6), (6, 5), (5, CLASSES)]
+    zeros = [{"R": np.zeros(s), "S": np.zeros(s), "R_L": np.zeros((CLASSES, s[0]))} for s in shapes]
+    constants = [z | {k: np.asarray(v) for k, v in feedback.get(f"Dense_{i + 1}", {}).items()} for i, z in enumerate(zeros)]
+    references = [oracle.Rule(text) for _ in shapes]
+
+    @jax.jit
+    def gradients(params, state, x):
+        def loss(params, state):
+            return cross_entropy(net.apply({**variables, "params": params, layers.OVERWRITE: state}, x), labels)
+
+        return jax.value_and_grad(loss, (0, 1))(params, state)
+
+    for x in images:
+        weights = [(np.asarray(params[f"Dense_{i}"]["kernel"]), np.asarray(params[f"Dense_{i}"]["bias"])) for i in range(4)]
+        expected, expected_loss = oracle.mlp_gradients(weights, x, labels, references, constants)
+        loss, (ours, state) = gradients(params, state, x)
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+        for i, (kernel, bias) in enumerate(expected):
+            for actual, wanted in ((ours[f"Dense_{i}"]["kernel"], kernel), (ours[f"Dense_{i}"]["bias"], bias)):
+                np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max(), err_msg=f"layer {i}")
+        params = jax.tree.map(lambda p, g: p - 0.01 * g / (1 + jnp.abs(g).max()), params, ours)
+
+
+# Equations as data, side by side.
+
+
+def test_candidates_with_different_equations_train_side_by_side_as_alone():
+    x, labels = normal(1, 6, 5), jnp.arange(6) % CLASSES
+    texts = ["g", "fa", "bn(gh) * dh", "unit_fro(g) + (0.5*g)", "drop(g, 0.3) - unit_elem0(bn(dfah))"]
+    programs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(rules.assemble(rules.parse(t).to_equation()) for t in texts))
+
+    def net(program):
+        return models.MLP((5, 4), CLASSES, InterpretedRule(program))
+
+    first = jax.tree.map(lambda p: p[0], programs)
+    stacked = [net(first).init(jax.random.key(i), x) for i in range(len(texts))]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stacked)
+    variables = {name: stacked[name] for name in (layers.FEEDBACK,)}
+
+    def gradients(program, params, state, variables, key):
+        def loss(params, state):
+            logits = net(program).apply({**variables, "params": params, layers.OVERWRITE: state}, x, rngs={"noise": key})
+            return cross_entropy(logits, labels)
+
+        return jax.grad(loss, (0, 1))(params, state)
+
+    keys = jax.random.split(jax.random.key(7), len(texts))
+    args = (programs, stacked["params"], stacked[layers.OVERWRITE], variables, keys)
+    together, alone = jax.jit(jax.vmap(gradients)), jax.jit(gradients)
+    result = together(*args)
+    for i, text in enumerate(texts):
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], args)
+        assert_trees_agree(jax.tree.map(lambda leaf, i=i: leaf[i], result), alone(*mine), 1e-5)
+        compiled = models.MLP((5, 4), CLASSES, rules.compile(text))
+        fresh = compiled.init(jax.random.key(i), x)
+        collections = {"params": mine[1], layers.FEEDBACK: mine[3][layers.FEEDBACK]}
+        if "drop" in text:
+            continue
+
+        def loss(params, compiled=compiled, fresh=fresh, collections=collections):
+            return cross_entropy(compiled.apply({**fresh, **collections, "params": params}, x), labels)
+
+        assert_trees_agree(jax.tree.map(lambda leaf, i=i: leaf[i], result[0]), jax.grad(loss)(mine[1]), 1e-4)
+
+
+# Names.
+
+
+def test_networks_have_names():
+    assert models.by_name("wrn-28-10", 100) == models.WideResNet(28, 10, 100)
+    assert models.by_name("mlp-64-32", 10) == models.MLP((64, 32), 10)
+
+
+@pytest.mark.parametrize("name", ["wrn-12-1", "wrn-4-1", "wrn-10-0", "wrn-10", "mlp", "mlp-0", "mlp-64-", "WRN-10-1", "resnet", ""])
+def test_unknown_networks_are_refused_with_the_form_to_write(name):
+    with pytest.raises(ValueError, match="no model .*write wrn-DEPTH-WIDTH with depth 6n"):
+        models.by_name(name)
+
+
+def test_wrong_depth_is_refused():
+    with pytest.raises(ValueError, match="depth is 6n"):
+        models.WideResNet(11, 1).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))

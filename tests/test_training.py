@@ -1,0 +1,364 @@
+"""Training: settings, one candidate against plain SGD written by hand, and slots that never touch each other."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpevo import data
+from bpevo.evolution import SearchSpace
+from bpevo.evolution.space import feasible
+from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
+from bpevo.training import REASONS, Candidate, OutOfMemory, Trainer, Training, TrainingSettings, to_examples
+
+CLASSES, PARTS, SEED = 4, 3, 11
+SETTINGS = TrainingSettings("mlp-8-8", "sgd", weight_decay=0.1, batch_size=8, epochs=3)
+DIVERGES = "cube(cube(g + 2.0))"
+DIFFERENT = ("g", "add_noise(bn(fa), 0.1) + g", "drop(dfa, 0.1) - g", DIVERGES, "unit_fro(g) + whiten(h)", "(b_next @ R.T) * dh")
+
+
+def synthetic_split() -> data.Split:
+    """50 images to train on and 30 to evaluate on, 4x4x1; the label is the brightest quadrant."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 100, (80, 4, 4, 1)).astype(np.uint8)
+    labels = rng.integers(0, CLASSES, 80).astype(np.int32)
+    for image, label in zip(images, labels, strict=True):
+        row, column = 2 * (label // 2), 2 * (label % 2)
+        image[row : row + 2, column : column + 2] += 120
+    return data.Split(images[:50], labels[:50], images[50:], labels[50:])
+
+
+SPLIT = synthetic_split()
+
+
+def make_trainer(capacity: int, settings: TrainingSettings = SETTINGS, **options) -> Trainer:
+    candidate = Candidate(settings, CLASSES, len(SPLIT.train_labels), flip=False, pad=0)
+    return Trainer(candidate, to_examples(SPLIT, settings.batch_size), capacity, PARTS, SEED, **options)
+
+
+def training(text: str, learning_rate: float = 0.1, replicate: int = 0) -> Training:
+    return Training(parse(text).to_equation(PARTS), learning_rate, replicate)
+
+
+def run(trainer: Trainer, trainings: dict[int, Training]) -> dict[int, list]:
+    """Every slot's results until all have ended."""
+    for slot, order in trainings.items():
+        trainer.start(slot, order)
+    curves = {slot: [] for slot in trainings}
+    while len(trainer.free) < trainer.capacity:
+        for slot, result in trainer.advance().items():
+            curves[slot].append(result)
+    return curves
+
+
+def parameters(trainer: Trainer, slot: int):
+    return jax.tree.map(lambda x: np.asarray(x[slot]), trainer._states.params)
+
+
+@pytest.fixture(scope="module")
+def trainers() -> dict[int, Trainer]:
+    return {capacity: make_trainer(capacity, devices=jax.devices()[:1]) for capacity in (1, 4, 8)}
+
+
+@pytest.fixture(scope="module")
+def alone(trainers) -> dict[str, tuple[list, dict]]:
+    """What each of DIFFERENT gives in the only slot: its curve and final parameters."""
+    return {t: (run(trainers[1], {0: training(t)})[0], parameters(trainers[1], 0)) for t in DIFFERENT}
+
+
+def assert_same(trainer: Trainer, slot: int, curve: list, expected: tuple[list, dict]) -> None:
+    """Bit for bit; parameters that are not finite stay where they stopped."""
+    assert repr(curve) == repr(expected[0])
+    jax.tree.map(np.testing.assert_array_equal, parameters(trainer, slot), expected[1])
+
+
+# Settings and schedules.
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"optimizer": "adam"}, "optimizer must be one of sgd, momentum, not 'adam'"),
+        ({"schedule": "step"}, "schedule must be one of"),
+        ({"compute_dtype": "float16"}, "compute_dtype must be one of float32, bfloat16"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"epochs": 0}, "at least 1"),
+        ({"weight_decay": 1.0}, "weight_decay must lie in"),
+        ({"weight_decay": -0.1}, "weight_decay must lie in"),
+        ({"weight_decay": math.nan}, "weight_decay must lie in"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**change)
+
+
+def test_a_batch_larger_than_the_training_set_is_refused():
+    with pytest.raises(ValueError, match="batch_size=8 is larger than the training set of 7 examples"):
+        Candidate(SETTINGS, CLASSES, 7, False, 0)
+
+
+@pytest.mark.parametrize(
+    "schedule, epochs, expected",
+    [
+        ("paper", 50, {0: 1, 1: 1, 500: 1, 999: 1}),
+        ("paper", 51, {0: 0, 50: 0.5, 100: 1, 325: (1 + math.sqrt(0.5)) / 2, 550: 0.5, 1000: 0}),
+        ("warmup_cosine", 20, {0: 0, 10: 0.1, 100: 1, 400: 0.75, 700: 0.25, 1000: 0}),
+        ("cosine", 20, {0: 1, 250: (1 + math.sqrt(0.5)) / 2, 500: 0.5, 1000: 0}),
+        ("constant", 100, {0: 1, 999: 1}),
+    ],
+)
+def test_schedule_equals_numbers_computed_by_hand(schedule, epochs, expected):
+    factor = TrainingSettings(epochs=epochs, schedule=schedule).learning_rate_factor(1000)
+    assert {step: float(factor(step)) for step in expected} == pytest.approx(expected, abs=1e-6)
+
+
+# One candidate against SGD written by hand.
+
+
+def by_hand(settings: TrainingSettings, rate: float, replicate: int, momentum: float, factor):
+    """Plain autodiff and plain SGD from the candidate's initial weights over its batches."""
+    candidate = Candidate(settings, CLASSES, len(SPLIT.train_labels), False, 0)
+    key = jax.random.fold_in(jax.random.key(SEED), replicate)
+    variables = candidate._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
+    params = [dict(variables["params"][name]) for name in sorted(variables["params"])]
+    mean = SPLIT.train_images.mean(0)
+
+    def logits(params, images):
+        x = ((images - mean) / 255).reshape(len(images), -1)
+        for i, layer in enumerate(params):
+            x = x @ layer["kernel"] + layer["bias"]
+            x = jnp.maximum(x, 0) if i < len(params) - 1 else x
+        return x
+
+    def loss(params, images, labels):
+        z = logits(params, images)
+        return jnp.mean(jax.nn.logsumexp(z, 1) - z[jnp.arange(len(labels)), labels])
+
+    gradient_of = jax.jit(jax.value_and_grad(loss))
+    velocity = [{k: np.zeros_like(v) for k, v in layer.items()} for layer in params]
+    steps, losses, norms = len(SPLIT.train_labels) // settings.batch_size, [], []
+    for epoch in range(settings.epochs):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), 50))
+        for i in range(steps):
+            batch = order[i * settings.batch_size :][: settings.batch_size]
+            value, gradient = gradient_of(params, SPLIT.train_images[batch], SPLIT.train_labels[batch])
+            losses.append(float(value))
+            norms.append(math.sqrt(sum(float(jnp.sum(g * g)) for g in jax.tree.leaves(gradient))))
+            for layer, speed, g in zip(params, velocity, gradient, strict=True):
+                for name in layer:
+                    decay = settings.weight_decay * layer[name] if name == "kernel" else 0
+                    speed[name] = momentum * speed[name] + g[name] + decay
+                    layer[name] = layer[name] - rate * factor(epoch * steps + i) * speed[name]
+    right = np.argmax(logits(params, SPLIT.eval_images), 1) == SPLIT.eval_labels
+    return params, np.reshape(losses, (-1, steps)).mean(1), np.reshape(norms, (-1, steps)).mean(1), right.mean()
+
+
+def assert_trains_as(trainer: Trainer, slot: int, curve: list, expected) -> None:
+    params, losses, norms, accuracy = expected
+    found = parameters(trainer, slot)
+    for name, layer in zip(sorted(found), params, strict=True):
+        for leaf in layer:
+            np.testing.assert_allclose(found[name][leaf], layer[leaf], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose([e.train_loss for e in curve], losses, rtol=1e-5)
+    np.testing.assert_allclose([e.gradient_norm for e in curve], norms, rtol=1e-4)
+    assert curve[-1].eval_accuracy == pytest.approx(accuracy)
+    assert [e.epoch for e in curve] == list(range(1, len(curve) + 1)) and not any(e.reason for e in curve)
+
+
+@pytest.mark.parametrize("replicate", [0, 3])
+def test_the_rule_g_is_plain_sgd_with_weight_decay_on_kernels_only(trainers, replicate):
+    curve = run(trainers[4], {2: training("g", 0.3, replicate)})[2]
+    assert_trains_as(trainers[4], 2, curve, by_hand(SETTINGS, 0.3, replicate, 0.0, lambda t: 1.0))
+
+
+def test_momentum_takes_in_the_decayed_gradient_and_the_schedule_comes_after_it():
+    settings = TrainingSettings("mlp-8", "momentum", 0.1, 8, 5, "warmup_cosine")  # 30 steps, 3 of them warm-up
+    trainer = make_trainer(1, settings)
+    curve = run(trainer, {0: training("g", 0.2)})[0]
+
+    def factor(t):
+        return t / 3 if t < 3 else (1 + math.cos(math.pi * (t - 3) / 27)) / 2
+
+    assert_trains_as(trainer, 0, curve, by_hand(settings, 0.2, 0, 0.9, factor))
+
+
+def test_evaluation_counts_every_example_once_though_batches_are_padded(trainers):
+    assert len(SPLIT.eval_labels) % SETTINGS.batch_size  # else nothing is padded
+    result = run(trainers[4], {0: training("g", 0.3)})[0][-1]
+    network = trainers[4].candidate._model(None)
+    variables = {"params": parameters(trainers[4], 0)}
+    logits = np.asarray(network.apply(variables, SPLIT.eval_images / 255 - SPLIT.train_images.mean(0) / 255), np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(30), SPLIT.eval_labels]
+    assert result.eval_accuracy == pytest.approx(np.mean(logits.argmax(1) == SPLIT.eval_labels))
+    assert result.eval_loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_padding_carries_no_label_and_small_evaluation_sets_are_one_batch():
+    examples = to_examples(SPLIT, 8)
+    assert examples.eval_images.shape == (4, 8, 4, 4, 1)
+    np.testing.assert_array_equal(examples.eval_labels.ravel(), [*SPLIT.eval_labels, -1, -1])
+    assert to_examples(SPLIT, 64).eval_labels.shape == (1, 30)
+
+
+# Slots.
+
+
+@pytest.mark.parametrize("capacity, places", [(4, (3, 1, 0, 2)), (8, (7, 0, 5, 2, 4, 6))])
+def test_a_result_is_bit_identical_whatever_the_slots_neighbours_and_place(trainers, alone, capacity, places):
+    trainer = trainers[capacity]
+    chosen = dict(zip(places, DIFFERENT, strict=False))
+    curves = run(trainer, {slot: training(text) for slot, text in chosen.items()})
+    for slot, text in chosen.items():
+        assert_same(trainer, slot, curves[slot], alone[text])
+
+
+def test_a_slot_that_is_refilled_while_others_train_gives_the_same(trainers, alone):
+    trainer, texts = trainers[4], {0: DIVERGES, 1: "g"}
+    for slot, text in texts.items():
+        trainer.start(slot, training(text))
+    first = trainer.advance()
+    assert trainer.free == [0, 2, 3]  # the diverged one ended at once
+    trainer.start(0, training(DIFFERENT[1]))
+    trainer.start(3, training(DIFFERENT[2]))
+    curves = {0: [], 1: [first[1]], 3: []}
+    while len(trainer.free) < 4:
+        for slot, result in trainer.advance().items():
+            curves[slot].append(result)
+    for slot, text in {0: DIFFERENT[1], 1: "g", 3: DIFFERENT[2]}.items():
+        assert_same(trainer, slot, curves[slot], alone[text])
+
+
+def test_a_candidate_that_diverges_ends_at_once_and_says_why(alone):
+    curve, params = alone[DIVERGES]
+    assert len(curve) == 1 and curve[0].reason in REASONS[1:]
+    assert all(len(alone[t][0]) == SETTINGS.epochs and not alone[t][0][-1].reason for t in DIFFERENT if t != DIVERGES)
+
+
+def test_replicates_learning_rates_and_equations_each_change_the_result(trainers):
+    orders = [training("g"), training("g", replicate=1), training("g", 0.2), training("fa")]
+    curves = run(trainers[4], dict(enumerate(orders)))
+    assert len({repr(c) for c in curves.values()}) == 4
+
+
+def test_every_equation_runs_in_the_one_compiled_program(trainers):
+    rng, space = np.random.default_rng(3), SearchSpace(PARTS)
+    equations = [e for e in (space.random(rng) for _ in range(500)) if feasible(e)][:20]
+    assert len(equations) == 20
+    for start in range(0, 20, 4):
+        run(trainers[4], {k: Training(e, 0.1) for k, e in enumerate(equations[start : start + 4])})
+    assert trainers[4]._program._cache_size() == 1
+
+
+def test_rules_of_table_1_train_on_an_mlp(trainers):
+    texts = sorted(set(TABLE_1.values()))
+    for start in range(0, len(texts), 8):
+        curves = run(trainers[8], {k: training(t) for k, t in enumerate(texts[start : start + 8])})
+        for curve in curves.values():
+            assert curve[-1].reason in REASONS
+            assert curve[-1].reason or np.isfinite([curve[-1].train_loss, curve[-1].eval_loss]).all()
+
+
+def test_an_implicit_transfer_during_training_is_an_error(trainers, monkeypatch):
+    trainer = trainers[4]
+    trainer.start(0, training("g"))
+    monkeypatch.setattr(trainer, "_program", lambda orders, states, examples: (states, jnp.sin(np.ones(3)) + orders.epoch[0]))
+    with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+        trainer.advance()
+    trainer.stop(0)
+
+
+def test_running_out_of_memory_is_told_with_fewer_slots_to_try(trainers, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    trainer = trainers[4]
+    trainer.start(0, training("g"))
+    monkeypatch.setattr(trainer, "_program", full)
+    with pytest.raises(OutOfMemory, match="4 slots do not fit.*--slots=2"):
+        trainer.advance()
+    trainer.stop(0)
+
+
+def test_occupancy_is_the_share_of_slots_that_trained():
+    trainer = make_trainer(4)
+    trainer._program = lambda orders, states, examples: (states, tuple(jnp.zeros(4) for _ in range(5)) + (jnp.zeros(4, int),))
+    trainer._run = lambda: type(trainer)._run(trainer)
+    assert trainer.occupancy == 0 and trainer.advance() == {}
+
+
+def test_vmap_agrees_with_map():
+    settings = TrainingSettings("mlp-8", "sgd", 0.01, 8, 2)
+    orders = {k: training(t) for k, t in enumerate(("g", "add_noise(bn(fa), 0.1) + g", "unit_row2(g)", "(b_L @ R_L) * dh"))}
+    mapped, batched = (run(make_trainer(4, settings, lowering=how), orders) for how in ("map", "vmap"))
+    for slot in orders:
+        for one, other in zip(mapped[slot], batched[slot], strict=True):
+            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+            assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+            assert one.eval_loss == pytest.approx(other.eval_loss, rel=1e-4)
+
+
+def print_results_of_devices(*counts: int) -> None:
+    """Run in a process of its own: curves of DIFFERENT over that many devices."""
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    for count in counts:
+        trainer = make_trainer(4, devices=jax.devices()[:count])
+        assert len(trainer._states.reason.sharding.device_set) == count
+        print(json.dumps([repr(c) for c in run(trainer, {k: training(t) for k, t in enumerate(DIFFERENT[:4])}).values()]))
+
+
+def test_several_devices_give_the_results_of_one(alone):
+    repository = pathlib.Path(__file__).parents[1]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    environment |= {"PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import test_training; test_training.print_results_of_devices(2, 4)"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = [repr(alone[t][0]) for t in DIFFERENT[:4]]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [expected, expected]
+
+
+def test_slots_are_rounded_up_to_a_multiple_of_the_devices():
+    devices = jax.devices()[:1]
+    assert make_trainer(3, devices=devices).capacity == 3
+    assert make_trainer(1, devices=devices * 1).free == [0]
+
+
+# The Wide ResNet.
+
+
+@pytest.fixture(scope="module")
+def wide_resnet() -> Trainer:
+    dataset = data.load("digits")
+    split = data.train_validation_split(dataset, 512)
+    settings = TrainingSettings("wrn-10-1", "sgd", 1e-3, 32, 3)
+    candidate = Candidate(settings, 10, 512, dataset.flip, dataset.pad)
+    return Trainer(candidate, to_examples(split, 32), 4, PARTS, devices=jax.devices()[:1])
+
+
+def test_a_wide_resnet_learns_digits_and_backprop_beats_the_zero_signal(wide_resnet):
+    texts = ("backprop", "zero_signal", "a1_sgd_1")
+    curves = run(wide_resnet, {k: training(NAMED[name]) for k, name in enumerate(texts)})
+    backprop, zero, found = (curves[k][-1].eval_accuracy for k in range(3))
+    assert backprop > 0.7 and backprop > zero + 0.1
+    assert zero > 0.1 and found > zero
+
+
+def test_rules_of_table_1_train_on_a_wide_resnet(wide_resnet):
+    texts = sorted(set(TABLE_1.values()))
+    for start in range(0, len(texts), 4):
+        slots = {k: training(t, 0.05) for k, t in enumerate(texts[start : start + 4])}
+        for slot, order in slots.items():
+            wide_resnet.start(slot, order)
+        for slot, result in wide_resnet.advance().items():
+            assert result.reason in REASONS
+            assert result.reason or np.isfinite([result.train_loss, result.eval_loss]).all(), texts[start + slot]
+            wide_resnet.stop(slot)
+    assert wide_resnet._program._cache_size() == 1

@@ -16,7 +16,7 @@ MIN_REFERENCES = 20  # values below which there is no bar
 
 
 class SpaceExhausted(RuntimeError):
-    """No new equation was found in MAX_RESTARTS attempts."""
+    """No new equation was found in MAX_RESTARTS attempts, or nothing can be mutated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,10 @@ class Proposer:
         weights = np.asarray(self._settings.mutations, float)
         changes = []
         for _ in range(1 + int(rng.choice(len(weights), p=weights / weights.sum()))):
-            equation, change = self._space.mutated(rng, equation)
+            try:
+                equation, change = self._space.mutated(rng, equation)
+            except ValueError as error:
+                raise SpaceExhausted(f"space exhausted: {error}") from None
             changes.append(change)
         return equation, parent_id, tuple(changes)
 

@@ -70,7 +70,7 @@ class SearchSpace:
                     names += [k for k, c in ALL_UNARIES.items() if c[0] == n]
                 else:
                     names += [_unary(n)]
-        self.unaries = [ALL_UNARIES.get(n) or _parse_unary(n) for n in dict.fromkeys(names)]
+        self.unaries = list(dict.fromkeys(ALL_UNARIES.get(n) or _parse_unary(n) for n in names))
         self.binaries = _chosen(binaries, list(BINARIES), "binary function")
 
     def argument(self, rng: np.random.Generator) -> Argument:

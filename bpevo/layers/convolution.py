@@ -49,16 +49,50 @@ def _unrolled(function):
     return build
 
 
-def _convolve(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
+def _small(size: tuple[int, int], kernel: tuple[int, int], channels: int) -> bool:
+    """Where matrix products over slices beat XLA's CPU convolution (measured by `bpevo.bench convolutions`)."""
+    return kernel == (1, 1) or channels <= 4 or min(size) < max(kernel)
+
+
+def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple[int, int]) -> list[jax.Array]:
+    """For each kernel position, the inputs it meets: kh·kw arrays [B, H', W', I] with `size` = (H', W')."""
+    pads = ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), pads)
+    sh, sw = geometry.strides
+
+    def at(i: int, j: int) -> jax.Array:
+        stop = (padded.shape[0], i + (size[0] - 1) * sh + 1, j + (size[1] - 1) * sw + 1, padded.shape[3])
+        return lax.slice(padded, (0, i, j, 0), stop, (1, sh, sw, 1))
+
+    return [at(i, j) for i in range(kernel[0]) for j in range(kernel[1])]
+
+
+def _columns(geometry: Window, kernel: tuple[int, int], x: jax.Array) -> jax.Array:
+    """im2col: [B, H', W', kh·kw·I]."""
+    sizes = zip(x.shape[1:3], kernel, geometry.strides, geometry.padding, strict=True)
+    size = tuple((n + low + high - k) // s + 1 for n, k, s, (low, high) in sizes)
+    return jnp.concatenate(_slices(geometry, x, kernel, size), -1)
+
+
+def _native(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, w, geometry.strides, geometry.padding, dimension_numbers=_LAYOUT)
 
 
-_conv = _unrolled(_convolve)
+@_unrolled
+def _conv(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
+    def products(x: jax.Array, w: jax.Array) -> jax.Array:
+        return _columns(geometry, w.shape[:2], x) @ w.reshape(-1, w.shape[-1])
+
+    native = functools.partial(_native, geometry)
+    cpu = products if _small(x.shape[1:3], w.shape[:2], w.shape[2]) else native
+    return lax.platform_dependent(x, w, cpu=cpu, default=native)
 
 
 @_unrolled
 def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: jax.Array) -> jax.Array:
-    def forward_form() -> jax.Array:
+    x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
+
+    def forward(b: jax.Array, w: jax.Array) -> jax.Array:
         # Pad the dilated signal so that output position p receives every (q, k) with p = q·s + k - pad.
         pads = []
         for n, m, k, s, (low, _) in zip(
@@ -71,23 +105,15 @@ def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: ja
             b, flipped, (1, 1), pads, lhs_dilation=geometry.strides, dimension_numbers=_LAYOUT
         )
 
-    def backend_form() -> jax.Array:
-        x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
-        return jax.linear_transpose(lambda x: _convolve(geometry, x, w), x)(b)[0]
+    def products(b: jax.Array, w: jax.Array) -> jax.Array:
+        columns = b @ w.reshape(-1, w.shape[-1]).T
+        return jax.linear_transpose(functools.partial(_columns, geometry, w.shape[:2]), x)(columns)[0]
 
-    return lax.platform_dependent(cpu=forward_form, default=backend_form)
+    def backend(b: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda x: _native(geometry, x, w), x)(b)[0]
 
-
-def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple[int, int]):
-    """For each kernel position, the inputs it meets: kh·kw arrays [B, H', W', I]."""
-    padded = lax.pad(
-        x, jnp.zeros((), x.dtype), ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0))
-    )
-    sh, sw = geometry.strides
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            stop = (padded.shape[0], i + (size[0] - 1) * sh + 1, j + (size[1] - 1) * sw + 1, padded.shape[3])
-            yield lax.slice(padded, (0, i, j, 0), stop, (1, sh, sw, 1))
+    cpu = products if _small(b.shape[1:3], w.shape[:2], w.shape[3]) else forward
+    return lax.platform_dependent(b, w, cpu=cpu, default=backend)
 
 
 @functools.cache
@@ -98,7 +124,7 @@ def _weight_gradient(geometry: Window, kernel: tuple[int, int]):
 
     def backend(x: jax.Array, b: jax.Array) -> jax.Array:
         w = jax.ShapeDtypeStruct((*kernel, x.shape[-1], b.shape[-1]), x.dtype)
-        return jax.linear_transpose(lambda w: _convolve(geometry, x, w), w)(b)[0]
+        return jax.linear_transpose(lambda w: _native(geometry, x, w), w)(b)[0]
 
     @jax.custom_batching.custom_vmap
     def call(x: jax.Array, b: jax.Array) -> jax.Array:

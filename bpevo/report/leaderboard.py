@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections.abc import Iterable
 
 from rich.table import Table
 from rich.text import Text
@@ -34,15 +35,14 @@ class Row:
 
 def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int) -> list[Row]:
     """Controls and the `top` rules of a search, best first: by fresh seeds where trained, else by the search's accuracy."""
-    best: dict[str, Evaluation] = {}
-    for e in evaluations:
-        if e.stage in ("search", "control") and (e.equation not in best or _fitness(e) > _fitness(best[e.equation])):
-            best[e.equation] = e
-    found = sorted((e for e in best.values() if e.stage == "search"), key=_fitness, reverse=True)
+    controls = _best(e for e in evaluations if e.stage == "control")
+    best = _best(e for e in evaluations if e.stage == "search" and e.equation not in controls)
+    # Ties go to the older proposal, as in Search.leaders.
+    found = sorted(best.values(), key=lambda e: (*_fitness(e)[:2], -(e.proposal or 0)), reverse=True)
     found = [e for e in found if e.accuracy is not None][:top]
     texts = {NAMED[name]: name for name in CONTROLS}
     rows = []
-    for e in [*(e for e in best.values() if e.stage == "control"), *found]:
+    for e in [*controls.values(), *found]:
         fresh = [
             f for f in evaluations
             if (f.stage, f.equation, f.learning_rate) == ("selection", e.equation, e.learning_rate)
@@ -57,8 +57,17 @@ def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int
     return sorted(rows, key=lambda r: (r.mean is not None, r.mean or r.search or 0.0), reverse=True)
 
 
-def _fitness(e: Evaluation) -> tuple[int, float]:
-    return (e.rungs, e.accuracy) if e.accuracy is not None else (-1, 0.0)
+def _best(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
+    """Of each equation the fittest; ties go to the higher learning rate, as in the selection."""
+    best: dict[str, Evaluation] = {}
+    for e in evaluations:
+        if e.equation not in best or _fitness(e) > _fitness(best[e.equation]):
+            best[e.equation] = e
+    return best
+
+
+def _fitness(e: Evaluation) -> tuple[int, float, float]:
+    return (e.rungs, e.accuracy, e.learning_rate) if e.accuracy is not None else (-1, 0.0, e.learning_rate)
 
 
 def table(rows: list[Row], title: str) -> Table:

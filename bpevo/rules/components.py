@@ -29,7 +29,8 @@ class Operand:
 class Unary:
     """A unary function.
 
-    Exactly one of these says what it computes: `fn(x, c)` element by element; `fn(x, c, uniform)` if `noisy`; `norm` = (order, axis) dividing by that norm; or `structure`, "transpose" or "whiten".
+    Exactly one of these says what it computes: `fn(x, c)` element by element, `fn(x, c, uniform)` if `noisy`; `norm` =
+    (order, axis), dividing by that norm; or `structure`, "transpose" or "whiten".
     """
 
     name: str

@@ -39,9 +39,7 @@ class Program(NamedTuple):
     average: np.ndarray  # shape=[T], int32, 1 where the loaded value is a [1, ·] average
     function: np.ndarray  # shape=[T], int32
     constant: np.ndarray  # shape=[T], float32
-    detail: (
-        np.ndarray
-    )  # shape=[T, 3], int32: norm (order, axis, of sums); statistic (which, row); noise (number)
+    detail: np.ndarray  # shape=[T, 3], int32: norm (order, axis, of sums); statistic (which, row); noise (number)
     combine: np.ndarray  # shape=[T], int32
     product: np.ndarray  # shape=[T, 2], int32: index into PRODUCT_NAMES, 1 where mirrored
     length: np.int32  # shape=(), int32

@@ -121,13 +121,14 @@ class Search:
         return Job(("search", proposal.id), training, proposal.bars, self._budget.rung_epochs)
 
     def _selected(self) -> list[tuple[Equation, float]]:
-        """Leaders and controls with their best learning rate."""
+        """Controls and leaders, each once, with their best learning rate."""
+        controls = {str(e): e for e in map(self._control, CONTROLS)}
         rates: dict[str, tuple[int, float, float]] = {}
         for e in self.evaluations:
-            if e.stage in ("search", "control") and e.accuracy is not None:
+            if e.stage == ("control" if e.equation in controls else "search") and e.accuracy is not None:
                 rates[e.equation] = max(rates.get(e.equation, (-1, -1.0, 0.0)), (e.rungs, e.accuracy, e.learning_rate))
-        equations = [*(self._control(name) for name in CONTROLS), *(r.equation for r in self.leaders())]
-        return [(e, rates[str(e)][2]) for e in equations if str(e) in rates]
+        equations = controls | {str(r.equation): r.equation for r in self.leaders()}
+        return [(e, rates[text][2]) for text, e in equations.items() if text in rates]
 
     def _selection_jobs(self) -> Iterator[Job]:
         for equation, rate in self._selected():

@@ -27,6 +27,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 def configure_jax() -> None:
     """A device per core where there is no accelerator, and a persistent compilation cache. Before any other use of jax."""
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # tells which backends are absent
     if not os.environ.get("JAX_NUM_CPU_DEVICES") and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     if not jax.config.jax_compilation_cache_dir:
@@ -72,7 +73,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}: settings are flags, --name=value")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     configure_jax()
     console = Console()
     try:

@@ -73,6 +73,11 @@ class Trainer:
         self.epochs_run = self.epochs_offered = 0
 
     @property
+    def bytes_per_slot(self) -> float:
+        """Device memory that a slot's state takes; activations come on top."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._states)) / self.capacity
+
+    @property
     def free(self) -> list[int]:
         return [int(k) for k in np.flatnonzero(~self._orders.active)]
 

@@ -1,0 +1,149 @@
+"""Benchmarks: `python -m bpevo.bench --setting=digits`, `--convolutions`, `--json=FILE`.
+
+Ratios within one run count, not absolute times. (a) the slots, equations as data, for several K; (b) a program per
+equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import jax
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from bpevo.bench import convolutions, engines
+from bpevo.launch import configure_jax
+from bpevo.runs.flags import versions
+from bpevo.training import Trainer, Training
+from bpevo.workers import Job, LocalWorkers
+
+flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
+flags.DEFINE_list("slots", ["1", "2", "4", "8", "16"], "Numbers of slots K.")
+flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
+flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled; 0: leave it out.")
+flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
+flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison.")
+flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.")
+flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
+flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _engines(setting: engines.Setting, console: Console) -> dict:
+    values = flags.FLAGS
+    rules = engines.equations(max(values.specialised, max(map(int, values.slots))))
+    plain, flop = engines.plain(setting, values.repeats)
+    timings = [plain, *(engines.interpreted(setting, int(k), rules, values.repeats) for k in values.slots)]
+    if values.specialised:
+        timings.append(engines.specialised(setting, rules[: values.specialised], values.repeats))
+    peak = engines.peak_flops()
+    rows = [
+        [
+            t.name,
+            f"{1e3 * t.step:.2f}",
+            f"{t.step / plain.step:.2f}x",
+            f"{t.spread:.0%}",
+            f"{setting.batch / t.step:,.0f}",
+            f"{3600 / (t.step * 351 * 20):,.1f}",
+            f"{flop / t.step / peak:.0%}",
+            f"{t.compile:.1f}",
+            str(t.programs),
+            "" if t.bytes_per_slot is None else f"{t.bytes_per_slot / 2**20:.0f}",
+        ]
+        for t in timings
+    ]
+    columns = [
+        "engine",
+        "ms/step",
+        "vs plain",
+        "spread",
+        "images/s",
+        "A1 sizes/h",
+        "of peak",
+        "compile s",
+        "programs",
+        "MiB/slot",
+    ]
+    console.print(
+        _table(f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}", columns, rows)
+    )
+    return {"engines": [dataclasses.asdict(t) for t in timings], "flop_per_step": flop, "peak_flops": peak}
+
+
+def _throughput(setting: engines.Setting, console: Console) -> dict:
+    """Whole searches from a cold start, all compilation counted, against the naive one, scaled from a few equations."""
+    values = flags.FLAGS
+    setting = dataclasses.replace(setting, steps=values.steps)
+    sizes = [int(n) for n in values.throughput]
+    naive, deviation = engines.naive(setting, engines.equations(values.naive, seed=1))
+    figures, rows = [], []
+    for size in sizes:
+        jax.clear_caches()
+        start = time.perf_counter()
+        candidate, examples = engines.workload(setting)
+        trainer = Trainer(candidate, examples, 8)
+        workers = LocalWorkers(trainer)
+        for equation in engines.equations(size, seed=1):
+            workers.submit(Job(None, Training(equation, 1e-6)))
+        while not workers.idle:
+            workers.poll()
+        seconds = time.perf_counter() - start
+        figures.append({"equations": size, "seconds": seconds, "occupancy": trainer.occupancy})
+        rows.append([f"{size:,}", f"{seconds:.0f}", f"{size * naive:.0f}", f"{size * naive / seconds:.1f}x"])
+    console.print(
+        _table(
+            f"search from a cold start, {values.steps} steps of batch {setting.batch} each; naive: {naive:.1f} ± {deviation:.1f} s an "
+            f"equation (n = {values.naive}), scaled",
+            ["equations", "slots, s", "naive, s", "ratio"],
+            rows,
+        )
+    )
+    return {"naive_seconds_per_equation": naive, "naive_deviation": deviation, "searches": figures}
+
+
+def _convolutions(setting: engines.Setting, console: Console) -> dict:
+    rows, figures = [], []
+    for shape in convolutions.shapes(setting):
+        measured = convolutions.measure(shape, setting.batch, flags.FLAGS.repeats)
+        figures.append({"shape": shape, "milliseconds": measured})
+        for operation, times in measured.items():
+            best = min(times.values())
+            size, kernel, stride, ins, outs = shape
+            name = f"{size}x{size} {kernel}x{kernel}/{stride} {ins}-{outs}"
+            rows.append([name, operation, ", ".join(f"{n} {t:.2f} ({t / best:.1f}x)" for n, t in times.items())])
+    console.print(
+        _table("convolution lowerings inside a loop, ms (over the best)", ["shape", "operation", "lowerings"], rows)
+    )
+    return {"convolutions": figures}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    configure_jax()
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
+    setting = engines.SETTINGS[flags.FLAGS.setting]
+    if flags.FLAGS.convolutions:
+        figures = _convolutions(setting, console)
+    else:
+        figures = _engines(setting, console) if flags.FLAGS.slots else {}
+        if flags.FLAGS.naive and flags.FLAGS.throughput:
+            figures |= _throughput(setting, console)
+    if flags.FLAGS.json:
+        text = json.dumps({"versions": versions(), "setting": dataclasses.asdict(setting), **figures}, indent=1)
+        pathlib.Path(flags.FLAGS.json).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,221 @@
+"""Ways to train candidates, timed on the same network, data and equations."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bpevo import data
+from bpevo.evolution.space import SearchSpace, feasible
+from bpevo.rules import CompiledRule, Equation, compile
+from bpevo.training import Candidate, Examples, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training.candidate import Order
+from bpevo.training.slots import slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained: `model` on images [B, size, size, channels]."""
+
+    name: str
+    model: str
+    size: int
+    channels: int
+    batch: int
+    steps: int  # of a timed call
+
+
+SETTINGS = {
+    s.name: s
+    for s in (
+        Setting("digits", "wrn-10-1", 8, 1, 64, 20),
+        Setting("wrn-10-1", "wrn-10-1", 32, 3, 128, 2),
+        Setting("wrn-16-2", "wrn-16-2", 32, 3, 128, 1),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Of one way. Times in seconds."""
+
+    name: str
+    step: float  # per candidate and step, median over repeats
+    spread: float  # (max - min) / median over repeats
+    compile: float  # trace, lower and compile all its programs
+    programs: int
+    bytes_per_slot: float | None = None
+
+
+def equations(count: int, seed: int = 0) -> list[Equation]:
+    """Random feasible equations of the whole space."""
+    rng, space, found = np.random.default_rng(seed), SearchSpace(), []
+    while len(found) < count:
+        equation = space.random(rng)
+        if feasible(equation):
+            found.append(equation)
+    return found
+
+
+def workload(setting: Setting, epochs: int = 1) -> tuple[Candidate, Examples]:
+    """Random images: the time of a step does not depend on them. One epoch is `setting.steps` steps."""
+    rng = np.random.default_rng(0)
+    shape = (setting.steps * setting.batch, setting.size, setting.size, setting.channels)
+    images = rng.integers(0, 256, shape, np.uint8)
+    labels = rng.integers(0, 10, len(images)).astype(np.int32)
+    split = data.Split(images, labels, images[: setting.batch], labels[: setting.batch])
+    settings = TrainingSettings(setting.model, batch_size=setting.batch, epochs=epochs)
+    crop = setting.size == 32
+    return Candidate(settings, 10, len(images), crop, 4 if crop else 0), to_examples(split, setting.batch)
+
+
+def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds of `call` and the spread over `repeats`."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    return median, (max(times) - min(times)) / median
+
+
+def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repeats: int) -> Timing:
+    """Equations as data in `capacity` slots over all devices."""
+    candidate, examples = workload(setting, 10_000)
+    start = time.perf_counter()
+    trainer = Trainer(candidate, examples, capacity)
+    for k in range(trainer.capacity):
+        trainer.start(k, Training(rules[k % len(rules)], 1e-6))
+    trainer.advance()
+    compiling = time.perf_counter() - start
+    seconds, spread = timed(trainer.advance, repeats)
+    steps = trainer.capacity * setting.steps
+    return Timing(
+        f"slots, K = {trainer.capacity}", seconds / steps, spread, compiling - seconds, 1, trainer.bytes_per_slot
+    )
+
+
+def _order(rule) -> Order:
+    return Order(rule, np.uint32(0), np.int32(0), np.float32(1e-6), np.int32(0), np.bool_(True))
+
+
+def _specialised_call(candidate: Candidate, examples: Examples, rule: CompiledRule, device: jax.Device):
+    """A program of one equation's own, and its arguments, on one device."""
+    order = jax.tree.map(lambda x: np.asarray(x)[None], _order(rule))
+    blank = candidate.blank(rule, examples.mean.shape)
+    state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
+    program = jax.jit(slots(candidate.epoch, [device]).__wrapped__)
+    arguments = jax.device_put((order, state, examples), device)
+    return program, arguments
+
+
+def specialised(setting: Setting, rules: Sequence[Equation], repeats: int) -> Timing:
+    """A program per equation, dispatched over all devices at once."""
+    candidate, examples = workload(setting)
+    devices = jax.local_devices()
+    start = time.perf_counter()
+    calls = []
+    for i, equation in enumerate(rules):
+        program, arguments = _specialised_call(candidate, examples, compile(equation), devices[i % len(devices)])
+        calls.append((program.lower(*arguments).compile(), arguments))
+    compiling = time.perf_counter() - start
+
+    def run():
+        return [program(*arguments) for program, arguments in calls]
+
+    jax.block_until_ready(run())
+    seconds, spread = timed(run, repeats)
+    return Timing("specialised", seconds / (len(rules) * setting.steps), spread, compiling, len(rules))
+
+
+def naive(setting: Setting, rules: Sequence[Equation]) -> tuple[float, float]:
+    """Seconds per equation of the naive search: a fresh jit for each, one after the other; and their deviation."""
+    candidate, examples = workload(setting)
+    times = []
+    for equation in rules:
+        start = time.perf_counter()
+        jax.clear_caches()
+        program, arguments = _specialised_call(candidate, examples, compile(equation), jax.local_devices()[0])
+        jax.device_get(program(*arguments)[1])
+        times.append(time.perf_counter() - start)
+    return statistics.mean(times), statistics.stdev(times)
+
+
+class PlainWideResNet(nn.Module):
+    """The same network from plain Flax layers."""
+
+    depth: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        def conv(features, kernel, stride=1):
+            return nn.Conv(features, (kernel, kernel), stride, use_bias=False)
+
+        def norm(x):
+            return nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
+
+        x = conv(16, 3)(x)
+        for group, channels in enumerate((16, 32, 64)):
+            for block in range((self.depth - 4) // 6):
+                stride = 2 if group and not block else 1
+                features = channels * self.width
+                h = nn.relu(norm(x))
+                y = conv(features, 3)(nn.relu(norm(conv(features, 3, stride)(h))))
+                x = (x if x.shape[-1] == features else conv(features, 1, stride)(h)) + y
+        return nn.Dense(10)(jnp.mean(nn.relu(norm(x)), (1, 2)))
+
+
+def plain(setting: Setting, repeats: int) -> tuple[Timing, float]:
+    """Plain Flax layers, jax.grad and optax, backprop only, a jitted step at a time; and its FLOPs a step by XLA."""
+    depth, width = map(int, setting.model.split("-")[1:])
+    model = PlainWideResNet(depth, width)
+    _, examples = workload(setting)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-6))
+
+    @jax.jit
+    def step(variables, state, images, labels, key):
+        x = data.augment(key, data.normalise(images, examples.mean), setting.size == 32, 4 if setting.size == 32 else 0)
+
+        def loss(params):
+            logits, new = model.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+
+        (_, new), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        updates, state = optimizer.update(gradient, state, variables["params"])
+        return {"params": optax.apply_updates(variables["params"], updates), **new}, state
+
+    images, labels = examples.train_images[: setting.batch], examples.train_labels[: setting.batch]
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))
+    arguments = jax.device_put((variables, optimizer.init(variables["params"]), images, labels, jax.random.key(0)))
+    start = time.perf_counter()
+    compiled = step.lower(*arguments).compile()
+    compiling = time.perf_counter() - start
+
+    def run():
+        current = arguments
+        for _ in range(setting.steps):
+            current = (*compiled(*current), *arguments[2:])
+        return current[0]
+
+    jax.block_until_ready(run())
+    seconds, spread = timed(run, repeats)
+    cost = compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return Timing("plain Flax, backprop", seconds / setting.steps, spread, compiling, 1), float(cost.get("flops", 0.0))
+
+
+def peak_flops(repeats: int = 5) -> float:
+    """FLOP/s of a large float32 matrix product, the device's practical peak."""
+    n = 2048
+    x = jnp.ones((n, n))
+    multiply = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(multiply(x, x))
+    return 2 * n**3 / timed(lambda: multiply(x, x), repeats)[0]

@@ -12,7 +12,7 @@ import pytest
 
 from bpevo import rules
 from bpevo.layers import convolution
-from bpevo.layers.linear import ConvMap, DenseMap
+from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap
 from bpevo.rules.equation import Argument, Part
 from bpevo.rules.expression import Binary, Operand
 
@@ -25,12 +25,20 @@ STEPS = 3
 FIELDS = ("hp", "h", "dh", "hp_next", "b_next", "b_L", "W", "R", "S", "R_L")  # the arrays of rules.Unit, in order
 
 
+class PooledUnit(oracle.Unit):
+    """The oracle's unit whose linear map is the mean over positions, then a matrix product."""
+
+    def linear(self, kernel):
+        positions = np.shape(self.hp)[1] * np.shape(self.hp)[2]
+        return np.tile(kernel, (positions, 1)) / positions
+
+
 @dataclasses.dataclass
 class UnitSteps:
     """One unit with the activation ReLU over three steps of training: float32 arrays with a leading axis of steps."""
 
     values: dict[str, np.ndarray]
-    linear: DenseMap | ConvMap
+    linear: Linear
 
     def __post_init__(self):
         self.forward, self.backward = jax.jit(self.linear.forward), jax.jit(self.linear.input_gradient)  # traced once
@@ -42,10 +50,10 @@ class UnitSteps:
         return rules.Unit(*map(jnp.asarray, values), self.forward, self.backward, key)
 
     def oracle(self, step: int) -> oracle.Unit:
-        geometry = {}
+        geometry, kind = {}, PooledUnit if isinstance(self.linear, PooledDenseMap) else oracle.Unit
         if isinstance(self.linear, ConvMap):
             geometry = {"strides": self.linear.window.strides, "padding": self.linear.window.padding}
-        return oracle.Unit(**{name: self.values[name][step] for name in FIELDS}, **geometry)
+        return kind(**{name: self.values[name][step] for name in FIELDS}, **geometry)
 
     @property
     def shapes(self) -> rules.UnitShapes:
@@ -58,7 +66,8 @@ class UnitSteps:
         for step in range(STEPS):
             values = [self.values[name][step] for name in FIELDS]
             values = [v * (1 + perturbed * random.choice([-1, 1], v.shape)).astype(np.float32) for v in values]
-            signal, state = rule.signal(self.unit_of(values, None if key is None else jax.random.fold_in(key, step)), state)
+            fresh = None if key is None else jax.random.fold_in(key, step)
+            signal, state = rule.signal(self.unit_of(values, fresh), state)
             signals.append(signal)
         return np.stack(signals)
 
@@ -71,7 +80,7 @@ def unit_steps(x_shape, w_shape, strides=None, padding=None, classes=7, seed=0) 
         return (scale * random.normal(size=shape)).astype(np.float32)
 
     if strides is None:
-        linear = DenseMap()
+        linear = DenseMap() if len(x_shape) == 2 else PooledDenseMap(x_shape[1:3])
     else:
         window = convolution.window(x_shape[1:3], w_shape[:2], strides, padding)
         linear = ConvMap(x_shape[1:3], w_shape[:2], window)
@@ -101,6 +110,7 @@ def unit_steps(x_shape, w_shape, strides=None, padding=None, classes=7, seed=0) 
 
 GEOMETRIES = {
     "dense": ((5, 4), (4, 3)),
+    "pooled": ((4, 3, 2, 5), (5, 3)),
     "conv_same": ((4, 4, 3, 2), (3, 3, 2, 3), (1, 1), "SAME"),
     "conv_stride_2": ((4, 5, 4, 2), (3, 3, 2, 3), (2, 2), "SAME"),
     "conv_valid": ((4, 5, 4, 2), (3, 3, 2, 3), (1, 1), "VALID"),

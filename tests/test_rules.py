@@ -136,14 +136,18 @@ def test_every_binary_prints_and_parses(name):
     assert left.latex in expression.latex and BINARIES[name].doc
 
 
+OPERANDS_OF_THE_PAPER = "W sgn_W R S R_L hp h hp_next b_L b_next gh g fah fa dfah dfa dh"
+UNARIES_OF_THE_PAPER = (
+    "transpose inv abs neg step relu sgn sqrt ssqrt sq ssq cube scale shift add_noise mul_noise drop clip whiten "
+    "unit_fro unit_mat1 unit_mat_ninf unit_mat_inf"
+)
+
+
 def test_tables_hold_all_components_of_the_paper():
     vector = {f"unit_{axis}{order}" for axis in ("elem", "col", "row") for order in ("0", "1", "2", "_ninf", "_inf")}
-    assert set(OPERANDS) == set("W sgn_W R S R_L hp h hp_next b_L b_next gh g fah fa dfah dfa dh".split())
-    assert set(UNARIES) == vector | set(
-        "transpose inv abs neg step relu sgn sqrt ssqrt sq ssq cube scale shift add_noise mul_noise drop clip whiten "
-        "unit_fro unit_mat1 unit_mat_ninf unit_mat_inf".split()
-    )
-    assert set(BINARIES) == set("add sub mul div matmul left min max".split())
+    assert set(OPERANDS) == set(OPERANDS_OF_THE_PAPER.split())
+    assert set(UNARIES) == vector | set(UNARIES_OF_THE_PAPER.split())
+    assert set(BINARIES) == {"add", "sub", "mul", "div", "matmul", "left", "min", "max"}
     assert set(MODIFIERS) == {"", "mean", "std", "bn"}
     constants = {name: set(UNARIES[name].constants) for name in UNARIES if UNARIES[name].constants}
     assert constants == {
@@ -160,7 +164,7 @@ def test_tables_hold_all_components_of_the_paper():
 
 
 @given(trees())
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_parse_inverts_str(expression):
     if sum(1 for _ in expression.walk()) > 64 or len(str(expression)) > 1000:
         return
@@ -171,7 +175,7 @@ def test_parse_inverts_str(expression):
 
 
 @given(chains())
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_chains_survive_text_with_their_idle_genes(equation):
     again = parse(str(equation)).to_equation()
     assert again == equation and hash(again) == hash(equation) and str(again) == str(equation)
@@ -450,7 +454,7 @@ PIECES = [*OPERANDS, *UNARIES, *BINARIES, *MODIFIERS, *"()+-*/@,.", "**", ".T", 
 @example("\ud800")
 @example("5e-324/g")
 @example("1e-320*g")
-@settings(max_examples=500)
+@settings(max_examples=400)
 @pytest.mark.filterwarnings("error")
 def test_hostile_text_raises_nothing_else(text):
     try:
@@ -553,7 +557,7 @@ def naive(node, operands):
 
 
 @given(untyped_trees() | trees())
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_symbolic_types_agree_with_array_shapes(expression):
     operands = {
         name: jax.ShapeDtypeStruct([SIZES[d] for d in Type(o.base).dimensions], jnp.float32)
@@ -686,11 +690,13 @@ def test_table_1_has_all_rows_but_the_misprinted_one():
     assert "a3_momentum_2" not in rules.TABLE_1
     assert rules.TABLE_1["a1_sgd_1"] == "min(unit_fro(g), clip(h, 1.0))" and rules.PAPER["a1_sgd_1"] == (84.48, 0.45)
     assert rules.TABLE_1["b1_momentum_4"] == "relu(dh) * clip(gh, 1.0)"
-    assert all(rules.TABLE_1[f"{setup}_{column}_baseline"] == "g" for setup in ("a1", "a2", "a3", "b1") for column in ("sgd", "momentum"))
+    baselines = [text for name, text in rules.TABLE_1.items() if name.endswith("_baseline")]
+    assert baselines == ["g"] * 8
 
 
 def test_what_a_rule_reads_is_known():
-    rule = rules.compile("left(add_noise(g, 0.1), dfa) + bn(h)")
-    assert rule.needs_noise and rule.operands == {"g", "dfa", "h"} and str(rule) == "left(add_noise(g, 0.1), dfa) + bn(h)"
+    text = "left(add_noise(g, 0.1), dfa) + bn(h)"
+    rule = rules.compile(text)
+    assert rule.needs_noise and rule.operands == {"g", "dfa", "h"} and str(rule) == text
     assert not rules.compile("g").needs_noise
     assert jax.tree.leaves(rule) == [] and BASES == ("X", "Y", "Z", "K", "F")

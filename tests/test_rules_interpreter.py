@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 
 from bpevo import rules
 from bpevo.layers.unit import Feedback, Weights, unit
-from bpevo.rules import InterpretedRule, NAMED
+from bpevo.rules import NAMED, InterpretedRule
 
 KEY = jax.random.key(5)
 
@@ -50,7 +50,7 @@ def interpreter(geometry: str):
 
 
 def assert_interpreted_agrees(units, geometry, equation):
-    """To rounding; equations that blow rounding up (say, the sign of what should be zero) tell nothing and are passed over."""
+    """To rounding; equations that blow rounding up, as the sign of what should be zero does, are passed over."""
     steps, rule = units[geometry], rules.compile(equation)
     expected = steps.run(rule, KEY)
     assume(np.isfinite(expected).all())
@@ -77,7 +77,7 @@ def test_interpreted_chains_agree_with_compiled_ones_on_a_convolution(units, cha
     assert_interpreted_agrees(units, "conv_stride_2", chain)
 
 
-@pytest.mark.parametrize("geometry", ["dense", "conv_stride_2"])
+@pytest.mark.parametrize("geometry", ["dense", "pooled", "conv_stride_2"])
 def test_interpreted_named_rules_agree_with_compiled_ones(units, geometry):
     for name in sorted(set(NAMED.values())):
         steps, expected = units[geometry], units[geometry].run(rules.compile(name), KEY)
@@ -112,7 +112,8 @@ def layer_signals(steps, program):
 
 def test_stacked_programs_of_different_equations_run_side_by_side_in_a_layer(units):
     steps = units["dense"]
-    texts = ["g", "bn(gh) + mean(dh)", "add_noise(whiten(g.T), 0.1).T", "(unit_col2(W) @ b_next.T).T / drop(dh, 0.1)"]
+    texts = ["g", "bn(gh) + mean(dh)", "whiten(add_noise(g, 0.1) + mean(h))"]
+    texts += ["(unit_col2(W) @ b_next.T).T / drop(dh, 0.1)"]
     texts += ["(g @ R_L.T) @ R_L", "left(left(dfa, W), whiten(R_L)) * unit_mat1(std(gh))"]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(rules.assemble(equation(t)) for t in texts))
     mapped = jax.jit(jax.vmap(functools.partial(layer_signals, steps)))

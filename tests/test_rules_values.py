@@ -65,8 +65,8 @@ def contexts(u):
 @pytest.mark.parametrize("geometry", ["dense", "conv_stride_2"])
 @pytest.mark.parametrize("name", [name for name in UNARIES if name not in NOISES])
 def test_every_unary_computes_the_papers_function_on_every_type(units, geometry, name):
-    feasible = 0
-    for expression in contexts(lambda x: Unary(name, x, UNARIES[name].constants[0] if UNARIES[name].constants else 0.0)):
+    feasible, constant = 0, (*UNARIES[name].constants, 0.0)[0]
+    for expression in contexts(lambda x: Unary(name, x, constant)):
         try:
             expression.check()
         except InfeasibleEquation:
@@ -96,9 +96,9 @@ def test_every_operand_has_the_papers_value(units, geometry, operand):
 
 
 BINARY_TEXTS = [
-    *(f"{left} {sign} {right}" for sign in "+-*/" for left, right in (("gh", "hp"), ("g", "mean(h)"), ("mean(h)", "g"), ("g", "dh"))),
+    *(pair.replace(",", sign) for sign in "+-*/" for pair in ("gh , hp", "g , mean(h)", "mean(h) , g", "g , dh")),
     *(f"{name}(gh, hp)" for name in ("min", "max", "left")),
-    *(f"(({first} {sign} {second}) @ R_L) * dh" for sign in "+-*/" for first, second in (("b_L", "mean(b_L)"), ("b_L", "b_L"))),
+    *(f"((b_L {sign} {second}) @ R_L) * dh" for sign in "+-*/" for second in ("mean(b_L)", "b_L")),
     *(f"b_next @ (W {sign} R).T" for sign in "+-*/"),
     *(f"(g.T {sign} mean(h).T).T" for sign in "+-*/"),
     "b_next @ max(W, S).T",
@@ -231,7 +231,8 @@ def test_trees_and_chains_of_the_same_rule_agree(units):
         ("dfa", "(b_L @ R_L) * dh"),
     ):
         for unit in units.values():
-            np.testing.assert_allclose(unit.run(rules.compile(chain)), unit.run(rules.compile(tree)), rtol=1e-5, atol=1e-6)
+            one, other = (unit.run(rules.compile(text)) for text in (chain, tree))
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_belong_to_a_position_not_to_an_operand(units):
@@ -246,7 +247,8 @@ def test_first_step_uses_exactly_its_own_batch():
     """Else a feature that is the same in all samples would come out of bn as rounding noise of order one."""
     for weigh in (statistics.weight_of_step, jax.jit(statistics.weight_of_step)):
         assert weigh(jnp.float32(1)) == 1
-        np.testing.assert_allclose([weigh(jnp.float32(t)) for t in (2, 3, 50)], [0.1 / (1 - 0.9**t) for t in (2, 3, 50)], rtol=1e-6)
+        for step in (2, 3, 50):
+            np.testing.assert_allclose(weigh(jnp.float32(step)), 0.1 / (1 - 0.9**step), rtol=1e-6)
     unit = unit_steps((4, 3), (3, 2))
     unit.values["dh"][:] = 1
     for text in ("bn(dh)", "sgn(bn(dh))", "(g - g) + std(dh)"):

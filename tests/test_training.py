@@ -21,7 +21,14 @@ from bpevo.training import REASONS, Candidate, OutOfMemory, Trainer, Training, T
 CLASSES, PARTS, SEED = 4, 3, 11
 SETTINGS = TrainingSettings("mlp-8-8", "sgd", weight_decay=0.1, batch_size=8, epochs=3)
 DIVERGES = "cube(cube(g + 2.0))"
-DIFFERENT = ("g", "add_noise(bn(fa), 0.1) + g", "drop(dfa, 0.1) - g", DIVERGES, "unit_fro(g) + whiten(h)", "(b_next @ R.T) * dh")
+DIFFERENT = (
+    "g",
+    "add_noise(bn(fa), 0.1) + g",
+    "drop(dfa, 0.1) - g",
+    DIVERGES,
+    "unit_fro(g) + whiten(h)",
+    "(b_next @ R.T) * dh",
+)
 
 
 def synthetic_split() -> data.Split:
@@ -195,7 +202,9 @@ def test_evaluation_counts_every_example_once_though_batches_are_padded(trainers
     result = run(trainers[4], {0: training("g", 0.3)})[0][-1]
     network = trainers[4].candidate._model(None)
     variables = {"params": parameters(trainers[4], 0)}
-    logits = np.asarray(network.apply(variables, SPLIT.eval_images / 255 - SPLIT.train_images.mean(0) / 255), np.float64)
+    logits = np.asarray(
+        network.apply(variables, SPLIT.eval_images / 255 - SPLIT.train_images.mean(0) / 255), np.float64
+    )
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(30), SPLIT.eval_labels]
     assert result.eval_accuracy == pytest.approx(np.mean(logits.argmax(1) == SPLIT.eval_labels))
     assert result.eval_loss == pytest.approx(losses.mean(), rel=1e-5)
@@ -269,7 +278,9 @@ def test_rules_of_table_1_train_on_an_mlp(trainers):
 def test_an_implicit_transfer_during_training_is_an_error(trainers, monkeypatch):
     trainer = trainers[4]
     trainer.start(0, training("g"))
-    monkeypatch.setattr(trainer, "_program", lambda orders, states, examples: (states, jnp.sin(np.ones(3)) + orders.epoch[0]))
+    monkeypatch.setattr(
+        trainer, "_program", lambda orders, states, examples: (states, jnp.sin(np.ones(3)) + orders.epoch[0])
+    )
     with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
         trainer.advance()
     trainer.stop(0)
@@ -287,16 +298,19 @@ def test_running_out_of_memory_is_told_with_fewer_slots_to_try(trainers, monkeyp
     trainer.stop(0)
 
 
-def test_occupancy_is_the_share_of_slots_that_trained():
-    trainer = make_trainer(4)
-    trainer._program = lambda orders, states, examples: (states, tuple(jnp.zeros(4) for _ in range(5)) + (jnp.zeros(4, int),))
-    trainer._run = lambda: type(trainer)._run(trainer)
-    assert trainer.occupancy == 0 and trainer.advance() == {}
+def test_occupancy_is_the_share_of_slots_that_trained(trainers):
+    trainer = trainers[4]
+    trained, offered = trainer.epochs_run, trainer.epochs_offered
+    assert trainer.advance() == {}
+    run(trainer, {1: training("g")})
+    assert (trainer.epochs_run - trained, trainer.epochs_offered - offered) == (3, 12)
+    assert trainer.occupancy == trainer.epochs_run / trainer.epochs_offered
 
 
 def test_vmap_agrees_with_map():
     settings = TrainingSettings("mlp-8", "sgd", 0.01, 8, 2)
-    orders = {k: training(t) for k, t in enumerate(("g", "add_noise(bn(fa), 0.1) + g", "unit_row2(g)", "(b_L @ R_L) * dh"))}
+    texts = ("g", "add_noise(bn(fa), 0.1) + g", "unit_row2(g)", "(b_L @ R_L) * dh")
+    orders = {k: training(t) for k, t in enumerate(texts)}
     mapped, batched = (run(make_trainer(4, settings, lowering=how), orders) for how in ("map", "vmap"))
     for slot in orders:
         for one, other in zip(mapped[slot], batched[slot], strict=True):
@@ -308,10 +322,13 @@ def test_vmap_agrees_with_map():
 def print_results_of_devices(*counts: int) -> None:
     """Run in a process of its own: curves of DIFFERENT over that many devices."""
     jax.config.update("jax_num_cpu_devices", max(counts))
+    assert [make_trainer(k, devices=jax.devices()[:2]).capacity for k in (1, 2, 3)] == [1, 2, 4]  # whole devices
     for count in counts:
         trainer = make_trainer(4, devices=jax.devices()[:count])
         assert len(trainer._states.reason.sharding.device_set) == count
-        print(json.dumps([repr(c) for c in run(trainer, {k: training(t) for k, t in enumerate(DIFFERENT[:4])}).values()]))
+        print(
+            json.dumps([repr(c) for c in run(trainer, {k: training(t) for k, t in enumerate(DIFFERENT[:4])}).values()])
+        )
 
 
 def test_several_devices_give_the_results_of_one(alone):
@@ -323,12 +340,6 @@ def test_several_devices_give_the_results_of_one(alone):
     assert done.returncode == 0, done.stderr
     expected = [repr(alone[t][0]) for t in DIFFERENT[:4]]
     assert [json.loads(line) for line in done.stdout.splitlines()] == [expected, expected]
-
-
-def test_slots_are_rounded_up_to_a_multiple_of_the_devices():
-    devices = jax.devices()[:1]
-    assert make_trainer(3, devices=devices).capacity == 3
-    assert make_trainer(1, devices=devices * 1).free == [0]
 
 
 # The Wide ResNet.

@@ -102,8 +102,8 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
         rows.append([f"{size:,}", f"{seconds:.0f}", f"{size * naive:.0f}", f"{size * naive / seconds:.1f}x"])
     console.print(
         _table(
-            f"search from a cold start, {values.steps} steps of batch {setting.batch} each; naive: {naive:.1f} ± {deviation:.1f} s an "
-            f"equation (n = {values.naive}), scaled",
+            f"search from a cold start, {values.steps} steps of batch {setting.batch} each; "
+            f"naive: {naive:.1f} ± {deviation:.1f} s an equation (n = {values.naive}), scaled",
             ["equations", "slots, s", "naive, s", "ratio"],
             rows,
         )

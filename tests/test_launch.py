@@ -1,0 +1,258 @@
+"""The command `python -m bpevo.launch`: flags, a small search, continuing it, refusing it, interrupting it."""
+
+import copy
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from rich.console import Console
+
+from bpevo import data, launch
+from bpevo.rules import NAMED
+from bpevo.runs import RunDatabase
+from bpevo.runs import flags as run_flags
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+SMALL = (
+    "--dataset=digits --model=mlp-8-8 --train_examples=128 --batch_size=32 --epochs=2 --slots=4 --top=1 --repeats=2 --lag=4"
+).split()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts the command; every start shares one compilation cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment |= {
+        "PYTHONPATH": str(REPOSITORY),
+        "XDG_CACHE_HOME": str(cache),
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "160",
+    }
+    environment |= {"PYTHONUNBUFFERED": "1"}
+
+    def start(*arguments) -> subprocess.Popen:
+        command = [sys.executable, "-m", "bpevo.launch", *map(str, arguments)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finish(start):
+    def finish(*arguments) -> tuple[int, str, str]:
+        process = start(*arguments)
+        output, errors = process.communicate(timeout=300)
+        return process.returncode, output, errors
+
+    return finish
+
+
+def counts(workdir) -> dict[str, int]:
+    with RunDatabase.reading(workdir) as database:
+        stages = [e.stage for e in database.evaluations()]
+    return {stage: stages.count(stage) for stage in sorted(set(stages))}
+
+
+def has_leaderboard(output: str) -> bool:
+    return "mlp-8-8 on digits" in output and "backprop: g " in output and "zero_signal: g - g " in output
+
+
+def test_a_search_ends_with_a_leaderboard_continues_and_refuses_other_settings(finish, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    code, output, errors = finish(workdir, *SMALL, "--max_evaluations=6")
+    assert code == 0 and has_leaderboard(output), errors
+    first = counts(tmp_path / "run")
+    assert first["control"] == 2 and first["search"] == 6 and first["selection"] >= 4
+    with RunDatabase.reading(tmp_path / "run") as database:
+        before = database.evaluations()
+        assert database.settings()["model"] == "mlp-8-8" and database.versions()["jax"]
+
+    code, output, errors = finish(workdir, *SMALL, "--max_evaluations=6")
+    assert code == 0 and has_leaderboard(output), errors
+    with RunDatabase.reading(tmp_path / "run") as database:
+        assert database.evaluations() == before
+
+    code, output, errors = finish(workdir, *SMALL, "--max_evaluations=9")
+    assert code == 0 and counts(tmp_path / "run")["search"] == 9, errors
+    with RunDatabase.reading(tmp_path / "run") as database:
+        assert database.evaluations()[: len(before)] == before
+
+    code, output, errors = finish(workdir, *SMALL, "--max_evaluations=9", "--epochs=3")
+    assert code == 2 and "epochs: 2 in the run, 3 now" in errors and "Traceback" not in errors
+    assert "compiling" not in output and counts(tmp_path / "run")["search"] == 9
+
+
+def test_an_interrupt_keeps_what_was_trained_and_shows_the_leaderboard(start, tmp_path):
+    process = start(f"--workdir={tmp_path}", *SMALL, "--max_evaluations=100000", "--equivalence=false")
+    for line in process.stdout:
+        if line.startswith("stage search"):
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in output and has_leaderboard(output), errors
+    assert "Traceback" not in errors and counts(tmp_path)["search"] >= 1
+
+
+def test_help_lists_the_flags(finish):
+    _, output, _ = finish("--help")
+    assert "--max_evaluations" in output and "--learning_rates" in output and "continues" in output
+
+
+def test_bad_flags_end_with_one_line_and_an_exit_code(finish, tmp_path):
+    code, output, errors = finish(f"--workdir={tmp_path}", *SMALL, "--operands=gg")
+    assert code == 2 and errors.strip() == "bpevo.launch: there is no operand 'gg'; the nearest is 'g'" and not output
+    for arguments in (["--epochs=abc"], ["--epoochs=3"]):
+        code, output, errors = finish(f"--workdir={tmp_path}", *arguments)
+        assert code and "FATAL Flags parsing error" in errors and "Traceback" not in errors and not output
+    code, output, errors = finish("epochs=3")
+    assert code and "unknown argument 'epochs=3'" in output + errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+# In this process.
+
+
+@pytest.fixture(scope="module")
+def defined():
+    if "max_evaluations" not in flags.FLAGS:
+        run_flags.define_common()
+        run_flags.define_search()
+    return flags.FLAGS
+
+
+@pytest.fixture
+def parsed(defined):
+    def parse(*arguments) -> flags.FlagValues:
+        values = copy.deepcopy(defined)
+        values.unparse_flags()
+        values(["launch", *map(str, arguments)])
+        return values
+
+    return parse
+
+
+BAD = [
+    ("--learning_rates=fast", "learning_rates=fast must be a list of numbers"),
+    ("--learning_rates=", "learning_rates= must be"),
+    ("--learning_rates=0.1,-0.1", "different positive numbers"),
+    ("--learning_rates=0.1,0.1", "different positive numbers"),
+    ("--learning_rates=inf", "list of numbers"),
+    ("--slots=0", "--slots=0 must be at least 1"),
+    ("--train_examples=0", "--train_examples=0 must be at least 1"),
+    ("--train_examples=5000", "digits has 1 to 1,197 training examples"),
+    ("--batch_size=0", "batch_size and epochs must be at least 1"),
+    ("--batch_size=500", "batch_size=500 is larger than the training set of 128"),
+    ("--epochs=0", "batch_size and epochs must be at least 1"),
+    ("--weight_decay=2", "weight_decay must lie in"),
+    ("--seed=-1", "--seed=-1 must be at least 0"),
+    ("--seed=4294967296", r"must be below 2\^32"),
+    ("--model=resnet", "no model 'resnet': write wrn-"),
+    ("--model=wrn-11-1", "no model 'wrn-11-1'"),
+    ("--dataset=no_such_set", "no_such_set"),
+    ("--max_evaluations=0", "--max_evaluations=0 must be at least 1"),
+    ("--max_evaluations=1 --learning_rates=0.1,0.2", "less than one training for each of 2 learning rates"),
+    ("--max_parts=9", "--max_parts=9 must be at most 8"),
+    ("--elite_size=0", "--elite_size=0 must be at least 1"),
+    ("--elite_probability=1.5", r"elite_probability must lie in \[0, 1\]"),
+    ("--mutations=0", "not all 0"),
+    ("--mutations=one", "--mutations=one must be a list of numbers"),
+    ("--lag=0", "--lag=0 must be at least 1"),
+    ("--top=0", "--top=0 must be at least 1"),
+    ("--stop_epochs=2", "--stop_epochs=2 must rise, from 1 to below --epochs=2"),
+    ("--stop_epochs=1.5", "--stop_epochs=1.5 must be a list of numbers"),
+    ("--stop_epochs=1 --stop_quantile=1", "--stop_quantile=1.0 must lie between"),
+    ("--stop_epochs=1 --halving_eta=2", "contradict each other"),
+    ("--halving_eta=1", "--halving_eta=1 must be at least 2"),
+    ("--operands=gg", "no operand 'gg'; the nearest is 'g'"),
+    ("--unaries=rellu", "no unary function 'rellu'; the nearest is 'relu'"),
+    ("--binaries=times", "no binary function 'times'"),
+    ("--initial={missing}", "cannot read equations from .*: No such file"),
+    ("--initial={folder}", "cannot read equations from .*: Is a directory"),
+    ("--initial={binary}", "cannot read equations from .*: it is not a UTF-8 text"),
+    ("--initial={wrong}", "wrong, line 2: "),
+    ("--initial={long}", "long, line 1: the equation has 2 parts; this search allows 1 to 1"),
+    ("--initial={empty}", "holds no equation"),
+]
+
+
+@pytest.fixture
+def files(tmp_path):
+    contents = {"binary": b"\xff\xfeg", "wrong": b"g\ng + q\n", "long": b"(g + h) + fa", "empty": b"# nothing\n\n"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    return {name: tmp_path / name for name in (*contents, "folder", "missing")}
+
+
+@pytest.mark.parametrize("arguments, message", BAD, ids=[a for a, _ in BAD])
+def test_flags_that_cannot_be_honoured_are_refused_before_anything_starts(
+    parsed, files, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(run_flags.Setup, "trainer", lambda *_: pytest.fail("compiles"))
+    extra = ["--max_parts=1"] if "long" in arguments else []
+    values = parsed(f"--workdir={tmp_path / 'run'}", *SMALL, *arguments.format(**files).split(), *extra)
+    with pytest.raises((run_flags.UsageError, data.DataError), match=message):
+        launch.run(values, Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_is_needed(parsed):
+    with pytest.raises(run_flags.UsageError, match="--workdir=FOLDER is needed"):
+        launch.run(parsed(*SMALL), Console(file=io.StringIO()))
+
+
+def test_a_file_of_equations_may_hold_texts_names_and_comments(parsed, tmp_path):
+    (tmp_path / "rules").write_text("g  # backprop\n\n# a comment\nsign_symmetry\nunit_fro(g) + (0.5*g)\n")
+    found = run_flags.read_equations(tmp_path / "rules", 3)
+    assert [str(e) for e in found] == ["g", NAMED["sign_symmetry"], "unit_fro(g) + (0.5*g)"]
+    assert run_flags.search_setup(parsed(*SMALL, f"--initial={tmp_path / 'rules'}")).initial == found
+
+
+def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
+    three, one = (run_flags.search_setup(parsed(*SMALL, "--initial=known", f"--max_parts={n}")).initial for n in (3, 1))
+    assert str(three[0]) == str(one[0]) == "g" and len(three) == 5 and len(one) == 3
+
+
+def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
+    plan = run_flags.search_setup(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
+    assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [
+        (2, pytest.approx(2 / 3)),
+        (6, pytest.approx(2 / 3)),
+    ]
+    assert plan.budget.rung_epochs == (2, 6)
+
+
+def test_the_fingerprint_changes_with_every_setting_that_changes_results(parsed):
+    def fingerprint(*arguments):
+        values = parsed("--workdir=x", *SMALL, *arguments)
+        return run_flags.setup(values).fingerprint() | run_flags.search_setup(values).fingerprint()
+
+    base = fingerprint()
+    changes = ["--epochs=3", "--train_examples=130", "--learning_rates=0.2", "--seed=1", "--optimizer=momentum", "--lag=5",
+               "--operands=g", "--unaries=relu", "--binaries=add", "--max_parts=2", "--elite_size=7", "--initial=known",
+               "--elite_probability=0.5", "--mutations=1,1", "--stop_epochs=1", "--noequivalence", "--schedule=cosine",
+               "--compute_dtype=bfloat16", "--weight_decay=0", "--batch_size=16", "--model=mlp-8"]  # fmt: skip
+    for change in changes:
+        assert fingerprint(change) != base, change
+    assert fingerprint("--slots=2", "--top=3", "--max_evaluations=7") == base
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").glob("*.flags")), ids=lambda p: p.name)
+def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_path, path):
+    def load(name, data_dir=None):
+        size, count, pad = (8, 1437, 0) if name == "digits" else (32, 50_000, 4)
+        images, labels = np.zeros((count, size, size, 1), np.uint8), np.zeros(count, np.int32)
+        return data.Dataset(name, images, labels, images[:10], labels[:10], 10, False, pad, "made up")
+
+    monkeypatch.setattr(data, "load", load)
+    values = parsed(f"--flagfile={path}")
+    plan, training = run_flags.search_setup(values), run_flags.setup(values)
+    assert plan.budget.max_evaluations >= 10 and training.candidate().steps_per_epoch >= 1
+    assert path.read_text().startswith("# "), "a flag file says what it runs"

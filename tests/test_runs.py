@@ -1,0 +1,528 @@
+"""Runs: the database, the search on a deterministic stand-in for training, interruptions and kills, the leaderboard."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bpevo.evolution import Change, EvolutionSettings, Proposal, Proposer, Rung, SearchSpace
+from bpevo.evolution.space import feasible
+from bpevo.report import leaderboard, table
+from bpevo.rules import NAMED, parse
+from bpevo.runs import CONTROLS, Budget, RunDatabase, RunError, Search
+from bpevo.training import EpochResult, Training
+from bpevo.workers import Job, LocalWorkers, Outcome
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+EPOCHS, PARTS = 4, 3
+SETTINGS = {"max_parts": PARTS, "epochs": EPOCHS}
+
+
+def chance(*what) -> float:
+    """A number in [0, 1) that depends on `what` alone."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:6]) / 2**48
+
+
+class StandIn:
+    """A Trainer whose accuracies are hashes: one equation in eight diverges. Raises `interrupt` after some epochs."""
+
+    def __init__(self, capacity: int, interrupt_after: float = float("inf"), seconds: float = 0.0):
+        self.capacity, self.max_parts, self.occupancy = capacity, PARTS, 0.5
+        self.candidate = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS))
+        self.trained, self.most = 0, 0
+        self._left, self._seconds, self._slots = interrupt_after, seconds, {}
+
+    @property
+    def free(self) -> list[int]:
+        return [k for k in range(self.capacity) if k not in self._slots]
+
+    def start(self, slot: int, training: Training) -> None:
+        assert slot in self.free
+        self._slots[slot] = [training, 0]
+        self.trained += 1
+        self.most = max(self.most, len(self._slots))
+
+    def stop(self, slot: int) -> None:
+        self._slots.pop(slot, None)
+
+    def advance(self) -> dict[int, EpochResult]:
+        if self._left <= 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        time.sleep(self._seconds)
+        results = {}
+        for slot, entry in sorted(self._slots.items()):
+            entry[1] += 1
+            training, epoch = entry
+            what = (str(training.equation), training.learning_rate, training.replicate)
+            reason = "loss not finite" if epoch == 2 and chance("diverges", *what) < 0.125 else ""
+            accuracy = 0.0 if reason else (chance(*what) + 0.1 * chance(epoch, *what)) / 1.1
+            results[slot] = EpochResult(epoch, 1.0, accuracy, 1.0, float("nan"), accuracy, reason)
+            if reason or epoch >= EPOCHS:
+                self.stop(slot)
+        return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    budget: Budget
+    evolution: EvolutionSettings
+    initial: tuple = ()
+    space: SearchSpace = dataclasses.field(default_factory=lambda: SearchSpace(PARTS))
+
+
+def plan(max_evaluations=60, rates=(0.1,), lag=12, rungs=(), top=3, repeats=2, initial=(), **settings) -> Plan:
+    epochs = tuple(r.epoch for r in rungs)
+    evolution = EvolutionSettings(**({"elite_size": 10, "seed": 3} | settings), rungs=tuple(rungs))
+    return Plan(Budget(max_evaluations, rates, lag, epochs, top, repeats), evolution, tuple(initial))
+
+
+RUNGS = (Rung(1, 0.5), Rung(3, 0.3))
+
+
+def search(workdir, plan: Plan, trainer: StandIn, watch=lambda search, outcomes: None) -> Search:
+    """Runs or continues a search until its end or the trainer's interrupt."""
+    with RunDatabase.writing(workdir) as database:
+        database.check_settings(SETTINGS, {}, ())
+        proposer = Proposer(plan.space, plan.evolution, plan.initial, lambda e: e.key)
+        made = Search(database, proposer, LocalWorkers(trainer), plan.budget, watch)
+        made.run()
+    return made
+
+
+def rows(workdir) -> dict[str, list[tuple]]:
+    """All that a run holds but times, in an order that does not depend on when it came in."""
+    columns = {
+        "proposals": "id, equation, key, parent, changes, bars, infeasible, duplicates",
+        "evaluations": "stage, proposal, equation, learning_rate, replicate, status, reason, accuracy, rungs, curve",
+        "costs": "equation",
+    }
+    with contextlib.closing(sqlite3.connect(pathlib.Path(workdir) / "run.sqlite")) as c:
+        return {t: sorted(c.execute(f"SELECT {names} FROM {t}"), key=repr) for t, names in columns.items()}
+
+
+def python(code: str, *arguments, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)
+
+
+# The database.
+
+
+def outcome(text: str, status="done", accuracies=(0.25, 0.5), rate=0.1, replicate=0) -> Outcome:
+    reason = "loss not finite" if status == "diverged" else ""
+    training = Training(parse(text).to_equation(PARTS), rate, replicate)
+    curve = tuple(EpochResult(i + 1, 1.5, 0.5, 2.0, float("inf"), a, reason) for i, a in enumerate(accuracies))
+    return Outcome(Job(("search", 0), training, (), (1, 2)), status, reason, curve, 1.25)
+
+
+def test_proposals_come_back_as_they_were_stored(tmp_path):
+    rng, space = (
+        np.random.default_rng(0),
+        SearchSpace(PARTS, unaries=["scale:-2", "shift:-0.5", "clip", "identity", "transpose"]),
+    )
+    equations = [e for e in (s.random(rng) for _ in range(150) for s in (space, SearchSpace(PARTS))) if feasible(e)]
+    equations += [SearchSpace(PARTS).padded(rng, parse(t).to_equation(PARTS)) for t in sorted(set(NAMED.values()))]
+    changes = (Change(1, "unary1", "clip:0.5", "relu"), Change(0, "binary", "add", "mul"))
+    stored = [
+        Proposal(i, e, f"key {i}", i - 1 if i else None, changes[: i % 3], ((1, 0.1 + 0.2), (3, 1 / 3)), 5, 7)
+        for i, e in enumerate(equations)
+    ]
+    with RunDatabase.writing(tmp_path) as database:
+        database.check_settings(SETTINGS, {}, ())
+        for p in stored:
+            database.add_proposal(p)
+    with RunDatabase.reading(tmp_path) as database:
+        assert database.proposals() == stored
+
+
+def test_evaluations_come_back_as_they_were_stored(tmp_path):
+    with RunDatabase.writing(tmp_path) as database:
+        database.check_settings(SETTINGS, {}, ())
+        proposal = Proposal(0, parse("g").to_equation(PARTS), "key")
+        database.add_proposal(proposal)
+        first = database.add_evaluation("search", "g", 0, outcome("g"))
+        assert database.result(proposal, (0.1, 0.2)) is None  # a learning rate is still missing
+        second = database.add_evaluation("search", "g", 0, outcome("g", "diverged", (0.0,), 0.2))
+        control = database.add_evaluation("control", "g", None, outcome("g"))
+        assert database.evaluations() == [first, second, control]
+        assert database.evaluations("control") == [control]
+        result = database.result(proposal, (0.1, 0.2))
+    assert (first.status, first.accuracy, first.rungs, first.seconds) == ("done", 0.5, 2, 1.25)
+    assert first.curve["eval_accuracy"] == [0.25, 0.5] and first.curve["eval_loss"] == [None, None]
+    assert (second.accuracy, second.reason) == (None, "loss not finite")
+    assert (result.accuracy, result.rungs, result.curves) == (0.5, 2, ((0.25, 0.5), (0.0,)))
+
+
+def test_a_result_is_its_fittest_training_and_diverged_only_if_all_are(tmp_path):
+    with RunDatabase.writing(tmp_path) as database:
+        database.check_settings(SETTINGS, {}, ())
+        for i, text in enumerate(("g", "fa")):
+            database.add_proposal(Proposal(i, parse(text).to_equation(PARTS), text))
+        database.add_evaluation("search", "g", 0, outcome("g", "stopped", (0.9,), 0.1))
+        database.add_evaluation("search", "g", 0, outcome("g", "done", (0.2, 0.3), 0.2))
+        for rate in (0.1, 0.2):
+            database.add_evaluation("search", "fa", 1, outcome("fa", "diverged", (0.0,), rate))
+        best, lost = (database.result(p, (0.1, 0.2)) for p in database.proposals())
+    assert (best.rungs, best.accuracy) == (2, 0.3)  # rungs survived count before accuracy
+    assert lost.accuracy is None
+
+
+def test_other_settings_are_refused_with_the_difference_and_free_ones_allowed(tmp_path):
+    with RunDatabase.writing(tmp_path) as database:
+        database.check_settings({"epochs": 4, "rates": (0.1, 0.2), "limit": 10}, {"jax": "1"}, ("limit",))
+        database.check_settings({"epochs": 4, "rates": (0.1, 0.2), "limit": 99}, {"jax": "2"}, ("limit",))
+        with pytest.raises(RunError, match=r"(?s)epochs: 4 in the run, 5 now.*extra: None in the run, 1 now") as error:
+            database.check_settings({"epochs": 5, "rates": (0.1, 0.2), "limit": 10, "extra": 1}, {}, ("limit",))
+        assert "rates" not in str(error.value) and "limit" not in str(error.value)
+        assert database.settings()["limit"] == 99 and database.versions() == {"jax": "2"}
+
+
+HOLD = """
+import sys, time
+from bpevo.runs import RunDatabase
+with RunDatabase.writing(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_readers_are_not_and_a_dead_owners_lock_is_taken_over(tmp_path):
+    owner = python(HOLD, tmp_path)
+    try:
+        assert owner.stdout.readline() == "held\n"
+        with (
+            pytest.raises(RunError, match=rf"another process writes in .*host .+, pid {owner.pid}, since \d{{4}}-"),
+            RunDatabase.writing(tmp_path),
+        ):
+            pass
+        with RunDatabase.reading(tmp_path) as database:
+            assert database.evaluations() == []
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+    with RunDatabase.writing(tmp_path):
+        assert f"pid {os.getpid()}," in (tmp_path / "lock").read_text()
+
+
+def test_reading_sees_every_finished_training_while_a_search_writes(tmp_path):
+    seen = []
+
+    def watch(search, outcomes):
+        with RunDatabase.reading(tmp_path) as database:
+            seen.append((len(database.evaluations()), len(search.evaluations), len(database.proposals())))
+
+    search(tmp_path, plan(12), StandIn(4), watch)
+    assert seen and all(stored == known for stored, known, _ in seen)
+    assert seen[0][0] < seen[-1][0] and seen[-1][2] == 12
+
+
+def test_there_is_nothing_to_read_in_an_empty_folder(tmp_path):
+    with pytest.raises(RunError, match="there is no run in .*bpevo.launch"), RunDatabase.reading(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path):
+    path.write_bytes(b"garbage " * 4096)
+
+
+def scramble(path):
+    content = bytearray(path.read_bytes())
+    content[4096:] = bytes(len(content) - 4096)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite, scramble])
+def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path, damage):
+    search(tmp_path, plan(20), StandIn(4))
+    damage(tmp_path / "run.sqlite")
+    for opened in (RunDatabase.reading, RunDatabase.writing):
+        with pytest.raises(RunError, match=r"run\.sqlite: .*if the file is damaged"), opened(tmp_path) as database:
+            database.settings(), database.proposals(), database.evaluations()
+
+
+def test_a_file_of_a_newer_release_is_refused(tmp_path):
+    search(tmp_path, plan(2), StandIn(4))
+    with contextlib.closing(sqlite3.connect(tmp_path / "run.sqlite")) as c:
+        c.execute("PRAGMA user_version = 99")
+    for opened in (RunDatabase.reading, RunDatabase.writing):
+        with (
+            pytest.raises(RunError, match="schema version 99 .*reads 1; use the release that wrote it"),
+            opened(tmp_path),
+        ):
+            pass
+
+
+def test_a_workdir_that_cannot_be_written_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RunError, match="cannot write in the workdir .*choose another"),
+        RunDatabase.writing(tmp_path / "file"),
+    ):
+        pass
+    (tmp_path / "taken" / "run.sqlite").mkdir(parents=True)
+    with pytest.raises(RunError, match="unable to open"), RunDatabase.writing(tmp_path / "taken"):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_workdir_is_an_error_that_says_so(tmp_path):
+    tmp_path.chmod(0o500)
+    with (
+        pytest.raises(RunError, match="cannot write in the workdir .*Permission denied"),
+        RunDatabase.writing(tmp_path),
+    ):
+        pass
+
+
+# Workers.
+
+
+def job(text: str, bars=(), rung_epochs=()) -> Job:
+    return Job(text, Training(parse(text).to_equation(PARTS), 0.1), bars, rung_epochs)
+
+
+def drain(workers: LocalWorkers) -> list[Outcome]:
+    outcomes = []
+    while not workers.idle:
+        outcomes += workers.poll()
+    return outcomes
+
+
+def test_a_freed_slot_takes_the_next_job_at_once_and_no_slot_is_left_empty():
+    workers = LocalWorkers(StandIn(2))
+    for text in ("g", "fa", "dfa", "h", "dh"):
+        workers.submit(job(text))
+    assert workers.wanted == 0
+    outcomes = drain(workers)
+    assert sorted(o.job.tag for o in outcomes) == ["dfa", "dh", "fa", "g", "h"]
+    assert workers.trainer.most == 2 and workers.wanted == 2
+    assert all(o.seconds >= 0 and [e.epoch for e in o.curve] == list(range(1, len(o.curve) + 1)) for o in outcomes)
+
+
+def test_a_job_below_its_bar_stops_there_and_one_above_goes_on():
+    reached = drain_one("g", ())
+    accuracy = [e.eval_accuracy for e in reached.curve]
+    assert (reached.status, len(accuracy), reached.rungs) == ("done", EPOCHS, 2)
+    stopped = drain_one("g", ((1, 0.0), (3, np.nextafter(accuracy[2], 1))))
+    assert (stopped.status, stopped.rungs, stopped.accuracy) == ("stopped", 1, accuracy[2])
+    assert drain_one("g", ((1, accuracy[0]), (3, accuracy[2]))).status == "done"
+    assert drain_one("g", ((EPOCHS, 1.0),)).status == "done"  # a bar at the end stops nothing
+
+
+def drain_one(text: str, bars) -> Outcome:
+    workers = LocalWorkers(StandIn(1))
+    workers.submit(job(text, bars, (1, 3)))
+    return drain(workers)[0]
+
+
+def test_cancelled_jobs_leave_every_slot_free():
+    workers = LocalWorkers(StandIn(2))
+    for text in ("g", "fa", "dfa"):
+        workers.submit(job(text))
+    workers.poll()
+    workers.cancel()
+    assert workers.idle and workers.trainer.free == [0, 1] and workers.poll() == []
+
+
+# The search.
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Rows of a search with early stopping and two learning rates that nothing disturbs."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    search(workdir, DISTURBED, StandIn(4))
+    return rows(workdir)
+
+
+DISTURBED = plan(120, (0.1, 0.3), rungs=RUNGS)
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_results_do_not_depend_on_the_number_of_slots(undisturbed, tmp_path, slots):
+    trainer = StandIn(slots)
+    search(tmp_path, DISTURBED, trainer)
+    assert rows(tmp_path) == undisturbed and trainer.most == slots
+
+
+def test_a_search_trains_what_it_promises_once(undisturbed):
+    stages = {s: [r for r in undisturbed["evaluations"] if r[0] == s] for s in ("control", "search", "selection")}
+    assert len(undisturbed["proposals"]) == 60 and len(stages["search"]) == 120
+    assert {(r[2], r[3]) for r in stages["control"]} == {(NAMED[n], rate) for n in CONTROLS for rate in (0.1, 0.3)}
+    assert {r[4] for r in stages["selection"]} == {1, 2} and {r[4] for r in stages["search"]} == {0}
+    assert len(stages["selection"]) == 2 * (len(CONTROLS) + 3)
+    assert {r[5] for r in stages["search"]} == {"done", "stopped", "diverged"}
+    assert len(undisturbed["costs"]) == len(CONTROLS) + 3
+
+
+def test_starting_a_finished_search_again_trains_nothing(undisturbed, tmp_path):
+    search(tmp_path, DISTURBED, StandIn(4))
+    trainer = StandIn(4)
+    again = search(tmp_path, DISTURBED, trainer)
+    assert trainer.trained == 0 and rows(tmp_path) == undisturbed and again.done == 120
+
+
+def test_a_larger_budget_continues_as_if_it_had_been_there_from_the_start(tmp_path):
+    search(tmp_path / "continued", plan(30, rungs=RUNGS), StandIn(4))
+    search(tmp_path / "continued", plan(60, rungs=RUNGS), StandIn(4))
+    search(tmp_path / "whole", plan(60, rungs=RUNGS), StandIn(4))
+    continued, whole = rows(tmp_path / "continued"), rows(tmp_path / "whole")
+    assert continued["proposals"] == whole["proposals"]
+    assert set(continued["evaluations"]) >= set(whole["evaluations"])  # and the selection of the smaller budget
+
+
+def test_thirty_interruptions_change_no_row(undisturbed, tmp_path):
+    chosen, interruptions = random.Random(0), 0
+    while interruptions < 30:
+        trainer = StandIn(chosen.choice([1, 4, 8]), chosen.randrange(1, 8))
+        with contextlib.suppress(KeyboardInterrupt):
+            search(tmp_path, DISTURBED, trainer)
+            break
+        interruptions += 1
+    search(tmp_path, DISTURBED, StandIn(4))
+    assert interruptions == 30 and rows(tmp_path) == undisturbed
+
+
+def kill_search(workdir: str, kills: int) -> None:
+    """Run in a process of its own: forks searches and kills them at random moments, then lets one end."""
+    chosen, sessions = random.Random(1), 0
+    for attempt in range(kills + 1):
+        child = os.fork()
+        if not child:
+            search(workdir, DISTURBED, StandIn(4, seconds=0.002))
+            os._exit(0)
+        if attempt < kills:
+            time.sleep(chosen.uniform(0.005, 0.08))
+            os.kill(child, signal.SIGKILL)
+        sessions += os.waitpid(child, 0)[1] == signal.SIGKILL
+    print(sessions)
+
+
+def test_thirty_kills_lose_and_repeat_no_evaluation(undisturbed, tmp_path):
+    process = python("import sys, test_runs; test_runs.kill_search(sys.argv[1], 30)", tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and int(output) >= 20
+    assert rows(tmp_path) == undisturbed
+
+
+def test_every_proposal_is_drawn_from_results_at_least_lag_older(tmp_path):
+    made = search(tmp_path, plan(60, lag=12), StandIn(8))
+    children = [p for p in made.proposals if p.parent is not None]
+    assert len(children) > 30 and all(p.parent <= p.id - 12 for p in children)
+    diverged = {i for i, r in made.results.items() if r.accuracy is None}
+    assert diverged and not diverged & {p.parent for p in children}
+
+
+@pytest.mark.parametrize("rungs", [RUNGS, (Rung(1, 0.5), Rung(2, 0.5))], ids=["quantiles", "halving"])
+def test_candidates_stop_exactly_where_they_are_below_their_proposals_bar(tmp_path, rungs):
+    made = search(tmp_path, plan(100, rungs=rungs), StandIn(4))
+    trained = {e.proposal: e for e in made.evaluations if e.stage == "search"}
+    assert all(not p.bars for p in made.proposals[: 12 + 19]) and made.proposals[-1].bars
+    stopped = 0
+    for p in made.proposals:
+        e = trained[p.id]
+        below = [epoch for epoch, bar in p.bars if epoch <= len(e.curve["eval_accuracy"]) and not e.reason
+                 and e.curve["eval_accuracy"][epoch - 1] < bar]  # fmt: skip
+        assert (e.status == "stopped") == bool(below)
+        if below:
+            stopped += 1
+            assert below == [len(e.curve["eval_accuracy"])] and e.rungs == [r.epoch for r in rungs].index(below[0])
+        elif e.status == "done":
+            assert len(e.curve["eval_accuracy"]) == EPOCHS and e.rungs == len(rungs)
+    assert stopped > 10
+
+
+def test_max_evaluations_counts_trainings_at_every_learning_rate(tmp_path):
+    made = search(tmp_path, plan(10, rates=(0.1, 0.2, 0.4)), StandIn(4))
+    assert made.done == 9 and len(made.proposals) == 3
+    for p in made.proposals:
+        accuracies = [e.accuracy for e in made.evaluations if e.proposal == p.id and e.accuracy is not None]
+        assert made.results[p.id].accuracy == max(accuracies, default=None)
+    best = {e.equation: e for e in sorted(made.evaluations, key=lambda e: e.accuracy or -1) if e.stage != "selection"}
+    assert all(e.learning_rate == best[e.equation].learning_rate for e in made.evaluations if e.stage == "selection")
+
+
+def test_an_exhausted_space_ends_the_search_with_its_leaderboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("bpevo.evolution.proposer.MAX_RESTARTS", 200)
+    small = dataclasses.replace(plan(60), space=SearchSpace(1, ["g", "h"], ["identity"], ["add"]))
+    made = search(tmp_path, small, StandIn(4))
+    assert made.exhausted.startswith("space exhausted") and made.done == 3
+    assert len(leaderboard(made.evaluations, {}, 5)) == 3 + len(CONTROLS)
+
+
+def test_a_rule_that_is_also_a_control_is_selected_once_and_keeps_its_name(tmp_path):
+    known = [parse(NAMED[n]).to_equation(PARTS) for n in ("backprop", "zero_signal")]
+    rungs = (Rung(1, 0.5),)
+    chosen = dataclasses.replace(plan(2, rungs=rungs, initial=known), space=UnpaddedSpace(PARTS))
+    made = search(tmp_path, chosen, StandIn(8))
+    assert {e.equation for e in made.evaluations} == {NAMED[n] for n in CONTROLS}
+    board = leaderboard(made.evaluations, {}, 5)
+    assert sorted(r.label for r in board) == sorted(CONTROLS)
+    assert all(len(r.fresh) == 2 or r.status for r in board)
+
+
+class UnpaddedSpace(SearchSpace):
+    def padded(self, rng, equation):
+        return equation
+
+
+# The leaderboard.
+
+
+def test_leaderboards_hold_the_controls_and_the_best_rules_by_fresh_seeds(tmp_path):
+    made = search(tmp_path, DISTURBED, StandIn(4))
+    with RunDatabase.reading(tmp_path) as database:
+        board = leaderboard(database.evaluations(), database.costs(), 3)
+    assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 5
+    means = [r.mean for r in board if r.mean is not None]
+    assert means == sorted(means, reverse=True) and all(len(r.fresh) <= 2 for r in board)
+    assert all(row.cost is not None and row.fresh for row in board if not row.status)
+    leaders = {str(r.equation) for r in made.leaders()}
+    selected = {e.equation for e in made.evaluations if e.stage == "selection"}
+    assert selected == leaders | {NAMED[n] for n in CONTROLS}
+
+
+def test_a_leaderboard_before_the_first_fresh_seeds_ranks_by_the_search(tmp_path):
+    made = search(tmp_path, plan(20), StandIn(4))
+    early = [e for e in made.evaluations if e.stage != "selection"]
+    board = leaderboard(early, {}, 4)
+    assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 6
+    assert [r.search for r in board] == sorted((r.search for r in board), key=lambda s: -(s or 0))
+    assert all(r.mean is None and r.cost is None for r in board)
+    assert leaderboard([], {}, 4) == []
+
+
+def test_ties_show_the_rules_and_learning_rates_that_were_selected(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "chance", lambda *what: 0.5)
+    made = search(tmp_path, plan(24, rates=(0.1, 0.3)), StandIn(8))
+    for order in (made.evaluations, made.evaluations[::-1]):
+        board = leaderboard(order, {}, 3)
+        assert len(board) == 5 and all(len(r.fresh) == 2 and r.learning_rate == 0.3 for r in board)
+
+
+def test_texts_in_the_table_are_never_read_as_markup(tmp_path):
+    made = search(tmp_path, plan(5), StandIn(4))
+    output = io.StringIO()
+    Console(file=output, width=200).print(table(leaderboard(made.evaluations, {}, 3), "title"))
+    assert "backprop: g " in output.getvalue() and "zero_signal: g - g " in output.getvalue()

@@ -30,7 +30,7 @@ def configure_jax() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # tells which backends are absent
     if not os.environ.get("JAX_NUM_CPU_DEVICES") and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bpevo", "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

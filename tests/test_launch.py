@@ -20,8 +20,9 @@ from bpevo.runs import flags as run_flags
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (
-    "--dataset=digits --model=mlp-8-8 --train_examples=128 --batch_size=32 --epochs=2 --slots=4 --top=1 --repeats=2 --lag=4"
-).split()
+    "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=2", "--slots=4",
+    "--top=1", "--repeats=2", "--lag=4",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Rule-driven Dense and Conv: gradients equal autodiff where they should, carrier, feedback constants, primitives."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,11 +19,6 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def init(layer, keys, *args):
-    return jax.jit(layer.init)(keys, *args)
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def gradients(layer, variables, x, target):
     """Gradients of sum(y * target) by the parameters and x."""
 
@@ -56,13 +49,13 @@ class Plain(nn.Module):
 def assert_layer_is_backprop(ours, plain, x, activation, dtype):
     """Values and all gradients of `ours(rule)` are those of the plain layer after the activation."""
     tolerance = 1e-5 if dtype is None else 3e-2
-    variables = init(ours("g"), jax.random.key(0), x)
+    variables = ours("g").init(jax.random.key(0), x)
     params = jax.tree.map(lambda p: p + 0.1, variables["params"])  # biases that are not zero
     target = normal(9, *plain.apply({"params": params}, x).shape)
     expected = gradients(Plain(plain, activation), {"params": {"layer": params}}, x, target)
     for rule in BACKPROP:
         layer = ours(rule)
-        variables = {**init(layer, jax.random.key(0), x), "params": params}
+        variables = {**variables, "params": params}  # both rules keep the same (empty) state
         y = layer.apply(variables, x)
         np.testing.assert_allclose(
             np.float32(y), np.float32(plain.apply({"params": params}, activation(x))), rtol=tolerance, atol=tolerance
@@ -120,7 +113,7 @@ def test_pooled_dense_with_a_backprop_rule_has_autodiffs_gradients(dtype):
     x = normal(1, 3, 4, 5, 2)
     for rule in (*BACKPROP, None):
         layer = layers.PooledDense(3, rule and rules.compile(rule), nn.gelu, dtype=dtype)
-        variables = init(layer, jax.random.key(0), x)
+        variables = layer.init(jax.random.key(0), x)
         params, target = variables["params"], normal(2, 3, 3)
         plain = Plain(PooledPlain(), nn.gelu)
         expected = gradients(plain, {"params": {"layer": {"dense": params}}}, x, target)
@@ -131,7 +124,7 @@ def test_pooled_dense_with_a_backprop_rule_has_autodiffs_gradients(dtype):
 @pytest.mark.parametrize("layer", [layers.Dense(3), layers.Conv(3, strides=2)])
 def test_layers_without_a_rule_are_plain_backprop(layer):
     x = normal(1, 3, 4) if isinstance(layer, layers.Dense) else normal(1, 3, 5, 5, 2)
-    variables = init(layer, jax.random.key(0), x)
+    variables = layer.init(jax.random.key(0), x)
     assert set(variables) == {"params"}
     plain = nn.Dense(3) if isinstance(layer, layers.Dense) else nn.Conv(3, (3, 3), 2)
     target = normal(2, *layer.apply(variables, x).shape)
@@ -146,7 +139,7 @@ def test_weight_gradients_are_standard_whatever_the_rule():
     results = {}
     for rule in ("g", "zero_signal", "cube(h) + 1.0"):
         layer = layers.Conv(4, rule=rules.compile(rule))
-        variables = init(layer, jax.random.key(0), x)
+        variables = layer.init(jax.random.key(0), x)
         results[rule] = gradients(layer, variables, x, target)
     for rule in ("zero_signal", "cube(h) + 1.0"):
         assert_trees_agree(results[rule][0], results["g"][0], 0)
@@ -175,7 +168,7 @@ def cross_entropy(logits, labels):
 def test_carrier_brings_the_gradient_at_the_logits_to_every_unit():
     x, labels = normal(1, 6, 4), jnp.arange(6) % 3
     net = Two(rules.compile("b_L @ R_L"))
-    variables = init(net, {"params": jax.random.key(0), layers.FEEDBACK: jax.random.key(1)}, x)
+    variables = net.init({"params": jax.random.key(0), layers.FEEDBACK: jax.random.key(1)}, x)
     logits = net.apply(variables, x)
     true = jax.grad(cross_entropy)(logits, labels)
     dx = jax.grad(lambda x: cross_entropy(net.apply(variables, x), labels))(x)
@@ -191,7 +184,7 @@ def test_missing_carrier_is_an_error_that_says_what_to_do(rule):
     rule = rules.compile(rule)
     for layer, shape in ((layers.Dense(3, rule), (2, 4)), (layers.Conv(3, rule=rule), (2, 4, 4, 1))):
         with pytest.raises(ValueError, match="needs the signal at the logits: pass a carrier"):
-            init(layer, jax.random.key(0), jnp.zeros(shape))
+            layer.init(jax.random.key(0), jnp.zeros(shape))
 
 
 # Noise and state.
@@ -199,7 +192,7 @@ def test_missing_carrier_is_an_error_that_says_what_to_do(rule):
 
 def test_missing_noise_stream_is_an_error_that_says_what_to_do():
     layer, x = layers.Dense(3, rules.compile("add_noise(g, 0.1)")), normal(1, 2, 4)
-    variables = init(layer, jax.random.key(0), x)
+    variables = layer.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="draws noise: call apply with rngs="):
         layer.apply(variables, x)
     assert layer.apply(variables, x, rngs={"noise": jax.random.key(1)}).shape == (2, 3)
@@ -208,7 +201,7 @@ def test_missing_noise_stream_is_an_error_that_says_what_to_do():
 def test_noise_differs_between_layers_and_keys_and_is_reproducible():
     x = normal(1, 6, 4)
     net = Two(rules.compile("add_noise(g - g, 1.0)"))
-    variables = init(net, jax.random.key(0), x)
+    variables = net.init(jax.random.key(0), x)
 
     def signals(key):
         """The noise at the output of the first unit, summed over samples, and at x."""
@@ -228,7 +221,7 @@ def test_noise_differs_between_layers_and_keys_and_is_reproducible():
 
 def test_gradient_of_the_rules_state_is_its_next_state():
     layer, x = layers.Dense(3, rules.compile("mean(hp) + g")), normal(1, 5, 4)
-    variables = init(layer, jax.random.key(0), x)
+    variables = layer.init(jax.random.key(0), x)
     state = variables.pop(layers.OVERWRITE)
     for step in (1, 2):
         x = normal(step, 5, 4)
@@ -246,7 +239,7 @@ def test_gradient_of_the_rules_state_is_its_next_state():
 def test_random_feedback_is_not_the_weight_even_when_streams_share_a_key(keys):
     rule = rules.compile("fa")
     for layer, shape in ((layers.Dense(40, rule), (2, 90)), (layers.Conv(40, rule=rule), (2, 4, 4, 10))):
-        variables = init(layer, keys, jnp.zeros(shape))
+        variables = layer.init(keys, jnp.zeros(shape))
         w, r = variables["params"]["kernel"], variables[layers.FEEDBACK]["R"]
         assert w.shape == r.shape and abs(np.corrcoef(w.ravel(), r.ravel())[0, 1]) < 0.1
         fan_in = int(np.prod(w.shape[:-1]))
@@ -255,7 +248,7 @@ def test_random_feedback_is_not_the_weight_even_when_streams_share_a_key(keys):
 
 
 def test_random_signs_have_the_deviation_of_the_initial_weights():
-    variables = init(layers.Conv(40, rule=rules.compile("b_next @ S.T")), jax.random.key(0), normal(1, 2, 4, 4, 10))
+    variables = layers.Conv(40, rule=rules.compile("b_next @ S.T")).init(jax.random.key(0), normal(1, 2, 4, 4, 10))
     signs = variables[layers.FEEDBACK]["S"]
     np.testing.assert_allclose(jnp.abs(signs), (2 / 90) ** 0.5, rtol=1e-6)
     assert signs.shape == (3, 3, 10, 40) and abs((signs > 0).mean() - 0.5) < 0.03
@@ -263,8 +256,8 @@ def test_random_signs_have_the_deviation_of_the_initial_weights():
 
 def test_direct_feedback_has_variance_one_over_the_classes():
     classes, carrier = 50, layers.carrier(2, 50)
-    dense = init(layers.Dense(3, rules.compile("dfa")), jax.random.key(0), normal(1, 2, 80), carrier)
-    conv = init(layers.Conv(3, rule=rules.compile("dfa")), jax.random.key(0), normal(1, 2, 4, 5, 4), carrier)
+    dense = layers.Dense(3, rules.compile("dfa")).init(jax.random.key(0), normal(1, 2, 80), carrier)
+    conv = layers.Conv(3, rule=rules.compile("dfa")).init(jax.random.key(0), normal(1, 2, 4, 5, 4), carrier)
     assert dense[layers.FEEDBACK]["R_L"].shape == (classes, 80)
     assert conv[layers.FEEDBACK]["R_L"].shape == (classes, 4, 5, 4)
     for variables in (dense, conv):
@@ -274,7 +267,7 @@ def test_direct_feedback_has_variance_one_over_the_classes():
 def test_rules_hold_only_the_constants_that_they_read():
     x, carrier = normal(1, 2, 4), layers.carrier(2, 3)
     for rule, names in (("g", set()), ("fa + (b_next @ S.T)", {"R", "S"}), ("dfa", {"R_L"})):
-        variables = init(layers.Dense(3, rules.compile(rule)), jax.random.key(0), x, carrier)
+        variables = layers.Dense(3, rules.compile(rule)).init(jax.random.key(0), x, carrier)
         assert set(variables.get(layers.FEEDBACK, {})) == names
 
 
@@ -289,7 +282,7 @@ def test_rules_hold_only_the_constants_that_they_read():
 )
 def test_wrong_shapes_and_paddings_are_refused(layer, shape, message):
     with pytest.raises(ValueError, match=message):
-        init(layer, jax.random.key(0), jnp.zeros(shape))
+        layer.init(jax.random.key(0), jnp.zeros(shape))
 
 
 # Convolution primitives.

@@ -19,8 +19,8 @@ from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
 from bpevo.training import REASONS, Candidate, OutOfMemory, Trainer, Training, TrainingSettings, to_examples
 
 CLASSES, PARTS, SEED = 4, 3, 11
-SETTINGS = TrainingSettings("mlp-8-8", "sgd", weight_decay=0.1, batch_size=8, epochs=3)
-DIVERGES = "cube(cube(g + 2.0))"
+SETTINGS = TrainingSettings("mlp-8", "sgd", weight_decay=0.1, batch_size=8, epochs=3)
+DIVERGES = "cube(cube(g + 1000000.0))"
 DIFFERENT = (
     "g",
     "add_noise(bn(fa), 0.1) + g",
@@ -187,7 +187,7 @@ def test_the_rule_g_is_plain_sgd_with_weight_decay_on_kernels_only(trainers, rep
 
 
 def test_momentum_takes_in_the_decayed_gradient_and_the_schedule_comes_after_it():
-    settings = TrainingSettings("mlp-8", "momentum", 0.1, 8, 5, "warmup_cosine")  # 30 steps, 3 of them warm-up
+    settings = TrainingSettings("mlp-8-8", "momentum", 0.1, 8, 5, "warmup_cosine")  # 30 steps, 3 of them warm-up
     trainer = make_trainer(1, settings)
     curve = run(trainer, {0: training("g", 0.2)})[0]
 
@@ -354,6 +354,7 @@ def wide_resnet() -> Trainer:
     return Trainer(candidate, to_examples(split, 32), 4, PARTS, devices=jax.devices()[:1])
 
 
+@pytest.mark.slow  # its program compiles for a minute
 def test_a_wide_resnet_learns_digits_and_backprop_beats_the_zero_signal(wide_resnet):
     texts = ("backprop", "zero_signal", "a1_sgd_1")
     curves = run(wide_resnet, {k: training(NAMED[name]) for k, name in enumerate(texts)})
@@ -362,6 +363,7 @@ def test_a_wide_resnet_learns_digits_and_backprop_beats_the_zero_signal(wide_res
     assert zero > 0.1 and found > zero
 
 
+@pytest.mark.slow
 def test_rules_of_table_1_train_on_a_wide_resnet(wide_resnet):
     texts = sorted(set(TABLE_1.values()))
     for start in range(0, len(texts), 4):

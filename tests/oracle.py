@@ -37,7 +37,9 @@ def _im2col(x, kernel_shape, strides, padding):
     kh, kw = kernel_shape[:2]
     (sh, sw), (oh, ow) = strides, _output_size(x.shape[1:], kernel_shape, strides, padding)
     padded = np.pad(x, ((0, 0), *padding, (0, 0)))
-    taps = [padded[:, i:i + sh * (oh - 1) + 1:sh, j:j + sw * (ow - 1) + 1:sw] for i in range(kh) for j in range(kw)]
+    taps = [
+        padded[:, i : i + sh * (oh - 1) + 1 : sh, j : j + sw * (ow - 1) + 1 : sw] for i in range(kh) for j in range(kw)
+    ]
     return np.concatenate(taps, axis=-1)
 
 
@@ -94,7 +96,7 @@ class Unit:
     R_L: np.ndarray
     hp_next: np.ndarray
     b_next: np.ndarray
-    b_L: np.ndarray
+    b_L: np.ndarray  # noqa: N815 (the paper's name)
     strides: tuple[int, int] | None = None
     padding: tuple[tuple[int, int], tuple[int, int]] | None = None
 
@@ -161,13 +163,25 @@ for _name, _axis in (("elem", None), ("col", 0), ("row", 1)):
         UNARIES[f"unit_{_name}{_suffix}"] = _unit(_vector_norm(_suffix.strip("_"), _axis))
 
 BINARIES: dict[str | type, Callable] = {
-    ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: _divide, "min": np.minimum,
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: _divide,
+    "min": np.minimum,
     "max": np.maximum,
 }
 NOISES = ("add_noise", "mul_noise", "drop")
 # Base types: X [B, I], Y [B, O], Z [B, C], their sample averages x, y, z [1, .], K [I, O], F [C, I].
 KINDS = dict.fromkeys(("hp", "h", "dh", "gh", "g", "fah", "fa", "dfah", "dfa"), "X") | {
-    "W": "K", "sgn_W": "K", "R": "K", "S": "K", "R_L": "F", "hp_next": "Y", "b_next": "Y", "b_L": "Z"}
+    "W": "K",
+    "sgn_W": "K",
+    "R": "K",
+    "S": "K",
+    "R_L": "F",
+    "hp_next": "Y",
+    "b_next": "Y",
+    "b_L": "Z",
+}
 # (activation, weight, is the weight transposed) -> the product's type; the transposed mirrors follow from it.
 PRODUCTS = {("X", "K", False): "Y", ("Y", "K", True): "X", ("Z", "F", False): "X", ("X", "F", True): "Z"}
 
@@ -382,7 +396,15 @@ def mlp_gradients(params, x, labels, rules, feedback, activation="relu"):
     for i in reversed(range(len(params))):
         gradients.append((inputs[i].T @ signal, signal.sum(axis=0)))
         if i > 0:
-            unit = Unit(hp=outputs[i - 1], h=inputs[i], dh=derivative(outputs[i - 1]), W=params[i][0],
-                        hp_next=outputs[i], b_next=signal, b_L=b_top, **feedback[i - 1])
+            unit = Unit(
+                hp=outputs[i - 1],
+                h=inputs[i],
+                dh=derivative(outputs[i - 1]),
+                W=params[i][0],
+                hp_next=outputs[i],
+                b_next=signal,
+                b_L=b_top,
+                **feedback[i - 1],
+            )
             signal = rules[i - 1](unit)
     return gradients[::-1], loss

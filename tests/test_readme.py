@@ -37,8 +37,6 @@ def test_there_are_two_install_commands():
     assert len(re.findall(r"^python3 -m venv ", README, re.M)) == 2
 
 
-
-
 def test_the_notebook_trains_a_network():
     notebook = json.loads((pathlib.Path(__file__).parents[1] / "launch" / "colab.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]

@@ -55,7 +55,8 @@ class Timing:
 
 def equations(count: int, seed: int = 0) -> list[Equation]:
     """Random feasible equations of the whole space."""
-    rng, space, found = np.random.default_rng(seed), SearchSpace(), []
+    rng, space = np.random.default_rng(seed), SearchSpace()
+    found: list[Equation] = []
     while len(found) < count:
         equation = space.random(rng)
         if feasible(equation):
@@ -111,7 +112,7 @@ def _specialised_call(candidate: Candidate, examples: Examples, rule: CompiledRu
     order = jax.tree.map(lambda x: np.asarray(x)[None], _order(rule))
     blank = candidate.blank(rule, examples.mean.shape)
     state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
-    program = jax.jit(slots(candidate.epoch, [device]).__wrapped__)
+    program = slots(candidate.epoch, [device], donate=False)
     arguments = jax.device_put((order, state, examples), device)
     return program, arguments
 
@@ -207,8 +208,7 @@ def plain(setting: Setting, repeats: int) -> tuple[Timing, float]:
 
     jax.block_until_ready(run())
     seconds, spread = timed(run, repeats)
-    cost = compiled.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
+    cost = compiled.cost_analysis() or {}
     return Timing("plain Flax, backprop", seconds / setting.steps, spread, compiling, 1), float(cost.get("flops", 0.0))
 
 

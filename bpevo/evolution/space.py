@@ -109,9 +109,9 @@ class SearchSpace:
         return Equation.from_parts(parts, self.max_parts), Change(i, gene, _name(before), _name(after))
 
     def _alternatives(self, part: Part, gene: str) -> list:
-        choices: Sequence[Any] = {"o": self.operands, "u": self.unaries, "b": self.binaries}[gene[0]]
+        lists: dict[str, Sequence[Any]] = {"o": self.operands, "u": self.unaries, "b": self.binaries}
         current = _get(part, gene)
-        return [c for c in choices if c != current]
+        return [c for c in lists[gene[0]] if c != current]
 
 
 def feasible(equation: Equation) -> bool:

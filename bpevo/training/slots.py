@@ -14,11 +14,11 @@ def default_lowering(devices: Sequence[jax.Device]) -> str:
     return "map" if devices[0].platform == "cpu" else "vmap"
 
 
-def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = None) -> Callable:
+def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = None, donate: bool = True) -> Callable:
     """`step(order, state, shared) -> (state, out)` for one candidate, run for K = slots, sharded over `devices`.
 
     Orders, states and outputs gain a leading axis [K], a multiple of the number of devices; `shared` is replicated and
-    states are donated. "map" runs a device's slots one after the other, each with real branches; "vmap" batches them.
+    states are donated unless `donate` is False. "map" runs a device's slots one after the other, each with real branches; "vmap" batches them.
     """
     lowering = lowering or default_lowering(devices)
 
@@ -35,7 +35,7 @@ def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = 
             out_specs=PartitionSpec(AXIS),
             check_vma=False,
         )
-    return jax.jit(many, donate_argnums=1)
+    return jax.jit(many, donate_argnums=1 if donate else ())
 
 
 def shardings(devices: Sequence[jax.Device]):

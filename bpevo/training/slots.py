@@ -17,8 +17,9 @@ def default_lowering(devices: Sequence[jax.Device]) -> str:
 def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = None, donate: bool = True) -> Callable:
     """`step(order, state, shared) -> (state, out)` for one candidate, run for K = slots, sharded over `devices`.
 
-    Orders, states and outputs gain a leading axis [K], a multiple of the number of devices; `shared` is replicated and
-    states are donated unless `donate` is False. "map" runs a device's slots one after the other, each with real branches; "vmap" batches them.
+    Orders, states and outputs gain a leading axis [K], a multiple of the number of devices; `shared` is replicated;
+    states are donated unless `donate` is False. "map" runs a device's slots one after the other, each with real
+    branches; "vmap" batches them.
     """
     lowering = lowering or default_lowering(devices)
 

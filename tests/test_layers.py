@@ -247,6 +247,12 @@ def test_random_feedback_is_not_the_weight_even_when_streams_share_a_key(keys):
         assert abs(r.mean()) < 0.1 * r.std()
 
 
+def test_random_constants_are_independent_of_each_other():
+    layer = layers.Dense(40, rules.compile("fa + (b_next @ S.T)"))
+    constants = layer.init(jax.random.key(0), jnp.zeros((2, 50)))[layers.FEEDBACK]
+    assert abs(np.corrcoef(constants["R"].ravel(), constants["S"].ravel())[0, 1]) < 0.1
+
+
 def test_random_signs_have_the_deviation_of_the_initial_weights():
     variables = layers.Conv(40, rule=rules.compile("b_next @ S.T")).init(jax.random.key(0), normal(1, 2, 4, 4, 10))
     signs = variables[layers.FEEDBACK]["S"]
@@ -295,8 +301,10 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["convolutions", "products"])
 @pytest.mark.parametrize("index", range(len(WINDOWS)))
-def test_convolution_and_its_gradients_agree_with_the_dense_matrix(index):
+def test_convolution_and_its_gradients_agree_with_the_dense_matrix(index, small, monkeypatch):
+    monkeypatch.setattr(convolution, "_small", lambda *_: small)  # both forms that the CPU has
     kernel, strides, padding = WINDOWS[index]
     size = (6, 5)
     window = convolution.window(size, kernel, strides, padding)
@@ -322,10 +330,10 @@ def test_convolution_and_its_gradients_agree_with_the_dense_matrix(index):
         for actual, expected in zip(results, wanted, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
-    agrees(jax.jit(all_three)(x, w, b), x, w, b)
     # Mapped over candidates: everything, or one of the three arguments, has an axis of candidates.
-    which = ((0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0))[index % 4]
+    which = ((0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0))[(index + small) % 4]
     args = [a if axis is None else jnp.stack([a, -0.5 * a]) for a, axis in zip((x, w, b), which, strict=True)]
-    results = jax.jit(jax.vmap(all_three, which))(*args)
+    alone, results = jax.jit(lambda one, all: (all_three(*one), jax.vmap(all_three, which)(*all)))((x, w, b), args)
+    agrees(alone, x, w, b)
     for i in range(2):
         agrees([r[i] for r in results], *(a if axis is None else a[i] for a, axis in zip(args, which, strict=True)))

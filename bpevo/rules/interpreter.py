@@ -148,7 +148,7 @@ class _Machine:
             return lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
 
         blank = jnp.zeros(self._n)
-        return lax.cond(jnp.isin(function, jnp.array(p.NOISY)), draw, lambda: blank)
+        return lax.cond(functools.reduce(jnp.logical_or, [function == n for n in p.NOISY]), draw, lambda: blank)
 
     def _norm(self, value: jax.Array, base, average, detail) -> jax.Array:
         """value / (norm + ε): a reduction into lines (one per row or column), then a division by them."""
@@ -173,7 +173,7 @@ class _Machine:
         r = jnp.where(order == p.ORDERS.index("2"), jnp.sqrt(jnp.abs(r)), r)
         real = (
             jnp.arange(self._lines)
-            < jnp.array([1, *(self._shapes.matrix(n)[1 - o] for o in (0, 1) for n in BASES)])[which]
+            < _table([1, *(self._shapes.matrix(n)[1 - o] for o in (0, 1) for n in BASES)])[which]
         )
         r = jnp.where(of_sums == p.LARGEST, jnp.max(jnp.where(real, r, -jnp.inf)), r)
         r = jnp.where(of_sums == p.SMALLEST, jnp.min(jnp.where(real, r, jnp.inf)), r) + EPSILON
@@ -190,8 +190,8 @@ class _Machine:
 
     def _count(self, base, average) -> jax.Array:
         """Number of distinct entries of a value."""
-        sizes = jnp.array([self._sizes[n] for n in BASES])
-        columns = jnp.array([self._sizes[n] if n in WEIGHTS else self._shapes.matrix(n)[1] for n in BASES])
+        sizes = _table([self._sizes[n] for n in BASES])
+        columns = _table([self._sizes[n] if n in WEIGHTS else self._shapes.matrix(n)[1] for n in BASES])
         return jnp.where(average, columns, sizes)[base]
 
     def _statistic(self, value: jax.Array, base, average, detail, small: jax.Array, feedback: jax.Array):
@@ -262,6 +262,11 @@ class _Machine:
             multiply,
             *(elementwise(b) for b in BINARIES.values() if b.fn),
         ]
+
+
+def _table(values: list[int]) -> jax.Array:
+    """Of scalar literals: an array constant would become an operand, which vmap of a lax.cond batches and custom_vmap refuses."""
+    return jnp.stack([jnp.full((), v, jnp.int32) for v in values])
 
 
 def _pad(x: jax.Array, length: int) -> jax.Array:

@@ -48,6 +48,7 @@ CREATE TABLE evaluations (
   finished TEXT NOT NULL,
   PRIMARY KEY (stage, equation, learning_rate, replicate)
 );
+CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
 CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoch time over backprop's
 """
 

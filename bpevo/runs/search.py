@@ -44,6 +44,7 @@ class Search:
         self.proposals: list[Proposal] = []
         self.results: dict[int, Result] = {}
         self.evaluations: list[Evaluation] = database.evaluations()
+        self._keys = {_key(e) for e in self.evaluations}
         for proposal in database.proposals():
             proposer.adopt(proposal)
             self.proposals.append(proposal)
@@ -76,16 +77,14 @@ class Search:
         alive = [r for r in self.results.values() if r.accuracy is not None]
         return sorted(alive, key=lambda r: (r.fitness, -r.id), reverse=True)[: self._budget.top]
 
-    def _missing(self, stage: str, equation: str) -> list[tuple[float, int]]:
-        """(learning rate, replicate) of a stage that have ended, to be skipped."""
-        return [(e.learning_rate, e.replicate) for e in self.evaluations if (e.stage, e.equation) == (stage, equation)]
+    def _ended(self, stage: str, equation: Equation, rate: float, replicate: int) -> bool:
+        return (stage, str(equation), rate, replicate) in self._keys
 
     def _control_jobs(self) -> Iterator[Job]:
         for name in CONTROLS:
             equation = self._control(name)
-            ended = self._missing("control", str(equation))
             for rate in self._budget.learning_rates:
-                if (rate, SEARCH_REPLICATE) not in ended:
+                if not self._ended("control", equation, rate, SEARCH_REPLICATE):
                     yield Job(("control", None), Training(equation, rate, SEARCH_REPLICATE))
 
     def _control(self, name: str) -> Equation:
@@ -95,10 +94,9 @@ class Search:
         """Unfinished proposals first, then new ones; None while the next may not be drawn yet."""
         issued = 0
         for proposal in list(self.proposals):
-            ended = self._missing("search", str(proposal.equation))
             for rate in self._budget.learning_rates:
                 issued += 1
-                if (rate, SEARCH_REPLICATE) not in ended:
+                if not self._ended("search", proposal.equation, rate, SEARCH_REPLICATE):
                     yield self._search_job(proposal, rate)
         while issued + len(self._budget.learning_rates) <= self._budget.max_evaluations:
             last = self._proposer.next_id - self._budget.lag
@@ -132,9 +130,8 @@ class Search:
 
     def _selection_jobs(self) -> Iterator[Job]:
         for equation, rate in self._selected():
-            ended = self._missing("selection", str(equation))
             for replicate in range(1, self._budget.repeats + 1):
-                if (rate, replicate) not in ended:
+                if not self._ended("selection", equation, rate, replicate):
                     yield Job(("selection", None), Training(equation, rate, replicate))
 
     def _measure_costs(self) -> None:
@@ -168,9 +165,15 @@ class Search:
         for outcome in outcomes:
             stage, proposal = outcome.job.tag
             text = str(outcome.job.training.equation)
-            self.evaluations.append(self._database.add_evaluation(stage, text, proposal, outcome))
+            evaluation = self._database.add_evaluation(stage, text, proposal, outcome)
+            self.evaluations.append(evaluation)
+            self._keys.add(_key(evaluation))
             if stage == "search":
                 result = self._database.result(self.proposals[proposal], self._budget.learning_rates)
                 if result:
                     self.results[proposal] = result
         self._watch(self, outcomes)
+
+
+def _key(e: Evaluation) -> tuple[str, str, float, int]:
+    return e.stage, e.equation, e.learning_rate, e.replicate

@@ -169,8 +169,8 @@ class Candidate:
         (loss, (accuracy, batch_stats)), (gradient, rule_state) = with_aux(state.params, state.rule_state)
         direction, optimizer = self.settings.optimizer_transform().update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-        norm = optax.global_norm(gradient)
-        finite = jnp.isfinite(jnp.stack([loss, norm, optax.global_norm(params)]))
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(params)]))
         # The first of REASONS that is not finite; 0 if all are.
         reason = jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32)
         values = jnp.stack([loss, accuracy.astype(jnp.float32), norm])

@@ -5,10 +5,14 @@ in --workdir; starting again on the same workdir continues. Ends, also after Ctr
 backprop and a control without any hidden signal stand beside the rules that were found.
 """
 
+# ruff: noqa: E402
+import contextlib
 import logging
 import os
-import signal
 import sys
+
+# Before jax loads: XLA prints pages about each program of its own cache. Its failures come as exceptions all the same.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 from absl import app, flags
@@ -17,12 +21,10 @@ from rich.console import Console
 from bpevo import report
 from bpevo.data import DataError
 from bpevo.evolution import Proposer, functional_key
-from bpevo.runs import RunDatabase, RunError, Search
+from bpevo.runs import RunDatabase, RunError, Search, fork, process, selfcheck
 from bpevo.runs import flags as run_flags
-from bpevo.training import OutOfMemory
-from bpevo.workers import LocalWorkers
-
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+from bpevo.training import DeviceLost, OutOfMemory
+from bpevo.workers import Checkpoints, LocalWorkers
 
 
 def configure_jax() -> None:
@@ -37,30 +39,36 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def run(values: flags.FlagValues, console: Console) -> int:
+def run(values: flags.FlagValues, console: Console, interruption: process.Interruption | None = None) -> int:
     """Runs the search that the flags describe; returns the exit code."""
     plan = run_flags.search_setup(values)
     training = run_flags.setup(values)
+    if values.selfcheck:
+        selfcheck.check()
+    interruption = interruption or process.Interruption()
     with RunDatabase.writing(values.workdir) as database:
-        database.check_settings(
-            training.fingerprint() | plan.fingerprint() | {"max_evaluations": values.max_evaluations},
-            run_flags.versions(),
-            free=("max_evaluations",),
-        )
+        plan = _settled(values, database, plan, training, console)
         data = training.dataset
-        console.print(f"{data.source}; {len(training.split.train_labels):,} training examples", highlight=False)
-        workers = LocalWorkers(training.trainer(plan.space.max_parts, values.slots))
+        size = f"{len(training.split.train_labels):,} training examples"
+        console.print(f"{data.source}; {size}", highlight=False, soft_wrap=True)
+        checkpoints = _checkpoints(values, plan, training, console)
+        trainer = training.trainer(plan.space.max_parts, values.slots)
+        workers = LocalWorkers(trainer, checkpoints, lambda line: console.print(line, markup=False, highlight=False))
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
         proposer = Proposer(plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
-        search = Search(database, proposer, workers, plan.budget, progress)
+        search = interruption.search = Search(database, proposer, workers, plan.budget, progress)
         code = 0
         try:
             with progress.running():
                 search.run()
+            if checkpoints:
+                checkpoints.clear()
         except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
+            code = interruption.code
             console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
+            with contextlib.suppress(KeyboardInterrupt):
+                workers.suspend()
         if search.exhausted:
             console.print(search.exhausted, highlight=False)
         rows = report.leaderboard(search.evaluations, database.costs(), plan.budget.top)
@@ -69,19 +77,66 @@ def run(values: flags.FlagValues, console: Console) -> int:
         return code
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}: settings are flags, --name=value")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    configure_jax()
-    console = Console()
+def _settled(
+    values: flags.FlagValues,
+    database: RunDatabase,
+    plan: run_flags.SearchSetup,
+    training: run_flags.Setup,
+    console: Console,
+) -> run_flags.SearchSetup:
+    """The plan after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
+    stored, versions = database.settings(), run_flags.versions()
+    forked = stored.get("fork")
+    if stored:
+        plan = plan.continuing(stored, values.lag)
+        changed = run_flags.changed_numerics(database.versions(), versions)
+        if changed:
+            console.print(f"not bit-identical to its beginning: {changed}", markup=False, highlight=False)
+        if values.fork_from and (forked or {}).get("from") != os.path.realpath(values.fork_from):
+            raise RunError(
+                f"{values.workdir} holds a run already: --fork_from={values.fork_from} needs another --workdir"
+            )
+    elif values.fork_from:
+        plan, forked, line = fork.begin(database, values.fork_from, plan, training.fingerprint(), versions)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    settings = training.fingerprint() | plan.fingerprint() | {"max_evaluations": values.max_evaluations, "fork": forked}
+    database.check_settings(settings, versions, free=("max_evaluations", "fork"))
+    return plan
+
+
+def _checkpoints(
+    values: flags.FlagValues, plan: run_flags.SearchSetup, training: run_flags.Setup, console: Console
+) -> Checkpoints | None:
+    if not values.checkpoint_minutes:
+        return None
+    versions = run_flags.versions()
+    identity = training.fingerprint() | {"max_parts": plan.space.max_parts}
+    identity |= {k: versions[k] for k in ("bpevo", "jax", "jaxlib", "flax", "optax")}
+    identity |= {"device": jax.local_devices()[0].device_kind}
     try:
-        code = run(flags.FLAGS, console)
+        return Checkpoints(
+            os.path.join(values.workdir, "checkpoints"), identity, values.checkpoint_minutes,
+            lambda line: console.print(line, markup=False, highlight=False),
+        )  # fmt: skip
+    except OSError as error:
+        raise RunError(
+            f"cannot keep checkpoints in {values.workdir}/checkpoints: {error.strerror}; --checkpoint_minutes=0 does without"
+        ) from error
+
+
+def main(argv: list[str]) -> None:
+    interruption = process.Interruption()
+    interruption.install()
+    configure_jax()
+    console = Console(file=process.Output(sys.stdout))
+    try:
+        code = run(flags.FLAGS, console, interruption)
     except (run_flags.UsageError, DataError, RunError, OutOfMemory) as error:
-        print(f"bpevo.launch: {error}", file=sys.stderr)
-        code = EXIT_ERROR
+        code = process.fail("bpevo.launch", error)
+    except DeviceLost as error:
+        code = process.fail("bpevo.launch", error, process.EXIT_AGAIN)
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        code = interruption.code
     sys.exit(code)
 
 
@@ -89,4 +144,4 @@ if __name__ == "__main__":
     run_flags.define_common()
     run_flags.define_search()
     flags.adopt_module_key_flags(run_flags)  # for --help
-    app.run(main)
+    app.run(main, flags_parser=process.parse_flags("bpevo.launch"))

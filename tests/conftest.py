@@ -21,6 +21,15 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("bpevo")
 
+
+def pytest_collection_modifyitems(config, items):
+    """The soak test runs only when it is asked for by its marker."""
+    if "soak" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="an hour: run with -m soak -s"))
+
+
 STEPS = 3
 FIELDS = ("hp", "h", "dh", "hp_next", "b_next", "b_L", "W", "R", "S", "R_L")  # the arrays of rules.Unit, in order
 

@@ -29,7 +29,7 @@ SMALL = (
 def start(tmp_path_factory):
     """Starts the command; every start shares one compilation cache."""
     cache = tmp_path_factory.mktemp("cache")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TF_"))}
     environment |= {
         "PYTHONPATH": str(REPOSITORY),
         "XDG_CACHE_HOME": str(cache),
@@ -111,7 +111,7 @@ def test_bad_flags_end_with_one_line_and_an_exit_code(finish, tmp_path):
     assert code == 2 and errors.strip() == "bpevo.launch: there is no operand 'gg'; the nearest is 'g'" and not output
     for arguments in (["--epochs=abc"], ["--epoochs=3"]):
         code, output, errors = finish(f"--workdir={tmp_path}", *arguments)
-        assert code and "FATAL Flags parsing error" in errors and "Traceback" not in errors and not output
+        assert code == 2 and errors.startswith("bpevo.launch: ") and len(errors.splitlines()) == 1 and not output
     code, output, errors = finish("epochs=3")
     assert code and "unknown argument 'epochs=3'" in output + errors and "Traceback" not in errors
     assert not list(tmp_path.iterdir())
@@ -245,7 +245,7 @@ def test_the_fingerprint_changes_with_every_setting_that_changes_results(parsed)
     assert fingerprint("--slots=2", "--top=3", "--max_evaluations=7") == base
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").glob("*.flags")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").glob("[!e]*.flags")), ids=lambda p: p.name)
 def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_path, path):
     def load(name, data_dir=None):
         size, count, pad = (8, 1437, 0) if name == "digits" else (32, 50_000, 4)

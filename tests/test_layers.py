@@ -1,5 +1,7 @@
 """Rule-driven Dense and Conv: gradients equal autodiff where they should, carrier, feedback constants, primitives."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -337,3 +339,23 @@ def test_convolution_and_its_gradients_agree_with_the_dense_matrix(index, small,
     agrees(alone, x, w, b)
     for i in range(2):
         agrees([r[i] for r in results], *(a if axis is None else a[i] for a, axis in zip(args, which, strict=True)))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_on_a_gpu_mapped_weight_gradients_are_matrix_products_and_no_convolution_is_grouped(strides):
+    geometry = convolution.window((8, 8), (3, 3), (strides, strides), "SAME")
+    x, w = jnp.ones((4, 2, 8, 8, 5)), jnp.ones((4, 3, 3, 5, 6))
+    b = jax.vmap(lambda x, w: convolution.conv(x, w, geometry))(x, w)
+
+    def text(function, *arguments):
+        return jax.jit(jax.vmap(function)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+    gradient = text(lambda x, b: convolution.conv_weight_gradient(x, b, (3, 3), geometry), x, b)
+    assert "stablehlo.dot_general" in gradient and "stablehlo.convolution" not in gradient
+    for lowered in (
+        text(lambda x, w: convolution.conv(x, w, geometry), x, w),
+        text(lambda b, w: convolution.conv_input_gradient(b, w, (8, 8), geometry), b, w),
+    ):
+        assert lowered.count("stablehlo.convolution") == 4  # one per candidate
+        groups = re.findall(r"(?:feature|batch)_group_count = (\d+)", lowered)
+        assert groups and set(groups) == {"1"}

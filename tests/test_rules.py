@@ -121,7 +121,7 @@ def test_every_unary_prints_parses_and_keeps_the_shape(name, constant):
     latex_is_sound(expression.latex)
     assert G.latex in once.latex and UNARIES[name].doc
     entry = UNARIES[name]
-    assert sum(map(bool, (entry.fn, entry.norm, entry.structure))) == 1
+    assert sum(map(bool, (entry.fn, entry.line, entry.norm, entry.structure))) == 1
     assert entry.takes_constant == bool(entry.constants)
     assert all(entry.legal[0] <= c <= entry.legal[1] for c in entry.constants)
 

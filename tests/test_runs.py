@@ -37,39 +37,54 @@ def chance(*what) -> float:
 
 
 class StandIn:
-    """A Trainer whose accuracies are hashes: one equation in eight diverges. Raises `interrupt` after some epochs."""
+    """A Trainer whose accuracies are hashes, folded into a state epoch by epoch: one equation in eight diverges.
+
+    Raises `interrupt` after some epochs.
+    """
+
+    state_shapes = (((2,), "float64"),)
 
     def __init__(self, capacity: int, interrupt_after: float = float("inf"), seconds: float = 0.0):
         self.capacity, self.max_parts, self.occupancy = capacity, PARTS, 0.5
         self.candidate = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS))
-        self.trained, self.most = 0, 0
+        self.trained, self.epochs, self.most = 0, 0, 0
         self._left, self._seconds, self._slots = interrupt_after, seconds, {}
 
     @property
     def free(self) -> list[int]:
         return [k for k in range(self.capacity) if k not in self._slots]
 
-    def start(self, slot: int, training: Training) -> None:
+    def start(self, slot: int, training: Training, epoch: int = 0, state=()) -> None:
         assert slot in self.free
-        self._slots[slot] = [training, 0]
-        self.trained += 1
+        self._slots[slot] = [training, epoch, np.array(state[0]) if epoch else np.zeros(2)]
+        self.trained += not epoch
         self.most = max(self.most, len(self._slots))
+
+    def state(self, slot: int) -> list[np.ndarray]:
+        return [self._slots[slot][2].copy()]
 
     def stop(self, slot: int) -> None:
         self._slots.pop(slot, None)
 
-    def advance(self) -> dict[int, EpochResult]:
+    def busy(self) -> list[int]:
+        return sorted(self._slots)
+
+    def advance(self, meanwhile=lambda: None) -> dict[int, EpochResult]:
         if self._left <= 0:
             raise KeyboardInterrupt
         self._left -= 1
+        meanwhile()
         time.sleep(self._seconds)
         results = {}
-        for slot, entry in sorted(self._slots.items()):
+        for slot in self.busy():
+            self.epochs += 1
+            entry = self._slots[slot]
             entry[1] += 1
-            training, epoch = entry
+            training, epoch, state = entry
             what = (str(training.equation), training.learning_rate, training.replicate)
+            state[:] = epoch, state[1] / 2 + chance(epoch, *what)
             reason = "loss not finite" if epoch == 2 and chance("diverges", *what) < 0.125 else ""
-            accuracy = 0.0 if reason else (chance(*what) + 0.1 * chance(epoch, *what)) / 1.1
+            accuracy = 0.0 if reason else (chance(*what) + 0.1 * state[1]) / 1.2
             results[slot] = EpochResult(epoch, 1.0, accuracy, 1.0, float("nan"), accuracy, reason)
             if reason or epoch >= EPOCHS:
                 self.stop(slot)
@@ -93,12 +108,12 @@ def plan(max_evaluations=60, rates=(0.1,), lag=12, rungs=(), top=3, repeats=2, i
 RUNGS = (Rung(1, 0.5), Rung(3, 0.3))
 
 
-def search(workdir, plan: Plan, trainer: StandIn, watch=lambda search, outcomes: None) -> Search:
+def search(workdir, plan: Plan, trainer: StandIn, watch=lambda search, outcomes: None, workers=LocalWorkers) -> Search:
     """Runs or continues a search until its end or the trainer's interrupt."""
     with RunDatabase.writing(workdir) as database:
         database.check_settings(SETTINGS, {}, ())
         proposer = Proposer(plan.space, plan.evolution, plan.initial, lambda e: e.key)
-        made = Search(database, proposer, LocalWorkers(trainer), plan.budget, watch)
+        made = Search(database, proposer, workers(trainer), plan.budget, watch)
         made.run()
     return made
 

@@ -1,13 +1,16 @@
-"""Benchmarks: `python -m bpevo.bench --setting=digits`, `--convolutions`, `--json=FILE`.
+"""Benchmarks: `python -m bpevo.bench --setting=digits`, `--start`, `--convolutions`, `--json=FILE`.
 
 Ratios within one run count, not absolute times. (a) the slots, equations as data, for several K; (b) a program per
-equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only.
+equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only; (e) PyTorch,
+backprop only, where it is installed.
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import sys
+import tempfile
 import time
 
 import jax
@@ -15,19 +18,21 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from bpevo.bench import convolutions, engines
+from bpevo.bench import convolutions, engines, start
 from bpevo.launch import configure_jax
 from bpevo.runs.flags import versions
-from bpevo.training import Trainer, Training
+from bpevo.training import DTYPES, Trainer, Training
 from bpevo.workers import Job, LocalWorkers
 
 flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
+flags.DEFINE_enum("compute_dtype", "float32", tuple(DTYPES), "Of the network, in (a) to (d).")
 flags.DEFINE_list("slots", ["1", "2", "4", "8", "16"], "Numbers of slots K.")
 flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
 flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled; 0: leave it out.")
 flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
 flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison.")
 flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.")
+flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -44,6 +49,10 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
     rules = engines.equations(max(values.specialised, max(map(int, values.slots))))
     plain, flop = engines.plain(setting, values.repeats)
     timings = [plain, *(engines.interpreted(setting, int(k), rules, values.repeats) for k in values.slots)]
+    if importlib.util.find_spec("torch"):
+        from bpevo.bench import torch_backprop  # (e), where it is installed
+
+        timings.append(torch_backprop.measure(setting, values.repeats))
     if values.specialised:
         timings.append(engines.specialised(setting, rules[: values.specialised], values.repeats))
     peak = engines.peak_flops()
@@ -86,10 +95,11 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
     setting = dataclasses.replace(setting, steps=values.steps)
     sizes = [int(n) for n in values.throughput]
     naive, deviation = engines.naive(setting, engines.equations(values.naive, seed=1))
-    figures, rows = [], []
+    figures, rows, compilations = [], [], start.Compilations()
     for size in sizes:
         jax.clear_caches()
-        start = time.perf_counter()
+        compiled = compilations.count
+        begin = time.perf_counter()
         candidate, examples = engines.workload(setting)
         trainer = Trainer(candidate, examples, 8)
         workers = LocalWorkers(trainer)
@@ -97,18 +107,32 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
             workers.submit(Job(None, Training(equation, 1e-6)))
         while not workers.idle:
             workers.poll()
-        seconds = time.perf_counter() - start
-        figures.append({"equations": size, "seconds": seconds, "occupancy": trainer.occupancy})
-        rows.append([f"{size:,}", f"{seconds:.0f}", f"{size * naive:.0f}", f"{size * naive / seconds:.1f}x"])
+        seconds, programs = time.perf_counter() - begin, compilations.count - compiled
+        figures.append({"equations": size, "seconds": seconds, "occupancy": trainer.occupancy, "programs": programs})
+        ratio = f"{size * naive / seconds:.1f}x"
+        rows.append([f"{size:,}", f"{seconds:.0f}", f"{size * naive:.0f}", ratio, str(programs)])
     console.print(
         _table(
             f"search from a cold start, {values.steps} steps of batch {setting.batch} each; "
             f"naive: {naive:.1f} ± {deviation:.1f} s an equation (n = {values.naive}), scaled",
-            ["equations", "slots, s", "naive, s", "ratio"],
+            ["equations", "slots, s", "naive, s", "ratio", "programs"],
             rows,
         )
     )
     return {"naive_seconds_per_equation": naive, "naive_deviation": deviation, "searches": figures}
+
+
+def _start(setting: engines.Setting, console: Console) -> dict:
+    with tempfile.TemporaryDirectory() as cache:
+        figures = start.measure(setting.name, cache)
+    columns = ["trace", "lower", "compile", "epoch", "total"]
+    rows = [[name, *(f"{figures[name].get(c, 0.0):.1f}" for c in columns)] for name in figures]
+    console.print(
+        _table(
+            f"start of a search with {setting.model}, 8 slots: seconds to the first results", ["start", *columns], rows
+        )
+    )
+    return {"start": figures}
 
 
 def _convolutions(setting: engines.Setting, console: Console) -> dict:
@@ -133,9 +157,11 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
-    setting = engines.SETTINGS[flags.FLAGS.setting]
+    setting = dataclasses.replace(engines.SETTINGS[flags.FLAGS.setting], compute_dtype=flags.FLAGS.compute_dtype)
     if flags.FLAGS.convolutions:
         figures = _convolutions(setting, console)
+    elif flags.FLAGS.start:
+        figures = _start(setting, console)
     else:
         figures = _engines(setting, console) if flags.FLAGS.slots else {}
         if flags.FLAGS.naive and flags.FLAGS.throughput:

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import optax
 from bpevo import data
 from bpevo.evolution.space import SearchSpace, feasible
 from bpevo.rules import CompiledRule, Equation, compile
-from bpevo.training import Candidate, Examples, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training import DTYPES, Candidate, Examples, Trainer, Training, TrainingSettings, to_examples
 from bpevo.training.candidate import Order
 from bpevo.training.slots import slots
 
@@ -29,6 +30,7 @@ class Setting:
     channels: int
     batch: int
     steps: int  # of a timed call
+    compute_dtype: str = "float32"
 
 
 SETTINGS = {
@@ -71,7 +73,9 @@ def workload(setting: Setting, epochs: int = 1) -> tuple[Candidate, Examples]:
     images = rng.integers(0, 256, shape, np.uint8)
     labels = rng.integers(0, 10, len(images)).astype(np.int32)
     split = data.Split(images, labels, images[: setting.batch], labels[: setting.batch])
-    settings = TrainingSettings(setting.model, batch_size=setting.batch, epochs=epochs)
+    settings = TrainingSettings(
+        setting.model, batch_size=setting.batch, epochs=epochs, compute_dtype=setting.compute_dtype
+    )
     crop = setting.size == 32
     return Candidate(settings, 10, len(images), crop, 4 if crop else 0), to_examples(split, setting.batch)
 
@@ -154,14 +158,15 @@ class PlainWideResNet(nn.Module):
 
     depth: int
     width: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x):
         def conv(features, kernel, stride=1):
-            return nn.Conv(features, (kernel, kernel), stride, use_bias=False)
+            return nn.Conv(features, (kernel, kernel), stride, use_bias=False, dtype=self.dtype)
 
         def norm(x):
-            return nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
+            return nn.BatchNorm(use_running_average=False, momentum=0.9, dtype=self.dtype)(x)
 
         x = conv(16, 3)(x)
         for group, channels in enumerate((16, 32, 64)):
@@ -177,7 +182,7 @@ class PlainWideResNet(nn.Module):
 def plain(setting: Setting, repeats: int) -> tuple[Timing, float]:
     """Plain Flax layers, jax.grad and optax, backprop only, a jitted step at a time; and its FLOPs a step by XLA."""
     depth, width = map(int, setting.model.split("-")[1:])
-    model = PlainWideResNet(depth, width)
+    model = PlainWideResNet(depth, width, DTYPES[setting.compute_dtype])
     _, examples = workload(setting)
     optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-6))
 
@@ -187,7 +192,7 @@ def plain(setting: Setting, repeats: int) -> tuple[Timing, float]:
 
         def loss(params):
             logits, new = model.apply({**variables, "params": params}, x, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+            return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean(), new
 
         (_, new), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, state = optimizer.update(gradient, state, variables["params"])

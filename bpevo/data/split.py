@@ -48,11 +48,15 @@ def train_validation_split(dataset: Dataset, train_examples: int | None = None) 
     )
 
 
-def full_training_split(dataset: Dataset) -> Split:
-    """The whole training set, evaluated on the test set: for the final evaluation only."""
+def full_training_split(dataset: Dataset, train_examples: int | None = None) -> Split:
+    """The whole training set, evaluated on the test set: for the final evaluation only.
+
+    With `train_examples`, the same examples as in `train_validation_split`: for runs that are smaller than the data.
+    """
+    train = dataset if train_examples is None else train_validation_split(dataset, train_examples)
     return Split(
-        train_images=dataset.train_images,
-        train_labels=dataset.train_labels,
+        train_images=train.train_images,
+        train_labels=train.train_labels,
         eval_images=dataset.test_images,
         eval_labels=dataset.test_labels,
     )

@@ -77,9 +77,19 @@ def _probe():
     return run
 
 
+@functools.cache
+def _device() -> jax.Device:
+    """A CPU, since an accelerator is busy training, unless JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def functional_key(equation: Equation) -> str:
     """A digest of what the equation computes; raises InfeasibleEquation."""
-    signal = np.asarray(_probe()(assemble(equation)), np.float64)
+    with jax.default_device(_device()):
+        signal = np.asarray(_probe()(assemble(equation)), np.float64)
     mantissa, exponent = np.frexp(np.nan_to_num(signal, nan=1e300, posinf=1e301, neginf=-1e301))
     rounded = np.ldexp(np.round(mantissa * 2**BITS), exponent - BITS) + 0.0
     return hashlib.sha256(rounded.tobytes()).hexdigest()[:32]

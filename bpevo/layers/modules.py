@@ -1,5 +1,7 @@
 """Flax layers that train with any backward equation."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,21 +46,7 @@ class _RuleLayer(nn.Module):
         hp_next = jax.eval_shape(linear.forward, x, jax.ShapeDtypeStruct(kernel_shape, dtype))
         shapes = UnitShapes(x.shape, hp_next.shape, inner.shape, kernel_shape)
 
-        draws = {
-            "R": ({"R", "fah", "fa"}, lambda key: gaussian(key, kernel_shape)),
-            "S": ({"S"}, lambda key: std * jax.random.rademacher(key, kernel_shape, jnp.float32)),
-            "R_L": ({"R_L", "dfah", "dfa"}, lambda key: jax.random.normal(key, shapes.F) * shapes.Z[1] ** -0.5),
-        }
-        root = self.make_rng(FEEDBACK) if self.is_initializing() and any(used & n for n, _ in draws.values()) else None
-
-        def constant(index: int, name: str) -> jax.Array:
-            needed, draw = draws[name]
-            if not used & needed:
-                return jnp.zeros(shapes.F if name == "R_L" else kernel_shape)
-            # Folded in once more, so that R differs from W even if both streams start from one key.
-            return self.variable(FEEDBACK, name, lambda: draw(jax.random.fold_in(root, index + 1))).value
-
-        feedback = Feedback(*(constant(i, name) for i, name in enumerate(draws)))
+        feedback = self._feedback(used, kernel_shape, std, shapes)
         state = self.variable(OVERWRITE, "rule", lambda: self.rule.init(shapes)).value
         key = None
         if self.rule.needs_noise and not self.is_initializing():
@@ -69,6 +57,33 @@ class _RuleLayer(nn.Module):
             key = self.make_rng("noise")
         y, inner = unit(linear, self.activation, self.rule, x, inner, Weights(kernel, bias), feedback, state, key)
         return y if carrier is None else (y, inner)
+
+    def _feedback(
+        self, used: frozenset[str], kernel_shape: tuple[int, ...], std: float, shapes: UnitShapes
+    ) -> Feedback:
+        """R, S and R_L as far as `used`; all come from one Gaussian draw, so that a unit compiles one generator."""
+        names = {"R": {"R", "fah", "fa"}, "S": {"S"}, "R_L": {"R_L", "dfah", "dfa"}}
+        needed = [name for name, operands in names.items() if used & operands]
+        sizes = {"R": math.prod(kernel_shape), "S": math.prod(kernel_shape), "R_L": math.prod(shapes.F)}
+        laws = {
+            "R": lambda gaussian: std * gaussian.reshape(kernel_shape),
+            "S": lambda gaussian: jnp.where(gaussian < 0, -std, std).reshape(kernel_shape),
+            "R_L": lambda gaussian: shapes.Z[1] ** -0.5 * gaussian.reshape(shapes.F),
+        }
+        gaussians: dict[str, jax.Array] = {}
+        if needed and self.is_initializing():
+            # Folded in once more, so that R differs from W even if both streams start from one key.
+            key = jax.random.fold_in(self.make_rng(FEEDBACK), 1)
+            ends = itertools.accumulate(sizes.values())
+            draw = jax.random.normal(key, (sum(sizes.values()),))
+            gaussians = {name: draw[end - sizes[name] : end] for name, end in zip(sizes, ends, strict=True)}
+
+        def constant(name: str) -> jax.Array:
+            if name not in needed:
+                return jnp.zeros(shapes.F if name == "R_L" else kernel_shape)
+            return self.variable(FEEDBACK, name, lambda: laws[name](gaussians[name])).value
+
+        return Feedback(*map(constant, names))
 
 
 class Dense(_RuleLayer):

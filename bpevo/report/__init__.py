@@ -1,6 +1,18 @@
-"""What people look at: live progress and the leaderboard."""
+"""What people look at: live progress, the leaderboard, and the tables, plots and page of an evaluation."""
 
 from bpevo.report.leaderboard import Row, leaderboard, table
-from bpevo.report.progress import Progress
+from bpevo.report.progress import Progress, Stages
+from bpevo.report.standings import Standing, standings, verdict
+from bpevo.report.tables import standings_table
 
-__all__ = ["Progress", "Row", "leaderboard", "table"]
+__all__ = [
+    "Progress",
+    "Row",
+    "Stages",
+    "Standing",
+    "leaderboard",
+    "standings",
+    "standings_table",
+    "table",
+    "verdict",
+]

@@ -14,6 +14,7 @@ from bpevo.rules import NAMED, without_idle
 from bpevo.runs import Search
 from bpevo.workers import Outcome
 
+COMPILING = "compiling the training program"
 LINE_SECONDS = 10.0  # between plain lines
 
 
@@ -24,7 +25,7 @@ class Progress:
         self._console = console
         self._live: Live | None = None
         self._start, self._last, self._trained = time.monotonic(), 0.0, 0
-        self._stage, self._best = "compiling the training program", -1.0
+        self._stage, self._best = COMPILING, -1.0
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
@@ -37,6 +38,8 @@ class Progress:
             yield self
 
     def __call__(self, search: Search, outcomes: Sequence[Outcome]) -> None:
+        if self._stage == COMPILING:
+            self._stage = "search"
         for outcome in outcomes:
             self._stage = str(outcome.job.tag[0])
         self._trained += sum(outcome.job.tag[0] == "search" for outcome in outcomes)
@@ -80,3 +83,24 @@ class Progress:
             "draws": f"{drawn} drawn, {infeasible / tries:.0%} infeasible, {duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",
         }
+
+
+class Stages:
+    """Watches an Experiment: a line at most every LINE_SECONDS, and one at the end of each stage."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._stage, self._start, self._last, self._trained = "", 0.0, 0.0, 0
+
+    def __call__(self, stage: str, done: int, wanted: int, outcomes: Sequence[Outcome]) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._start, self._trained = stage, now, 0
+        self._trained += len(outcomes)
+        if now - self._last < LINE_SECONDS and done < wanted:
+            return
+        self._last = now
+        seconds = (now - self._start) / self._trained * (wanted - done) if self._trained and now > self._start else 0.0
+        left = f", {seconds / 60:.1f} min left" if seconds else ""
+        last = f"; {outcomes[-1].job.tag[1]}" if outcomes else ""
+        self._console.print(Text(f"{stage}: {done} of {wanted} trainings{left}{last}"), soft_wrap=True)

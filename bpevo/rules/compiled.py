@@ -143,6 +143,8 @@ class _Evaluation:
             return self._statistic(x, kind, "whiten")
         if entry.norm:
             return x / (jnp.reshape(_norm(x, kind, *entry.norm), _norm_shape(x, kind, entry.norm[1])) + EPSILON)
+        if entry.line:
+            return entry.line(c)(x)
         assert entry.fn is not None
         if entry.noisy:
             key = jax.random.fold_in(self._unit.key, self._noises)
@@ -166,9 +168,8 @@ class _Evaluation:
                 return m
             case "std":
                 return jnp.sqrt(var)
-            case "bn":
-                return statistics.normalised(x, m, var)
-        return statistics.whitened(x, m, var)
+        bn, whiten = statistics.divisors(m, var)
+        return (x - m) / (bn if what == "bn" else whiten)
 
 
 def _norm(x: jax.Array, kind: Type, order: str, axis: str) -> jax.Array:

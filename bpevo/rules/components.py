@@ -7,6 +7,7 @@ All arithmetic is float32.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,26 @@ class Operand:
     constant: bool = False
 
 
+class Line(NamedTuple):
+    """clip(scale · (|x| if absolute else x) + shift, low, high). Its parameters may be data: many functions, one kernel."""
+
+    absolute: Any = False
+    scale: Any = 1.0
+    shift: Any = 0.0
+    low: Any = -jnp.inf
+    high: Any = jnp.inf
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.where(self.absolute, jnp.abs(x), x)
+        return jnp.clip(self.scale * x + self.shift, self.low, self.high)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unary:
     """A unary function.
 
-    Exactly one of these says what it computes: `fn(x, c)` element by element, `fn(x, c, uniform)` if `noisy`; `norm` =
-    (order, axis), dividing by that norm; or `structure`, "transpose" or "whiten".
+    Exactly one of these says what it computes: `line(c)`; `fn(x, c)` element by element, `fn(x, c, uniform)` if
+    `noisy`; `norm` = (order, axis), dividing by that norm; or `structure`, "transpose" or "whiten".
     """
 
     name: str
@@ -38,6 +53,7 @@ class Unary:
     latex: str
     doc: str
     fn: Callable[..., jax.Array] | None = None
+    line: Callable[[Any], Line] | None = None  # for c, cheaper to interpret than fn
     constants: tuple[float, ...] = ()  # the search's choices; a text may use any legal constant
     legal: tuple[float, float] = (-1e6, 1e6)  # of the constant, inclusive
     noisy: bool = False  # fn takes U[0, 1) of x's shape, fresh each step
@@ -145,10 +161,10 @@ UNARIES: dict[str, Unary] = {
     for u in (
         Unary("transpose", "{x}.T", r"{x}^\top", "transpose", structure="transpose"),
         Unary("inv", "inv({x})", r"\frac{{1}}{{{x}}}", "1/x, 0 at 0", lambda x, c: _divide(jnp.ones_like(x), x)),
-        Unary("abs", "abs({x})", r"\left|{x}\right|", "|x|", lambda x, c: jnp.abs(x)),
-        Unary("neg", "-{x}", r"-{x}", "-x", lambda x, c: -x),
+        Unary("abs", "abs({x})", r"\left|{x}\right|", "|x|", line=lambda c: Line(absolute=True)),
+        Unary("neg", "-{x}", r"-{x}", "-x", line=lambda c: Line(scale=-1.0)),
         Unary("step", "step({x})", r"\mathbb{{1}}_{{{x} > 0}}", "1 where x > 0", lambda x, c: (x > 0).astype(x.dtype)),
-        Unary("relu", "relu({x})", r"\left({x}\right)^+", "max(x, 0)", lambda x, c: jnp.maximum(x, 0)),
+        Unary("relu", "relu({x})", r"\left({x}\right)^+", "max(x, 0)", line=lambda c: Line(low=0.0)),
         Unary("sgn", "sgn({x})", r"\operatorname{{sgn}}\left({x}\right)", "sign", lambda x, c: jnp.sign(x)),
         Unary("sqrt", "sqrt({x})", r"\sqrt{{\left|{x}\right|}}", "√|x|", lambda x, c: jnp.sqrt(jnp.abs(x))),
         Unary(
@@ -167,16 +183,23 @@ UNARIES: dict[str, Unary] = {
             lambda x, c: x * jnp.abs(x),
         ),
         Unary("cube", "cube({x})", r"\left({x}\right)^3", "x³", lambda x, c: x * x * x),
-        Unary("scale", "{c}*{x}", r"{c} \cdot {x}", "a x", lambda x, c: c * x, (0.5, 2.0)),
-        Unary("shift", "{x} + {c}", r"{x} + {c}", "x + b", lambda x, c: x + c, (0.01, 0.1, 2.0, -0.01, -0.5, -10.0)),
+        Unary("scale", "{c}*{x}", r"{c} \cdot {x}", "a x", line=lambda c: Line(scale=c), constants=(0.5, 2.0)),
+        Unary(
+            "shift",
+            "{x} + {c}",
+            r"{x} + {c}",
+            "x + b",
+            line=lambda c: Line(shift=c),
+            constants=(0.01, 0.1, 2.0, -0.01, -0.5, -10.0),
+        ),
         Unary(
             "add_noise",
             "add_noise({x}, {c})",
             r"{x} + \mathcal{{N}}\left(0, {c}^2\right)",
             "x + g N(0, 1), fresh each step",
             lambda x, c, uniform: x + c * _normal(uniform),
-            (0.01, 0.1, 0.5, 1.0),
-            (0.0, 1e6),
+            constants=(0.01, 0.1, 0.5, 1.0),
+            legal=(0.0, 1e6),
             noisy=True,
         ),
         Unary(
@@ -185,8 +208,8 @@ UNARIES: dict[str, Unary] = {
             r"{x} \odot \left(1 + \mathcal{{N}}\left(0, {c}^2\right)\right)",
             "x (1 + g N(0, 1)), fresh each step",
             lambda x, c, uniform: x * (1 + c * _normal(uniform)),
-            (0.01, 0.1, 0.5, 1.0),
-            (0.0, 1e6),
+            constants=(0.01, 0.1, 0.5, 1.0),
+            legal=(0.0, 1e6),
             noisy=True,
         ),
         Unary(
@@ -195,8 +218,8 @@ UNARIES: dict[str, Unary] = {
             r"\operatorname{{drop}}_{{{c}}}\left({x}\right)",
             "dropout with probability d, scaled by 1/(1-d)",
             lambda x, c, uniform: jnp.where(uniform < c, 0.0, x / (1 - c)),
-            (0.01, 0.1, 0.3),
-            (0.0, 1 - 2**-24),
+            constants=(0.01, 0.1, 0.3),
+            legal=(0.0, 1 - 2**-24),
             noisy=True,
         ),
         Unary(
@@ -204,14 +227,14 @@ UNARIES: dict[str, Unary] = {
             "clip({x}, {c})",
             r"\operatorname{{clip}}_{{{c}}}\left({x}\right)",
             "clip to [-c, c]",
-            lambda x, c: jnp.clip(x, -c, c),
-            (0.01, 0.1, 0.5, 1.0),
-            (1e-45, 1e6),
+            line=lambda c: Line(low=-c, high=c),
+            constants=(0.01, 0.1, 0.5, 1.0),
+            legal=(1e-45, 1e6),
         ),
         Unary(
             "whiten",
             "whiten({x})",
-            r"\frac{{{x} - \hat m\left({x}\right)}}{{\sqrt{{\hat s\left({x}^2\right)}}}}",
+            r"\frac{{{x} - \hat m\left({x}\right)}}{{\sqrt{{\hat s\left(\left({x}\right)^2\right)}}}}",
             "(x - mean) / sqrt(mean of squares), running",
             structure="whiten",
         ),

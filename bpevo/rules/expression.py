@@ -124,7 +124,9 @@ class Unary(Expression):
     @property
     def latex(self) -> str:
         entry = UNARIES[self.name]
-        wrap = (entry.infix or entry.structure == "transpose") and (_is_infix(self.x) or isinstance(self.x, Binary))
+        transpose = entry.structure == "transpose"
+        wrap = (entry.infix or transpose) and (_is_infix(self.x) or isinstance(self.x, Binary))
+        wrap = wrap or (transpose and "^" in self.x.latex)  # LaTeX refuses a second superscript
         x = rf"\left({self.x.latex}\right)" if wrap else self.x.latex
         if self.name == "shift" and self.constant < 0:
             return f"{x} - {format_constant(-self.constant)}"

@@ -17,7 +17,7 @@ from jax import lax
 
 from bpevo.rules import program as p
 from bpevo.rules import statistics
-from bpevo.rules.components import BINARIES, EPSILON, OPERANDS
+from bpevo.rules.components import BINARIES, EPSILON, OPERANDS, Line
 from bpevo.rules.equation import Equation
 from bpevo.rules.program import Program, assemble
 from bpevo.rules.types import BASES, PRODUCTS, WEIGHTS, matrix
@@ -42,7 +42,7 @@ class InterpretedRule:
     operands = frozenset(OPERANDS)
 
     def init(self, shapes: UnitShapes) -> State:
-        small, feedback = p.state_rows(self.program.load.shape[-1] // 4)
+        small, feedback = p.state_rows(self.program.load.shape[-1] // 2)
         return {
             "small": jnp.zeros((small, 2, _row_length(shapes))),
             "F": jnp.zeros((feedback, 2, int(np.prod(shapes.F)))),
@@ -81,14 +81,17 @@ class _Machine:
         program, shared = self._program, self._shared_products()
 
         def instruction(t, carry):
-            accumulator, scratch, small, feedback = carry
-            value = lax.switch(program.load[t], self._loads(shared, accumulator, scratch))
-            value, small, feedback = self._function(t, value, small, feedback)
-            accumulator, scratch = lax.switch(program.combine[t], self._combines(t), accumulator, scratch, value)
-            return accumulator, scratch, small, feedback
+            accumulator, small, feedback = carry
+            value = lax.switch(program.load[t], self._loads(shared, accumulator))
+            # Loops with 0, 1 or 2 turns, not branches: what a loop leaves alone it does not copy.
+            value, small = lax.fori_loop(0, program.turns[t], functools.partial(self._function, t), (value, small))
+            if feedback.shape[0]:
+                renew = functools.partial(self._feedback_statistic, program.detail[t, 0])
+                value, feedback = lax.fori_loop(0, program.feedback[t], renew, (value, feedback))
+            return lax.switch(program.combine[t], self._combines(t), accumulator, value), small, feedback
 
-        start = jnp.zeros(self._n), jnp.zeros(self._n), state["small"], state["F"]
-        accumulator, _, small, feedback = lax.fori_loop(0, program.length, instruction, start)
+        start = jnp.zeros(self._n), state["small"], state["F"]
+        accumulator, small, feedback = lax.fori_loop(0, program.length, instruction, start)
         return self._native(accumulator, "X"), {"small": small, "F": feedback, "step": state["step"] + 1}
 
     def _shared_products(self) -> dict[str, jax.Array]:
@@ -105,7 +108,7 @@ class _Machine:
             for i, (name, compute) in enumerate(products.items())
         }
 
-    def _loads(self, shared: dict[str, jax.Array], accumulator: jax.Array, scratch: jax.Array):
+    def _loads(self, shared: dict[str, jax.Array], accumulator: jax.Array):
         unit = self._unit
         computed: dict[str, Callable[[], jax.Array]] = {
             "sgn_W": lambda: jnp.sign(unit.W),
@@ -118,37 +121,38 @@ class _Machine:
         def load(name: str):
             return lambda: self._flat(computed[name]() if name in computed else getattr(unit, name))
 
-        return [lambda: accumulator, lambda: scratch, *(load(name) for name in OPERANDS)]
+        return [lambda: accumulator, lambda: jnp.zeros(self._n), *(load(name) for name in OPERANDS)]
 
-    def _function(self, t, value: jax.Array, small: jax.Array, feedback: jax.Array):
+    def _function(self, t, i, carry):
+        """Applies function i of instruction t; carry is (value, state)."""
+        value, small = carry
         program = self._program
-        base, average, c, detail = program.base[t], program.average[t] > 0, program.constant[t], program.detail[t]
-        noise = self._noise(program.function[t], detail[0], base, average)
+        base, average, c = program.base[t, i], program.average[t, i] > 0, program.constant[t, i]
+        code, detail = program.function[t, i], program.detail[t, i]
+        row = jnp.where(code == p.STATISTIC, detail[1], 0)
 
         def elementwise(entry):
-            arguments = (c, noise) if entry.noisy else (c,)
-            return lambda s, f: (entry.fn(value, *arguments), s, f)
+            return lambda old: (entry.fn(value, c), old)
 
-        branches = [lambda s, f: (value, s, f), *(elementwise(e) for e in p.ELEMENTWISE)]
-        branches.append(lambda s, f: (self._norm(value, base, average, detail), s, f))
-        branches.append(lambda s, f: self._statistic(value, base, average, detail, s, f))
-        branches.append(lambda s, f: (jnp.zeros_like(value), s, f))
-        return lax.switch(program.function[t], branches, small, feedback)
+        branches = [elementwise(entry) for entry in p.ELEMENTWISE]
+        branches.append(lambda old: (self._noise(value, c, base, average, detail), old))
+        branches.append(lambda old: (self._norm(value, base, average, detail), old))
+        branches.append(lambda old: self._statistic(value, base, average, detail[0], old))
+        # Branches return the state's row, not the state: what passes through a branch is copied.
+        value, new = lax.switch(code, branches, lax.dynamic_index_in_dim(small, row, keepdims=False))
+        small = lax.dynamic_update_index_in_dim(small, new, row, 0)
+        return value, small
 
-    def _noise(self, function, number, base, average) -> jax.Array:
-        """U[0, 1) of the value's shape where the function is noisy. Entry i depends on the key and i alone."""
+    def _noise(self, value: jax.Array, c, base, average, detail) -> jax.Array:
+        """A noisy function. Entry i of its U[0, 1) depends on the key and i alone; an average has one row of it."""
+        flat = jax.random.uniform(jax.random.fold_in(self._unit.key, detail[0]), (self._n,))
 
-        def draw():
-            flat = jax.random.uniform(jax.random.fold_in(self._unit.key, number), (self._n,))
+        def repeat(name: str):
+            rows, columns = self._shapes.matrix(name)
+            return lambda: self._flat(jnp.broadcast_to(flat[:columns], (rows, columns)))
 
-            def repeat(name: str):  # an average has one row of noise
-                rows, columns = self._shapes.matrix(name)
-                return lambda: self._flat(jnp.broadcast_to(flat[:columns], (rows, columns)))
-
-            return lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
-
-        blank = jnp.zeros(self._n)
-        return lax.cond(functools.reduce(jnp.logical_or, [function == n for n in p.NOISY]), draw, lambda: blank)
+        uniform = lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
+        return lax.switch(detail[1], [lambda e=e: e.fn(value, c, uniform) for e in p.NOISY])
 
     def _norm(self, value: jax.Array, base, average, detail) -> jax.Array:
         """value / (norm + ε): a reduction into lines (one per row or column), then a division by them."""
@@ -194,59 +198,54 @@ class _Machine:
         columns = _table([self._sizes[n] if n in WEIGHTS else self._shapes.matrix(n)[1] for n in BASES])
         return jnp.where(average, columns, sizes)[base]
 
-    def _statistic(self, value: jax.Array, base, average, detail, small: jax.Array, feedback: jax.Array):
-        """A running statistic and the renewed state."""
-        what, row = detail[0], detail[1]
+    def _statistic(self, value: jax.Array, base, average, what, old: jax.Array):
+        """A running statistic and the renewed row of state, [2, row length]."""
+        length = old.shape[-1]
 
-        def of_feedback(small, feedback):
-            if not feedback.shape[0]:
-                return value, small, feedback
-            x = value[: self._sizes["F"]]
-            m, var, feedback = self._renewed(x, jnp.zeros_like(x), feedback, row)
-            return self._flat(_apply(what, x, m, var)), small, feedback
+        def moments(name: str):
+            def branch():
+                x = self._matrix(value, name)
+                if name in WEIGHTS:
+                    return _pad(x, length), jnp.zeros(length)
+                mean = jnp.mean(x, 0)
+                spread = jnp.mean((x - mean) ** 2, 0)
+                mean, spread = jnp.where(average, x[0], mean), jnp.where(average, 0.0, spread)
+                return _pad(mean, length), _pad(spread, length)
 
-        def of_small(small, feedback):
-            def moments(name: str):
-                def branch():
-                    x = self._matrix(value, name)
-                    if name in WEIGHTS:
-                        return _pad(x, small.shape[-1]), jnp.zeros(small.shape[-1])
-                    mean = jnp.mean(x, 0)
-                    spread = jnp.mean((x - mean) ** 2, 0)
-                    mean, spread = jnp.where(average, x[0], mean), jnp.where(average, 0.0, spread)
-                    return _pad(mean, small.shape[-1]), _pad(spread, small.shape[-1])
+            return branch
 
-                return branch
+        mean, spread = lax.switch(base, [moments(name) for name in _SMALL])
+        new = statistics.update(old[0], old[1], mean, spread, self._w)
+        lines = _lines(what, *new)
 
-            mean, spread = lax.switch(base, [moments(name) for name in _SMALL])
-            m, var, small = self._renewed(mean, spread, small, row)
+        def result(name: str):
+            def branch():
+                x = self._matrix(value, name)
+                shape = x.shape if name in WEIGHTS else (1, x.shape[1])
+                return self._flat(_apply(what, x, *(v[: int(np.prod(shape))].reshape(shape) for v in lines)))
 
-            def result(name: str):
-                def branch():
-                    x = self._matrix(value, name)
-                    shape = x.shape if name in WEIGHTS else (1, x.shape[1])
-                    line = (v[: int(np.prod(shape))].reshape(shape) for v in (m, var))
-                    return self._flat(_apply(what, x, *line))
+            return branch
 
-                return branch
+        return lax.switch(base, [result(name) for name in _SMALL]), jnp.stack(new)
 
-            return lax.switch(base, [result(name) for name in _SMALL]), small, feedback
-
-        return lax.cond(base == BASES.index("F"), of_feedback, of_small, small, feedback)
-
-    def _renewed(self, mean: jax.Array, spread: jax.Array, rows: jax.Array, row):
-        old = lax.dynamic_index_in_dim(rows, row, keepdims=False)
-        m, var = statistics.update(old[0], old[1], mean, spread, self._w)
-        return m, var, lax.dynamic_update_index_in_dim(rows, jnp.stack([m, var]), row, 0)
+    def _feedback_statistic(self, detail, _, carry):
+        """The same for a value of R_L's type, with its own state."""
+        value, feedback = carry
+        x = value[: self._sizes["F"]]
+        old = lax.dynamic_index_in_dim(feedback, detail[1], keepdims=False)
+        new = statistics.update(old[0], old[1], x, 0.0, self._w)
+        feedback = lax.dynamic_update_index_in_dim(feedback, jnp.stack(new), detail[1], 0)
+        return self._flat(_apply(detail[0], x, *_lines(detail[0], *new))), feedback
 
     def _combines(self, t):
         name, mirrored = self._program.product[t, 0], self._program.product[t, 1] > 0
+        line = Line(*self._program.line[t])
 
         def elementwise(entry):
-            return lambda accumulator, scratch, value: (entry.fn(accumulator, value), scratch)
+            return lambda accumulator, value: entry.fn(accumulator, line(value))
 
-        def multiply(accumulator, scratch, value):
-            activation, weight = lax.cond(mirrored, lambda a, b: (b, a), lambda a, b: (a, b), accumulator, value)
+        def multiply(accumulator, value):
+            activation, weight = lax.cond(mirrored, lambda a, b: (b, a), lambda a, b: (a, b), accumulator, line(value))
 
             def branch(name: str):
                 left, right = PRODUCTS[name][:2]
@@ -254,11 +253,10 @@ class _Machine:
                     self._unit.product(self._native(activation, left), name, self._native(weight, right))
                 )
 
-            return lax.switch(name, [branch(n) for n in p.PRODUCT_NAMES]), scratch
+            return lax.switch(name, [branch(n) for n in p.PRODUCT_NAMES])
 
         return [
-            lambda accumulator, scratch, value: (value, scratch),
-            lambda accumulator, scratch, value: (accumulator, value),
+            lambda accumulator, value: line(value),
             multiply,
             *(elementwise(b) for b in BINARIES.values() if b.fn),
         ]
@@ -273,6 +271,11 @@ def _pad(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(jnp.ravel(x), (0, length - x.size))
 
 
-def _apply(what, x: jax.Array, m: jax.Array, var: jax.Array) -> jax.Array:
-    centred = jnp.where(what == 2, statistics.normalised(x, m, var), statistics.whitened(x, m, var))
-    return jnp.where(what == 0, m, jnp.where(what == 1, jnp.sqrt(var), centred))
+def _lines(what, m: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What _apply needs of m and var: (mean or deviation, mean, divisor); the roots are taken here, once a line."""
+    shown = jnp.where(what == p.STATISTICS["mean"], m, jnp.sqrt(var))
+    return shown, m, jnp.where(what == p.STATISTICS["bn"], *statistics.divisors(m, var))
+
+
+def _apply(what, x: jax.Array, shown: jax.Array, m: jax.Array, divisor: jax.Array) -> jax.Array:
+    return jnp.where(what <= p.STATISTICS["std"], shown, (x - m) / divisor)

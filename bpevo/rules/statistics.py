@@ -25,9 +25,6 @@ def update(m: jax.Array, var: jax.Array, mean: jax.Array, spread: jax.Array | fl
     return m + w * d, (1 - w) * (var + w * d * d) + w * spread
 
 
-def normalised(x: jax.Array, m: jax.Array, var: jax.Array) -> jax.Array:
-    return (x - m) / (jnp.sqrt(var) + EPSILON)
-
-
-def whitened(x: jax.Array, m: jax.Array, var: jax.Array) -> jax.Array:
-    return (x - m) / jnp.sqrt(var + m * m + EPSILON)
+def divisors(m: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of x - m: for bn, std + ε; for whiten, the root of the mean square + ε."""
+    return jnp.sqrt(var) + EPSILON, jnp.sqrt(var + m * m + EPSILON)

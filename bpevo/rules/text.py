@@ -58,8 +58,9 @@ def parse(text: str) -> Expression:
 
 
 def _at(text: str, place: int, message: str) -> str:
+    """`message` with the place under it; what is no printable ASCII, terminal control above all, shows as '?'."""
     start = max(0, place - 30)
-    excerpt = text[start : place + 30]
+    excerpt = "".join(c if " " <= c <= "~" else "?" for c in text[start : place + 30])
     return f"{message}, at character {place + 1}:\n  {excerpt}\n  {' ' * (place - start)}^"
 
 

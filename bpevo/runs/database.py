@@ -12,7 +12,7 @@ import os
 import pathlib
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bpevo.evolution import Change, Proposal, Result
@@ -34,8 +34,8 @@ CREATE TABLE proposals (
   created TEXT NOT NULL
 );
 CREATE TABLE evaluations (
-  stage TEXT NOT NULL,              -- search, control, selection, tuning, test
-  equation TEXT NOT NULL,
+  stage TEXT NOT NULL,              -- search, control, selection, tuning, ablation, test
+  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform
   learning_rate REAL NOT NULL,
   replicate INTEGER NOT NULL,       -- training seed = fold_in(root, replicate)
   proposal INTEGER REFERENCES proposals(id),
@@ -88,73 +88,83 @@ class RunDatabase:
         folder = pathlib.Path(workdir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while the run lasts)
-        except OSError as error:
-            raise RunError(
-                f"cannot write in the workdir {folder}: {error.strerror}; choose another --workdir"
-            ) from error
-        with lock:
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            raise _unwritable(folder, error) from error
+        try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel when its owner dies
             except OSError:
-                lock.seek(0)
-                owner = lock.read().strip() or "unknown"
+                owner = printable(os.pread(lock, 1000, 0).decode("utf-8", "replace").strip()) or "unknown"
                 raise RunError(
                     f"another process writes in {folder}: {owner}; wait for it or choose another --workdir"
                 ) from None
-            lock.seek(0)
-            lock.truncate()
-            lock.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n")
-            lock.flush()
-            with cls._open(folder / "run.sqlite", create=True) as database:
+            try:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n".encode(), 0)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
+            with cls._open(folder / "run.sqlite", write=True) as database:
                 yield database
+        finally:
+            os.close(lock)
 
     @classmethod
     @contextlib.contextmanager
     def reading(cls, workdir: str | os.PathLike) -> Iterator["RunDatabase"]:
-        """Raises RunError if there is no run."""
+        """Raises RunError if there is no run, or it cannot be read."""
         path = pathlib.Path(workdir) / "run.sqlite"
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike path.is_file(), False also for names that no file can have
             raise RunError(
                 f"there is no run in {workdir}: {path.name} is missing; start one with python -m bpevo.launch"
             )
-        with cls._open(path, create=False) as database:
+        with cls._open(path, write=False) as database:
             yield database
 
     @classmethod
     @contextlib.contextmanager
-    def _open(cls, path: pathlib.Path, create: bool) -> Iterator["RunDatabase"]:
+    def _open(cls, path: pathlib.Path, write: bool) -> Iterator["RunDatabase"]:
         try:
-            connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            with contextlib.closing(connection):
+            if write and not path.exists():
+                try:
+                    _create(path)
+                except OSError as error:
+                    raise _unwritable(path.parent, error) from error
+            if not path.stat().st_size:
+                raise sqlite3.DatabaseError("the file is empty, which no run ever is")
+            with contextlib.closing(_connect(path, write)) as connection:
                 connection.execute("PRAGMA foreign_keys = ON")
-                if create:
+                if write:
                     connection.execute("PRAGMA journal_mode = WAL")
                     connection.execute("PRAGMA synchronous = FULL")
-                    if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 if version != SCHEMA_VERSION:
                     raise RunError(
                         f"{path} has schema version {version} but this bpevo reads {SCHEMA_VERSION}; "
                         "use the release that wrote it or choose another --workdir"
                     )
-                yield cls(connection, path)
-        except sqlite3.DatabaseError as error:
-            raise RunError(
-                f"{path}: {error}; if the disk is full, free some space and start again; if the file is damaged, move it "
-                "away or restore a copy"
-            ) from error
+                database = cls(connection, path)
+                if write and (fault := database.fault()):
+                    raise sqlite3.DatabaseError(fault)
+                yield database
+        except sqlite3.Error as error:
+            raise RunError(f"{path}: {printable(str(error))}; {_remedy(error)}") from error
+
+    def fault(self) -> str:
+        """What SQLite's check of the file finds wrong; empty if nothing."""
+        row = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        return "" if row == ("ok",) else printable(" ".join(row[0].replace("*** in database main ***", "").split()))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     # Settings
 
@@ -177,9 +187,24 @@ class RunDatabase:
             lines = "\n".join(f"  {k}: {old.get(k)!r} in the run, {settings.get(k)!r} now" for k in changed)
             raise RunError(
                 f"{self.path.parent} holds a run with other settings; results would not be comparable:\n{lines}\n"
-                "go back to those settings or choose another --workdir"
+                "go back to those settings, or start a run of its own from this one: another --workdir and "
+                f"--fork_from={self.path.parent}"
             )
         with self._transaction() as c:
+            for key, value in (("settings", settings), ("versions", versions)):
+                c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def take_over(self, other: "RunDatabase", settings: dict[str, Any], versions: dict[str, str]) -> None:
+        """Everything in `other`, which may be growing, into this empty run together with its settings, or nothing."""
+        other.proposals(), other.evaluations()  # damage shows before anything is written
+        with self._transaction() as c:
+            other._connection.execute("BEGIN")  # one state of it for all tables
+            try:
+                for table in ("proposals", "evaluations", "costs"):
+                    for row in other._connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):
+                        c.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+            finally:
+                other._connection.execute("COMMIT")
             for key, value in (("settings", settings), ("versions", versions)):
                 c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
@@ -193,10 +218,14 @@ class RunDatabase:
 
     def proposals(self) -> list[Proposal]:
         """In id order."""
-        max_parts = self.settings()["max_parts"]
+        max_parts = self.settings().get("max_parts", 1)  # a run killed before its settings were stored has no proposal
         rows = self._connection.execute("SELECT * FROM proposals ORDER BY id")
-        return [
-            Proposal(
+
+        def proposal(position: int, row: tuple) -> Proposal:
+            number, text, key, parent, changes, bars, infeasible, duplicates, _ = row
+            if number != position:
+                raise ValueError(f"proposal {position} is missing")
+            return Proposal(
                 number,
                 parse(text).to_equation(max_parts),
                 key,
@@ -206,12 +235,17 @@ class RunDatabase:
                 infeasible,
                 duplicates,
             )
-            for number, text, key, parent, changes, bars, infeasible, duplicates, _ in rows
-        ]
+
+        return self._read("proposals", rows, proposal)
 
     def add_evaluation(self, stage: str, equation: str, proposal: int | None, outcome: Outcome) -> Evaluation:
-        columns = [f.name for f in dataclasses.fields(outcome.curve[0]) if f.name not in ("epoch", "reason")]
+        columns = [
+            f.name for f in dataclasses.fields(outcome.curve[0]) if f.name not in ("epoch", "reason", "alignment")
+        ]
         curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in columns}
+        for unit in outcome.curve[0].alignment:
+            for i, name in enumerate(("cosine", "norm_ratio")):
+                curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
         training = outcome.job.training
         row = Evaluation(
             stage, equation, training.learning_rate, training.replicate, proposal, outcome.status, outcome.reason,
@@ -227,7 +261,20 @@ class RunDatabase:
         marks = ", ".join("?" * len(stages))
         where = f"WHERE stage IN ({marks})" if stages else ""
         rows = self._connection.execute(f"SELECT * FROM evaluations {where} ORDER BY rowid", stages)
-        return [Evaluation(*row[:9], json.loads(row[9]), *row[10:]) for row in rows]
+        return self._read("evaluations", rows, lambda _, row: _evaluation(row))
+
+    def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
+        """`convert(position, row)` of each; a row that it cannot take is a RunError."""
+        items = []
+        for position, row in enumerate(rows):
+            try:
+                items.append(convert(position, row))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                raise RunError(
+                    f"{self.path}: row {position + 1} of {table} is damaged ({reason}); move the file away or restore a copy"
+                ) from error
+        return items
 
     def result(self, proposal: Proposal, learning_rates: tuple[float, ...]) -> Result | None:
         """A proposal's result once all its learning rates have ended."""
@@ -255,6 +302,81 @@ def to_result(proposal: Proposal, trainings: list[tuple[float | None, int, list[
     rungs, accuracy = max(alive) if alive else (0, None)
     curves = tuple(tuple(v for v in curve if v is not None) for _, _, curve in trainings)
     return Result(proposal.id, proposal.equation, accuracy, rungs, curves)
+
+
+def printable(text: str) -> str:
+    """`text` with what would control a terminal written as escapes; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _evaluation(row: tuple) -> Evaluation:
+    e = Evaluation(*row[:9], json.loads(row[9]), *row[10:])
+    texts, whole, real = (
+        (e.stage, e.equation, e.status, e.reason, e.finished),
+        (e.replicate, e.rungs),
+        (e.learning_rate, e.seconds),
+    )
+    if not (
+        all(isinstance(v, str) and v.isprintable() for v in texts)
+        and all(isinstance(v, int) for v in whole)
+        and all(isinstance(v, float | int) for v in real)
+        and (e.accuracy is None or 0 <= e.accuracy <= 1)
+        and isinstance(e.curve, dict)
+    ):
+        raise ValueError(f"{row!r} are no values of its columns")
+    return e
+
+
+def _create(path: pathlib.Path) -> None:
+    """An empty run, moved to its place when it is whole: run.sqlite is never seen half made."""
+    if path.with_name(path.name + "-wal").exists():
+        raise sqlite3.DatabaseError(f"it is missing, though {path.name}-wal is there: the run lost its main file")
+    new = path.with_name(path.name + ".new")
+    for leftover in (new, new.with_name(new.name + "-journal")):
+        leftover.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    os.rename(new, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _connect(path: pathlib.Path, write: bool) -> sqlite3.Connection:
+    def connect(mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=60, isolation_level=None)
+
+    connection = connect("mode=rw" if write else "mode=ro")
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        wal = path.with_name(path.name + "-wal")
+        if write or os.access(path.parent, os.W_OK) or (wal.exists() and wal.stat().st_size):
+            raise
+        return connect("mode=ro&immutable=1")  # a finished run where nothing can be written, such as a read-only mount
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return "the disk is full or failing: free some space and start again, nothing that was stored is lost"
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return "it cannot be opened: check its permissions or choose another --workdir"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return "another program keeps it locked: end that and start again"
+    return "if the file is damaged, move it away or restore a copy"
+
+
+def _unwritable(folder: pathlib.Path, error: Exception) -> RunError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return RunError(f"cannot write in the workdir {folder}: {reason}; choose another --workdir")
 
 
 def _finite(value: float) -> float | None:

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import math
 import os
-import pathlib
 import platform
 import zlib
 from collections.abc import Sequence
@@ -16,8 +15,19 @@ from bpevo import data, models
 from bpevo.evolution import EvolutionSettings, Rung, SearchSpace
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs.search import Budget
-from bpevo.training import DTYPES, OPTIMIZERS, SCHEDULES, Candidate, Examples, Trainer, TrainingSettings, to_examples
+from bpevo.training import (
+    DTYPES,
+    OPTIMIZERS,
+    SCHEDULES,
+    Candidate,
+    Examples,
+    Trainer,
+    TrainingSettings,
+    most_slots,
+    to_examples,
+)
 
+MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
 NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
 
 _DEFAULTS = TrainingSettings()
@@ -52,11 +62,21 @@ def define_common() -> None:
     flags.DEFINE_enum(
         "compute_dtype", _DEFAULTS.compute_dtype, tuple(DTYPES), "Of the network; rules compute in float32."
     )
-    flags.DEFINE_integer("slots", None, "Candidates in training at once, over all devices. Default: 4 per device.")
+    flags.DEFINE_integer(
+        "slots",
+        None,
+        "Candidates in training at once, over all devices. Default: 4 a CPU device, what fits up to 16 an accelerator.",
+    )
     flags.DEFINE_integer("seed", 0, "Root of everything random.")
+    flags.DEFINE_bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
 
 
 def define_search() -> None:
+    flags.DEFINE_float(
+        "checkpoint_minutes",
+        10.0,
+        "A training that lasts longer is saved so often, and continues from there. 0: never.",
+    )
     flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
     flags.DEFINE_integer("elite_size", 1000, "N: parents come from the N best with probability p, else from the rest.")
@@ -79,6 +99,7 @@ def define_search() -> None:
     flags.DEFINE_bool("equivalence", True, "Train rules that compute the same only once.")
     flags.DEFINE_integer("top", 5, "Best rules trained again on fresh seeds at the end.")
     flags.DEFINE_integer("repeats", 5, "Fresh seeds of each.")
+    flags.DEFINE_string("fork_from", None, "Another run's workdir: a new run begins with what that one found.")
 
 
 def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
@@ -93,7 +114,7 @@ def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
     return values
 
 
-def _at_least(name: str, value: int | None, least: int) -> None:
+def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UsageError(f"--{name}={value} must be at least {least}")
 
@@ -117,7 +138,7 @@ class Setup:
         return to_examples(self.split, self.settings.batch_size)
 
     def trainer(self, max_parts: int, slots: int | None) -> Trainer:
-        return Trainer(self.candidate(), self.examples(), slots or 4 * len(jax.local_devices()), max_parts, self.seed)
+        return Trainer(self.candidate(), self.examples(), slots, max_parts, self.seed)
 
     def fingerprint(self) -> dict:
         """What two runs must share to be comparable."""
@@ -140,13 +161,17 @@ def setup(values: flags.FlagValues) -> Setup:
     if not values.workdir:
         raise UsageError("--workdir=FOLDER is needed: where the run's database goes")
     for name in ("slots", "train_examples"):
-        _at_least(name, values[name].value, 1)
-    _at_least("seed", values.seed, 0)
+        at_least(name, values[name].value, 1)
+    at_least("seed", values.seed, 0)
     if values.seed >= 2**32:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
+    if (values.slots or 1) > MAX_SLOTS:
+        raise UsageError(f"--slots={values.slots} must be at most {MAX_SLOTS}")
     rates = _numbers("learning_rates", values.learning_rates)
-    if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
-        raise UsageError(f"--learning_rates={','.join(values.learning_rates)} must be different positive numbers")
+    if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
+        raise UsageError(
+            f"--learning_rates={','.join(values.learning_rates)} must be different positive numbers up to {MAX_RATE:,.0f}"
+        )
     try:
         settings = TrainingSettings(
             values.model,
@@ -161,7 +186,8 @@ def setup(values: flags.FlagValues) -> Setup:
         dataset = data.load(values.dataset, values.data_dir)
         split = data.train_validation_split(dataset, values.train_examples)
         result = Setup(settings, rates, dataset, split, values.seed)
-        result.candidate()
+        if settings.epochs * result.candidate().steps_per_epoch > MAX_STEPS:
+            raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
     except data.DataError:
         raise
     except ValueError as error:
@@ -176,6 +202,17 @@ class SearchSetup:
     initial: list[Equation]
     budget: Budget
     equivalence: bool
+
+    def continuing(self, stored: dict, lag: int | None) -> "SearchSetup":
+        """The plan of a run with the settings `stored`: without `lag` its own, however many slots there are now; a fork
+        that took over equations alone keeps them as its initial ones."""
+        fork, plan = stored.get("fork"), self
+        if lag is None and "lag" in stored:
+            plan = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, lag=stored["lag"]))
+        if fork and not fork["trainings"]:
+            initial = [parse(text).to_equation(self.space.max_parts) for text in stored["initial"]]
+            plan = dataclasses.replace(plan, initial=initial)
+        return plan
 
     def fingerprint(self) -> dict:
         space = self.space
@@ -194,7 +231,11 @@ class SearchSetup:
 def search_setup(values: flags.FlagValues) -> SearchSetup:
     """Checks the search flags. Raises UsageError."""
     for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
-        _at_least(name, values[name].value, 1)
+        at_least(name, values[name].value, 1)
+    if not 0 <= values.checkpoint_minutes < math.inf:
+        raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
+    if "\0" in (values.fork_from or ""):
+        raise UsageError(f"--fork_from={values.fork_from!r} is no path")
     if values.max_parts > 8:
         raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
     rates = _numbers("learning_rates", values.learning_rates)
@@ -203,7 +244,7 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
             f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
         )
     rungs = _rungs(values)
-    slots = values.slots or 4 * len(jax.local_devices())
+    slots = values.slots or most_slots(jax.local_devices())
     lag = values.lag or max(16, 2 * slots)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
@@ -222,7 +263,7 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
 def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     eta, epochs = values.halving_eta, values.epochs
     if eta:
-        _at_least("halving_eta", eta, 2)
+        at_least("halving_eta", eta, 2)
         if values.stop_epochs:
             raise UsageError("--halving_eta and --stop_epochs contradict each other: give one of them")
         marks = []
@@ -251,7 +292,11 @@ def _initial(choice: str, max_parts: int) -> list[Equation]:
 def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
     """Equations of a text file, one per line (a text or a named rule); `#` starts a comment. Raises UsageError."""
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE + 1)  # bounded: /dev/zero has no end
+        if len(content) > MAX_FILE:
+            raise UsageError(f"{path} is longer than {MAX_FILE:,} bytes")
+        lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
         raise UsageError(
@@ -285,3 +330,14 @@ def versions() -> dict[str, str]:
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "cores": str(os.cpu_count()),
     }
+
+
+def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
+    """What of `versions` differs and may change bits; the number of devices and cores does not."""
+
+    def kinds(versions: dict[str, str]) -> dict[str, str]:
+        names = ("bpevo", "jax", "jaxlib", "flax", "optax")
+        return {n: versions.get(n, "") for n in names} | {"device": versions.get("device", "").partition(" x ")[2]}
+
+    old, new = kinds(before), kinds(now)
+    return "; ".join(f"{n} {old[n] or 'unknown'} then, {new[n]} now" for n in new if old[n] != new[n])

@@ -4,6 +4,7 @@ All state is in the database: a Search built on it again continues where it ende
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from bpevo.evolution import Proposal, Proposer, Result, SpaceExhausted
@@ -40,6 +41,7 @@ class Search:
         self._database, self._proposer, self._workers, self._budget = database, proposer, workers, budget
         self._watch = watch
         self._max_parts = workers.trainer.max_parts
+        self._training = self._stopping = False
         self.exhausted = ""  # why the search ended before its budget
         self.proposals: list[Proposal] = []
         self.results: dict[int, Result] = {}
@@ -67,10 +69,18 @@ class Search:
 
     def run(self) -> None:
         """Controls, search, selection on fresh seeds, cost of each rule. Idempotent: only what is missing runs."""
-        self._drain(self._control_jobs())
-        self._drain(self._search_jobs())
+        self._drain(itertools.chain(self._control_jobs(), self._search_jobs()))
         self._drain(self._selection_jobs())
         self._measure_costs()
+
+    def stop(self) -> None:
+        """For a signal handler: `run` ends with KeyboardInterrupt as soon as the epoch in progress is over and stored.
+
+        At once if it trains nothing whose result counts, and when called again.
+        """
+        if self._stopping or not self._training:
+            raise KeyboardInterrupt
+        self._stopping = True
 
     def leaders(self) -> list[Result]:
         """The best results, distinct, best first."""
@@ -146,20 +156,29 @@ class Search:
 
     def _drain(self, jobs: Iterator[Job | None]) -> None:
         """Feeds jobs to free slots and stores what ends, until both are empty."""
-        exhausted = False
-        while True:
-            while not exhausted and self._workers.wanted:
+        exhausted, self._training = False, True
+
+        def feed(ahead: bool) -> None:
+            nonlocal exhausted
+            while not exhausted and (self._workers.ahead if ahead else self._workers.wanted) > 0:
                 try:
                     job = next(jobs)
                 except StopIteration:
                     exhausted = True
-                    break
+                    return
                 if job is None:
-                    break
+                    return
                 self._workers.submit(job)
+
+        while True:
+            feed(ahead=False)
             if exhausted and self._workers.idle:
+                self._training = False
                 return
-            self._store(self._workers.poll())
+            # While the devices work, the next proposals are drawn, as far as the lag allows.
+            self._store(self._workers.poll(lambda: feed(ahead=True)))
+            if self._stopping:
+                raise KeyboardInterrupt
 
     def _store(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:

@@ -5,19 +5,24 @@ A `Trainer` knows equations, seeds and learning rates; it knows no evolution.
 
 from bpevo.training.candidate import REASONS, Candidate, Examples, to_examples
 from bpevo.training.settings import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
-from bpevo.training.trainer import EpochResult, OutOfMemory, Trainer, Training
+from bpevo.training.slots import most_slots
+from bpevo.training.trainer import DeviceLost, EpochResult, OutOfMemory, Trainer, Training
+from bpevo.training.transforms import TRANSFORMS
 
 __all__ = [
     "DTYPES",
     "OPTIMIZERS",
     "REASONS",
     "SCHEDULES",
+    "TRANSFORMS",
     "Candidate",
+    "DeviceLost",
     "EpochResult",
     "Examples",
     "OutOfMemory",
     "Trainer",
     "Training",
     "TrainingSettings",
+    "most_slots",
     "to_examples",
 ]

@@ -5,6 +5,7 @@ candidate's own seed and step, so a result depends neither on its slot nor on it
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,9 @@ from jax import lax
 
 from bpevo import data, layers, models
 from bpevo.rules import Rule
+from bpevo.training import alignment
 from bpevo.training.settings import DTYPES, TrainingSettings
+from bpevo.training.transforms import transformed
 
 REASONS = ("", "loss not finite", "signal not finite", "weight not finite")
 
@@ -39,6 +42,7 @@ class Order(NamedTuple):
     learning_rate: Any  # float32
     epoch: Any  # int32, 0 starts afresh
     active: Any  # bool
+    transform: Any = None  # int32, index into TRANSFORMS; None: the program knows none
 
 
 class TrainingState(NamedTuple):
@@ -58,6 +62,9 @@ class Metrics(NamedTuple):
     eval_loss: jax.Array
     eval_accuracy: jax.Array
     reason: jax.Array  # int32
+    alignment: Any = (
+        None  # shape=[L, 2], per unit the cosine and norm ratio of evolved and true signal; None: not measured
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Candidate:
     examples: int  # N
     flip: bool
     pad: int
+    measure_alignment: bool = False  # after each epoch, on a fixed batch: costs three backward passes
 
     def __post_init__(self):
         if self.examples < self.settings.batch_size:
@@ -106,11 +114,35 @@ class Candidate:
 
         return jax.eval_shape(start, images)
 
+    def bytes_needed(self, rule: Rule, image_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Of a candidate's state, and of what a step keeps for its backward pass. Read off shapes, nothing computed."""
+
+        def kept(images, labels):
+            variables = self._variables(rule, jax.random.key(0), images[:1])
+            state, feedback = self._start(variables), variables.get(layers.FEEDBACK, {})
+
+            def loss(params):
+                collections = {"params": params, "batch_stats": state.batch_stats, layers.FEEDBACK: feedback}
+                collections[layers.OVERWRITE] = state.rule_state
+                rngs = {"noise": jax.random.key(0)}
+                logits = self._model(rule).apply(collections, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+                return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+            return jax.vjp(loss, state.params)[1]
+
+        batch = self.settings.batch_size
+        images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+        residuals = jax.eval_shape(kept, images, jax.ShapeDtypeStruct((batch,), jnp.int32))
+        return _bytes(self.blank(rule, image_shape)), _bytes(residuals)
+
     def epoch(self, order: Order, state: TrainingState, examples: Examples) -> tuple[TrainingState, Metrics]:
         """One epoch of training and one evaluation; an inactive order changes nothing."""
 
         def idle(state):
-            return state, Metrics(*(jnp.float32(0),) * 5, jnp.int32(0))
+            measured = (
+                jnp.zeros((len(self.units(order.rule, examples.mean.shape)), 2)) if self.measure_alignment else None
+            )
+            return state, Metrics(*(jnp.float32(0),) * 5, jnp.int32(0), measured)
 
         return lax.cond(order.active, lambda state: self._epoch(order, state, examples), idle, state)
 
@@ -137,7 +169,7 @@ class Candidate:
                 x = data.augment(jax.random.fold_in(augment, t), x, self.flip, self.pad)
                 rate = order.learning_rate * factor(t)
                 key = jax.random.fold_in(noise, t)
-                return self._step(order.rule, feedback, state, x, examples.train_labels[indices], rate, key)
+                return self._step(order, feedback, state, x, examples.train_labels[indices], rate, key)
 
             state, values = lax.cond(state.reason == 0, train, lambda s: (s, jnp.zeros(3)), state)
             return (state, sums + values), None
@@ -148,11 +180,12 @@ class Candidate:
             lambda: self._evaluate(order.rule, feedback, state, examples),
             lambda: (jnp.float32(0), jnp.float32(0)),
         )
-        return state, Metrics(*(sums / self.steps_per_epoch), loss, accuracy, state.reason)
+        measured = self._alignment(order.rule, feedback, state, examples) if self.measure_alignment else None
+        return state, Metrics(*(sums / self.steps_per_epoch), loss, accuracy, state.reason, measured)
 
-    def _step(self, rule, feedback, state: TrainingState, x, labels, rate, key):
+    def _step(self, order: Order, feedback, state: TrainingState, x, labels, rate, key):
         """One optimizer step; returns the state and [loss, accuracy, gradient norm]."""
-        model = self._model(rule)
+        model = self._model(order.rule)
 
         def objective(params, rule_state):
             variables = {
@@ -167,14 +200,37 @@ class Candidate:
 
         with_aux = jax.value_and_grad(objective, (0, 1), has_aux=True)
         (loss, (accuracy, batch_stats)), (gradient, rule_state) = with_aux(state.params, state.rule_state)
+        norm = optax.tree.norm(gradient)
+        if order.transform is not None:
+            gradient = transformed(order.transform, gradient)
         direction, optimizer = self.settings.optimizer_transform().update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(params)]))
         # The first of REASONS that is not finite; 0 if all are.
         reason = jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32)
         values = jnp.stack([loss, accuracy.astype(jnp.float32), norm])
         return TrainingState(params, batch_stats, rule_state, optimizer, reason), values
+
+    def units(self, rule: Rule, image_shape: tuple[int, ...]) -> list[str]:
+        """Names of the rule-driven units, in forward order."""
+        return list(alignment.units(lambda: self._variables(rule, jax.random.key(0), jnp.zeros((1, *image_shape)))))
+
+    def _alignment(self, rule, feedback, state: TrainingState, examples: Examples) -> jax.Array:
+        """[L, 2] on the first batch of the training set, not augmented, in training mode."""
+        batch = self.settings.batch_size
+        x, labels = data.normalise(examples.train_images[:batch], examples.mean), examples.train_labels[:batch]
+
+        def logits(rule):
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            if rule is not None:
+                variables |= {layers.OVERWRITE: state.rule_state, layers.FEEDBACK: feedback}
+            rngs = {"noise": jax.random.key(0)}
+            return self._model(rule).apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+        found = alignment.units(functools.partial(logits, rule))
+        probes = {name: jnp.zeros(s.shape, s.dtype) for name, s in found.items()}
+        evolved, true = (alignment.signals(functools.partial(logits, r), labels, probes) for r in (rule, None))
+        return alignment.compare(evolved, true, list(found))
 
     def _evaluate(self, rule, feedback, state: TrainingState, examples: Examples):
         """Mean loss and accuracy on the evaluation examples, batch norm with running averages."""
@@ -198,6 +254,11 @@ class Candidate:
 
         sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels))
         return tuple(sums / jnp.maximum(jnp.sum(examples.eval_labels >= 0), 1))
+
+
+def _bytes(shapes: Any) -> int:
+    arrays = [x for x in jax.tree.leaves(shapes) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
 def to_examples(split: data.Split, batch_size: int) -> Examples:

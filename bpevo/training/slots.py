@@ -10,8 +10,34 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "slots"
 
 
+CPU_SLOTS, MAX_SLOTS = 4, 16  # per device: the default on a CPU, the largest default elsewhere
+SHARE = 0.6  # of a device's memory that the default may fill: XLA's temporaries come on top
+
+
+def fitting(needed: tuple[int, int], devices: Sequence[jax.Device]) -> int | None:
+    """Slots that fit in the devices' memory by estimate, from (state, activations) in bytes; None where a device does not
+    tell its memory, as a CPU."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if not limit:
+        return None
+    alone = default_lowering(devices) == "map"  # one slot's activations at a time
+    state, activations = needed
+    share = int((SHARE * limit - activations) / state if alone else SHARE * limit / (state + activations))
+    return max(1, share) * len(devices)
+
+
+def most_slots(devices: Sequence[jax.Device]) -> int:
+    """The largest default."""
+    return (CPU_SLOTS if devices[0].platform == "cpu" else MAX_SLOTS) * len(devices)
+
+
 def default_lowering(devices: Sequence[jax.Device]) -> str:
     return "map" if devices[0].platform == "cpu" else "vmap"
+
+
+def compiler_options(devices: Sequence[jax.Device]) -> dict[str, int]:
+    """On a CPU LLVM's level 1 instead of 3: it compiles in two thirds of the time and steps as fast."""
+    return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
 
 
 def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = None, donate: bool = True) -> Callable:
@@ -36,7 +62,7 @@ def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = 
             out_specs=PartitionSpec(AXIS),
             check_vma=False,
         )
-    return jax.jit(many, donate_argnums=1 if donate else ())
+    return jax.jit(many, donate_argnums=1 if donate else (), compiler_options=compiler_options(devices))
 
 
 def shardings(devices: Sequence[jax.Device]):

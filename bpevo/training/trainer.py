@@ -2,24 +2,26 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpevo.rules import Equation, InterpretedRule, assemble, blank_program
+from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
 from bpevo.training.candidate import REASONS, Candidate, Examples, Metrics, Order
-from bpevo.training.slots import shardings, slots
+from bpevo.training.slots import fitting, most_slots, shardings, slots
+from bpevo.training.transforms import TRANSFORMS
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """One training to run: an equation, its learning rate and the replicate that fixes its seed."""
 
-    equation: Equation
+    equation: Equation | Expression  # an Expression only where the trainer is specialised to it
     learning_rate: float
     replicate: int = 0
+    transform: str = ""  # of the parameter gradient, one of TRANSFORMS; only where the trainer has `transforms`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,16 @@ class EpochResult:
     eval_loss: float
     eval_accuracy: float
     reason: str
+    alignment: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    # Of each unit the cosine and norm ratio of its evolved and true signal, where measured.
 
 
 class OutOfMemory(RuntimeError):
     """The slots do not fit on the device."""
+
+
+class DeviceLost(RuntimeError):
+    """A device failed while it trained; its slots' states are gone."""
 
 
 class Trainer:
@@ -46,30 +54,59 @@ class Trainer:
         self,
         candidate: Candidate,
         examples: Examples,
-        capacity: int,
+        capacity: int | None,
         max_parts: int = 3,
         seed: int = 0,
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
+        rule: CompiledRule | None = None,
+        transforms: bool = False,
     ):
-        """`capacity` is rounded up to a multiple of the number of devices. Raises OutOfMemory."""
+        """`capacity` is rounded up to a multiple of the number of devices; None: as many as fit, up to most_slots.
+
+        Raises OutOfMemory.
+
+        With a `rule` the program is specialised to it and trains nothing else; with `transforms` each training may choose
+        one of TRANSFORMS.
+        """
+        self._remake = functools.partial(
+            Trainer, candidate, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering,
+            rule=rule, transforms=transforms,
+        )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
+        blank = rule or InterpretedRule(blank_program(max_parts))
+        self._fitting = fitting(candidate.bytes_needed(blank, examples.mean.shape), self._devices)
+        if capacity is None:
+            most = most_slots(self._devices)
+            capacity = min(most, self._fitting or most)
         if capacity < len(self._devices):
             self._devices = self._devices[:capacity]
         self.capacity = -(-capacity // len(self._devices)) * len(self._devices)
         self.candidate, self.max_parts = candidate, max_parts
-        rule = InterpretedRule(blank_program(max_parts))
-        order = Order(rule, np.uint32(seed), np.int32(0), np.float32(0), np.int32(0), np.bool_(False))
+        self.rule = rule
+        transform = np.int32(0) if transforms else None
+        order = Order(
+            blank,
+            np.uint32(seed),
+            np.int32(0),
+            np.float32(0),
+            np.int32(0),
+            np.bool_(False),
+            transform,
+        )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
         self._program = slots(candidate.epoch, self._devices, lowering)
         shapes = candidate.blank(order.rule, examples.mean.shape)
+        self._place = jax.jit(_placed, donate_argnums=0, out_shardings=self._sharded)
         try:
             self._examples = jax.device_put(examples, replicated)
             allocate = functools.partial(_zeros, shapes, self.capacity)
-            self._states = jax.jit(allocate, out_shardings=self._sharded)()
+            self._states = jax.block_until_ready(jax.jit(allocate, out_shardings=self._sharded)())
         except jax.errors.JaxRuntimeError as error:
-            raise _explained(error, self.capacity) from error
+            raise self._explained(error) from error
+        measured = candidate.measure_alignment
+        self._units = candidate.units(order.rule, examples.mean.shape) if measured else []
         self.epochs_run = self.epochs_offered = 0
 
     @property
@@ -86,51 +123,102 @@ class Trainer:
         """Share of the slots' epochs that trained something."""
         return self.epochs_run / max(1, self.epochs_offered)
 
-    def start(self, slot: int, training: Training) -> None:
-        """Begins a training in a free slot."""
-        program = assemble(training.equation)
-        for mine, theirs in zip(self._orders.rule.program, program, strict=True):
-            mine[slot] = theirs
+    @property
+    def state_shapes(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each array of `state`."""
+        return [(x.shape[1:], str(x.dtype)) for x in jax.tree.leaves(self._states)]
+
+    def state(self, slot: int) -> list[np.ndarray]:
+        """Copies of a busy slot's arrays: with them `start` continues the training elsewhere, bit for bit on CPU."""
+        return [np.array(np.asarray(x)[slot]) for x in jax.tree.leaves(self._states)]
+
+    def start(self, slot: int, training: Training, epoch: int = 0, state: Sequence[np.ndarray] = ()) -> None:
+        """Begins a training in a free slot, or continues it after `epoch` epochs from the `state` that it then had.
+
+        Raises DeviceLost or OutOfMemory.
+        """
+        if self.rule is None:
+            assert isinstance(training.equation, Equation)
+            for mine, theirs in zip(self._orders.rule.program, assemble(training.equation), strict=True):
+                mine[slot] = theirs
+        else:
+            assert str(training.equation) == str(self.rule)
+        if self._orders.transform is not None:
+            self._orders.transform[slot] = list(TRANSFORMS).index(training.transform)
+        else:
+            assert not training.transform
         self._orders.replicate[slot] = training.replicate
         self._orders.learning_rate[slot] = training.learning_rate
-        self._orders.epoch[slot], self._orders.active[slot] = 0, True
+        self._orders.epoch[slot], self._orders.active[slot] = epoch, True
+        if epoch:
+            values = jax.tree.unflatten(jax.tree.structure(self._states), state)
+            try:
+                self._states = self._place(self._states, np.int32(slot), values)
+            except jax.errors.JaxRuntimeError as error:
+                raise self._explained(error) from error
 
     def stop(self, slot: int) -> None:
         """Frees a slot."""
         self._orders.active[slot] = False
 
-    def advance(self) -> dict[int, EpochResult]:
-        """Trains every busy slot for an epoch. A slot that diverged or reached its last epoch is free afterwards."""
+    def advance(self, meanwhile: Callable[[], None] = lambda: None) -> dict[int, EpochResult]:
+        """Trains every busy slot for an epoch; calls `meanwhile` while the devices work.
+
+        A slot that diverged or reached its last epoch is free afterwards. Raises OutOfMemory or DeviceLost.
+        """
         busy = [int(k) for k in np.flatnonzero(self._orders.active)]
         if not busy:
             return {}
-        metrics = self._run()
+        metrics = self._run(meanwhile)
         self.epochs_run += len(busy)
         self.epochs_offered += self.capacity
         results = {}
         for k in busy:
             self._orders.epoch[k] += 1
-            values = [float(v[k]) for v in metrics[:-1]]
-            results[k] = EpochResult(int(self._orders.epoch[k]), *values, REASONS[int(metrics.reason[k])])
+            values = [float(v[k]) for v in metrics[: metrics._fields.index("reason")]]
+            pairs = [] if metrics.alignment is None else metrics.alignment[k].tolist()
+            measured = {name: (cosine, ratio) for name, (cosine, ratio) in zip(self._units, pairs, strict=True)}
+            results[k] = EpochResult(int(self._orders.epoch[k]), *values, REASONS[int(metrics.reason[k])], measured)
             if results[k].reason or results[k].epoch >= self.candidate.settings.epochs:
                 self.stop(k)
         return results
 
-    def _run(self) -> Metrics:
-        orders = jax.device_put(jax.tree.map(np.array, self._orders), self._sharded)
+    def halved(self) -> "Trainer":
+        """A trainer with half the slots, all free, in place of this one, whose device memory is given up.
+
+        Raises OutOfMemory if there is one slot per device already.
+        """
+        if self.capacity <= len(self._devices):
+            raise OutOfMemory(
+                "not even one candidate fits in the device's memory; try a smaller --batch_size or --model"
+            )
+        self._states = self._examples = None
+        trainer = self._remake(capacity=max(len(self._devices), self.capacity // 2))
+        trainer.epochs_run, trainer.epochs_offered = self.epochs_run, self.epochs_offered
+        return trainer
+
+    def _explained(self, error: Exception) -> Exception:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return DeviceLost(f"a device failed: {reason}; every finished training is kept, the same command continues")
+        half = max(1, self.capacity // 2)
+        fits = min(half, self._fitting or half)
+        return OutOfMemory(f"{self.capacity} slots do not fit in the device's memory; try --slots={fits}")
+
+    def _run(self, meanwhile: Callable[[], None]) -> Metrics:
         try:
+            orders = jax.device_put(jax.tree.map(np.array, self._orders), self._sharded)
             with jax.transfer_guard("disallow"):
                 self._states, metrics = self._program(orders, self._states, self._examples)
+            meanwhile()
             return jax.device_get(metrics)
         except jax.errors.JaxRuntimeError as error:
-            raise _explained(error, self.capacity) from error
+            raise self._explained(error) from error
 
 
 def _zeros(shapes, capacity: int):
     return jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
 
 
-def _explained(error: Exception, capacity: int) -> Exception:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    return OutOfMemory(f"{capacity} slots do not fit in the device's memory; try --slots={max(1, capacity // 2)}")
+def _placed(states, slot, values):
+    return jax.tree.map(lambda s, v: s.at[slot].set(v), states, values)

@@ -4,56 +4,48 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from bpevo.training import EpochResult, Trainer, Training
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A training with its early-stopping bars. `tag` is the caller's own."""
-
-    tag: Any
-    training: Training
-    bars: tuple[tuple[int, float], ...] = ()  # (epoch, least accuracy to go on)
-    rung_epochs: tuple[int, ...] = ()  # epochs of all rungs, also of those without a bar
+from bpevo.training import EpochResult, OutOfMemory, Trainer, Training
+from bpevo.workers.checkpoints import Checkpoint, Checkpoints
+from bpevo.workers.job import Job, Outcome
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a job ended: status "done", "stopped" (below a bar) or "diverged" (with its reason)."""
+@dataclasses.dataclass
+class _Running:
+    """A job in a slot. Times are of the monotonic clock, which no change of the date moves."""
 
     job: Job
-    status: str
-    reason: str
-    curve: tuple[EpochResult, ...]
-    seconds: float
-
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy after the last epoch; None if it diverged."""
-        return None if self.status == "diverged" else self.curve[-1].eval_accuracy
-
-    @property
-    def rungs(self) -> int:
-        """Rungs survived."""
-        reached = sum(epoch <= len(self.curve) for epoch in self.job.rung_epochs)
-        return reached - (self.status == "stopped")
+    curve: list[EpochResult]
+    start: float  # when it would have started without an interruption
+    saved: float  # its last checkpoint or start
 
 
 class LocalWorkers:
-    """Runs jobs in the slots of one Trainer. A slot freed at the end of an epoch takes the next waiting job at once."""
+    """Runs jobs in the slots of one Trainer. A slot freed at the end of an epoch takes the next waiting job at once.
 
-    def __init__(self, trainer: Trainer):
+    When the device runs out of memory the trainer is replaced by one with half the slots, and the running jobs start
+    again from their checkpoints or from the beginning.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoints: Checkpoints | None = None, say: Callable[[str], None] = print):
+        """`say` gets a line for what a user should know."""
         self.trainer = trainer
+        self._checkpoints, self._say = checkpoints, say
         self._waiting: deque[Job] = deque()
-        self._running: dict[int, tuple[Job, list[EpochResult], float]] = {}
+        self._running: dict[int, _Running] = {}
+        self._reported: list[Job] = []  # by the last poll
+        self._whole = True  # curves and slots are of the same epoch: no poll was interrupted
 
     @property
     def wanted(self) -> int:
         """Jobs that could start now, beyond those waiting."""
         return max(0, len(self.trainer.free) - len(self._waiting))
+
+    @property
+    def ahead(self) -> int:
+        """Jobs beyond those waiting that could start after the epoch in progress, if every slot became free."""
+        return self.trainer.capacity - len(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -69,23 +61,73 @@ class LocalWorkers:
         self._waiting.clear()
         self._running.clear()
 
-    def poll(self) -> list[Outcome]:
-        """Trains one epoch in every slot and returns the jobs that ended, in slot order."""
-        for slot in self.trainer.free:
-            if self._waiting:
-                job = self._waiting.popleft()
-                self.trainer.start(slot, job.training)
-                self._running[slot] = (job, [], time.time())
+    def poll(self, meanwhile: Callable[[], None] = lambda: None) -> list[Outcome]:
+        """Trains one epoch in every slot and returns the jobs that ended, in slot order; `meanwhile` may submit more.
+
+        The caller stores them before it polls again: only then their checkpoints go. Raises OutOfMemory, DeviceLost.
+        """
+        if self._checkpoints:
+            for job in self._reported:
+                self._checkpoints.discard(job)
+        self._reported, self._whole = [], False
+        try:
+            for slot in self.trainer.free:
+                if self._waiting:
+                    self._start(slot, self._waiting[0])
+                    self._waiting.popleft()
+            results = self.trainer.advance(meanwhile)
+        except OutOfMemory:
+            results = None
+        if results is None:  # outside of the handler, which keeps the lost arrays alive
+            self._halve()
+            self._whole = True
+            return []
         outcomes = []
-        for slot, result in self.trainer.advance().items():
-            job, curve, start = self._running[slot]
-            curve.append(result)
-            status = self._status(job, result)
+        for slot, result in results.items():
+            running = self._running[slot]
+            running.curve.append(result)
+            status = self._status(running.job, result)
             if status:
                 self.trainer.stop(slot)
                 del self._running[slot]
-                outcomes.append(Outcome(job, status, result.reason, tuple(curve), time.time() - start))
+                seconds = time.monotonic() - running.start
+                outcomes.append(Outcome(running.job, status, result.reason, tuple(running.curve), seconds))
+        self._reported, self._whole = [outcome.job for outcome in outcomes], True
+        if self._checkpoints:
+            self._save(self._checkpoints.seconds)
         return outcomes
+
+    def suspend(self) -> None:
+        """Writes a checkpoint of every running training, if there are checkpoints and no poll was interrupted."""
+        if self._checkpoints and self._whole:
+            self._save(0.0)
+
+    def _start(self, slot: int, job: Job) -> None:
+        saved = self._checkpoints.load(job, self.trainer.state_shapes) if self._checkpoints else None
+        now = time.monotonic()
+        if saved:
+            self.trainer.start(slot, job.training, len(saved.curve), saved.state)
+            self._running[slot] = _Running(job, saved.curve, now - saved.seconds, now)
+        else:
+            self.trainer.start(slot, job.training)
+            self._running[slot] = _Running(job, [], now, now)
+
+    def _save(self, seconds: float) -> None:
+        """Writes a checkpoint of each running training that has had none for so long."""
+        assert self._checkpoints
+        for slot, running in self._running.items():
+            now = time.monotonic()
+            if running.curve and now - running.saved >= seconds:
+                checkpoint = Checkpoint(running.curve, now - running.start, self.trainer.state(slot))
+                self._checkpoints.save(running.job, checkpoint)
+                running.saved = now
+
+    def _halve(self) -> None:
+        before = self.trainer.capacity
+        self.trainer = self.trainer.halved()
+        self._waiting.extendleft(r.job for _, r in sorted(self._running.items(), reverse=True))
+        self._running.clear()
+        self._say(f"the device ran out of memory with {before} slots: going on with {self.trainer.capacity}")
 
     def _status(self, job: Job, result: EpochResult) -> str:
         if result.reason:

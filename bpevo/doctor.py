@@ -1,0 +1,145 @@
+"""What is installed, what it runs on, how a run is, and what is wrong: `python -m bpevo.doctor --workdir=runs/quickstart`.
+
+Changes nothing. Exit code 0 if nothing is wrong, 1 if something is.
+"""
+
+# ruff: noqa: E402
+import collections
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+from absl import app, flags
+
+from bpevo.data.tfds_reader import default_data_dir
+from bpevo.launch import configure_jax
+from bpevo.runs import RunDatabase, RunError, process, selfcheck
+from bpevo.runs import flags as run_flags
+from bpevo.runs.database import printable
+
+EXIT_WRONG = 1
+LEAST_FREE = 2**30  # bytes on a disk below which it is told
+Finding = tuple[str, str, str]  # what, its state, what is wrong with it
+
+
+def machine() -> Iterator[Finding]:
+    """Versions, devices, memory, and whether they compute right numbers."""
+    versions = run_flags.versions()
+    broken = selfcheck.BROKEN.get(versions["jax"], "")
+    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("device", "cores")), ""
+    missing = [k for k, v in versions.items() if v == "not installed" and k != "bpevo"]
+    if missing:
+        yield "packages", ", ".join(missing), "not installed: pip install . in a clone of bpevo"
+    for device in jax.local_devices():
+        memory = device.memory_stats() or {}
+        limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
+        state = f"{_size(used)} of {_size(limit)} in use" if limit else "uses the machine's memory"
+        yield f"device {device.id}", f"{device.device_kind}, {state}", ""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    yield "memory", f"{_size(pages)}, {os.cpu_count()} cores", ""
+    try:
+        selfcheck.check()
+        yield "self-check", "compiled and eager gradients agree", ""
+    except selfcheck.SelfCheckError as error:
+        yield "self-check", broken and f"jax {versions['jax']} {broken}", str(error)
+
+
+def folders(data_dir: str | None) -> Iterator[Finding]:
+    """Compilation cache and data directory."""
+    cache = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 (made at run time, so unknown to mypy)
+    yield "compilation cache", *_folder(cache)
+    root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    state, fault = _folder(root)
+    prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    yield "data", f"{state}; holds {', '.join(prepared) or 'nothing yet'}", fault
+
+
+def run(workdir: str) -> Iterator[Finding]:
+    """The database of a workdir; reads only."""
+    folder = pathlib.Path(workdir)
+    yield "workdir", *_folder(folder)
+    yield "writer", _owner(folder / "lock"), ""
+    try:
+        with RunDatabase.reading(folder) as database:
+            fault = database.fault()
+            yield "database", f"{_size(database.path.stat().st_size)}, integrity {'broken' if fault else 'ok'}", fault
+            proposals, evaluations = database.proposals(), database.evaluations()
+            versions, settings = database.versions(), database.settings()
+    except RunError as error:
+        yield "database", "unusable", str(error)
+        return
+    ended = collections.Counter((e.stage, e.status) for e in evaluations)
+    counts = ", ".join(f"{stage} {n} {status}" for (stage, status), n in sorted(ended.items()))
+    known = {e.proposal for e in evaluations if e.stage == "search"}
+    yield "proposals", f"{len(proposals)}, {sum(p.id not in known for p in proposals)} of them without a training", ""
+    yield "trainings", counts or "none", ""
+    changed = run_flags.changed_numerics(versions, run_flags.versions())
+    yield "last written by", printable(changed) or "these versions and this kind of device", ""
+    numerics = settings.get("numerics")
+    wrong = "" if numerics in (None, run_flags.NUMERICS) else "this release computes other numbers: use --fork_from"
+    yield "numerics", f"{numerics!r}, {run_flags.NUMERICS} in this release", wrong
+    checkpoints = folder / "checkpoints"
+    files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
+    yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""
+
+
+def _folder(path: str | os.PathLike | None) -> tuple[str, str]:
+    """(state, fault) of a folder that is to be written in; one that is yet to be made is judged by its parent."""
+    if not path:
+        return "none", ""
+    place = pathlib.Path(path)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return str(path), f"{place} is no folder"
+    free = shutil.disk_usage(place).free
+    state = f"{path}{'' if place == pathlib.Path(path) else ' (not there yet)'}, {_size(free)} free"
+    if not os.access(place, os.W_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        return state, f"{place} cannot be written"
+    return state, f"less than {_size(LEAST_FREE)} free" if free < LEAST_FREE else ""
+
+
+def _owner(lock: pathlib.Path) -> str:
+    """Whoever holds the lock, told from the kernel's table: taking it, even for a moment, could refuse a search."""
+    try:
+        owner = printable(lock.read_bytes()[:1000].decode("utf-8", "replace").strip())
+        held = f":{lock.stat().st_ino} " in pathlib.Path("/proc/locks").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    return owner if held else f"none; the last was {owner}"
+
+
+def _size(count: float | None) -> str:
+    value = float(count or 0)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    interruption = process.Interruption()
+    interruption.install()
+    configure_jax()
+    values, output = flags.FLAGS, process.Output(sys.stdout)
+    findings = [machine(), folders(values.data_dir)] + ([run(values.workdir)] if values.workdir else [])
+    wrong = []
+    for what, state, fault in (finding for group in findings for finding in group):
+        output.write(f"{what:>18}  {printable(state)}\n")
+        wrong += [f"{what}: {printable(fault)}"] if fault else []
+    output.write("\n".join(["", "wrong:", *wrong] if wrong else ["", "nothing is wrong"]) + "\n")
+    output.flush()
+    sys.exit(EXIT_WRONG if wrong else 0)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
+    flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
+    app.run(main, flags_parser=process.parse_flags("bpevo.doctor"))

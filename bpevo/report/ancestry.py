@@ -1,0 +1,75 @@
+"""What a search's winners have in common, and where the best one came from."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from bpevo.evolution import Change, Proposal
+from bpevo.rules import Expression, without_idle
+from bpevo.rules.expression import Binary, Unary
+from bpevo.runs import Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """How many equations use a component: of the winners, and of all."""
+
+    component: str
+    winners: float
+    population: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestor:
+    id: int
+    equation: str
+    changes: tuple[Change, ...]  # from its parent
+    accuracy: float | None
+
+
+def ranked(proposals: Sequence[Proposal], evaluations: Iterable[Evaluation]) -> list[tuple[Proposal, float]]:
+    """Proposals that did not diverge with their accuracy, fittest first."""
+    best: dict[int, tuple[int, float]] = {}
+    for e in evaluations:
+        if e.stage == "search" and e.proposal is not None and e.accuracy is not None:
+            best[e.proposal] = max(best.get(e.proposal, (0, 0.0)), (e.rungs, e.accuracy))
+    alive = [p for p in proposals if p.id in best]
+    return [(p, best[p.id][1]) for p in sorted(alive, key=lambda p: (best[p.id], -p.id), reverse=True)]
+
+
+def components(expression: Expression) -> set[str]:
+    """Names of what an expression uses: operands with their mean, std or bn; functions without constants."""
+    nodes = without_idle(expression).walk()
+    return {n.name if isinstance(n, Unary | Binary) else str(n) for n in nodes}
+
+
+def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: int = 16) -> list[Share]:
+    """The components whose use differs most between winners and all, most favoured first."""
+
+    def usage(group: Sequence[Proposal]) -> dict[str, float]:
+        uses = collections.Counter(c for p in group for c in components(p.equation.to_expression()))
+        return {c: n / len(group) for c, n in uses.items()}
+
+    if not winners:
+        return []
+    of_winners, of_all = usage(winners), usage(proposals)
+    found = [Share(c, of_winners.get(c, 0.0), of_all[c]) for c in of_all]
+    found = sorted(found, key=lambda s: -abs(s.winners - s.population))[:count]
+    return sorted(found, key=lambda s: s.population - s.winners)
+
+
+def lineage(proposals: Sequence[Proposal], evaluations: Iterable[Evaluation], last: Proposal) -> list[Ancestor]:
+    """From the first ancestor to `last`."""
+    accuracies: dict[int, float] = {}
+    for e in evaluations:
+        if e.stage == "search" and e.proposal is not None and e.accuracy is not None:
+            accuracies[e.proposal] = max(accuracies.get(e.proposal, 0.0), e.accuracy)
+    by_id, line = {p.id: p for p in proposals}, []
+    following: Proposal | None = last
+    while following is not None:
+        text = str(without_idle(following.equation.to_expression()))
+        line.append(Ancestor(following.id, text, following.changes, accuracies.get(following.id)))
+        # Ids fall along a lineage, so a damaged database cannot make it endless.
+        parent = following.parent
+        following = by_id.get(parent) if parent is not None and parent < following.id else None
+    return line[::-1]

@@ -1,0 +1,213 @@
+"""Writes the report of a workdir: report.html, table.md, table.tex, and each plot as SVG and PNG."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bpevo.evolution import Proposal
+from bpevo.report import ancestry, page, plots
+from bpevo.report.hyperband import DRAWS, POOL, early_decisions
+from bpevo.report.standings import Standing, standings, verdict
+from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
+from bpevo.runs import Evaluation, RunDatabase, RunError
+from bpevo.runs.ablation import ablations
+from bpevo.runs.treatments import stored
+
+WINNERS = 0.1  # share of a search's rules that count as winners
+MIN_WINNERS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that a database holds. A search has proposals, an evaluation a scenario."""
+
+    name: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    evaluations: list[Evaluation]
+    proposals: list[Proposal]
+    costs: dict[str, float]
+
+    @property
+    def is_evaluation(self) -> bool:
+        return "scenario" in self.settings
+
+
+def read_runs(workdir: str | os.PathLike) -> list[Run]:
+    """The workdir's own run and the evaluations in its folders, in order of their names. Raises RunError if there is none."""
+    folder = pathlib.Path(workdir)
+    inside = sorted(p.parent for p in folder.glob("*/run.sqlite"))
+    folders = ([folder] if (folder / "run.sqlite").is_file() else []) + inside
+    if not folders:
+        raise RunError(
+            f"there is no run in {folder}: start one with python -m bpevo.launch or python -m bpevo.evaluate"
+        )
+    runs = []
+    for each in folders:
+        with RunDatabase.reading(each) as database:
+            settings = database.settings()
+            if each != folder and "scenario" not in settings:
+                continue  # another search
+            proposals = [] if "scenario" in settings or not settings else database.proposals()
+            runs.append(
+                Run(
+                    each.resolve().name,
+                    settings,
+                    database.versions(),
+                    database.evaluations(),
+                    proposals,
+                    database.costs(),
+                )
+            )
+    return runs
+
+
+class Report:
+    """Collects sections, tables and plots; `write` puts them into a folder."""
+
+    def __init__(self, title: str):
+        self._title = title
+        self._sections: list[str] = [page.heading(1, title)]
+        self._figures: dict[str, Figure] = {}
+        self._markdown: list[str] = []
+        self._latex: list[str] = []
+
+    def _add(self, *html: str) -> None:
+        self._sections += [h for h in html if h]
+
+    def _plot(self, name: str, figure: Figure | None, caption: str) -> None:
+        if figure is not None:
+            self._figures[name] = figure
+            self._add(page.picture(figure, caption))
+
+    def add_search(self, run: Run) -> None:
+        done = [e for e in run.evaluations if e.stage == "search"]
+        self._add(
+            page.heading(2, f"Search {run.name}"),
+            page.note(_describe(run)),
+            page.paragraph(f"{len(run.proposals)} equations, {len(done)} trainings."),
+        )
+        self._plot("search_best", plots.best_so_far(run.evaluations), "Best validation accuracy so far")
+        self._plot("search_scores", plots.distribution(run.evaluations), "Distribution of validation accuracies")
+        ranked = ancestry.ranked(run.proposals, run.evaluations)
+        winners = [p for p, _ in ranked[: max(MIN_WINNERS, int(WINNERS * len(ranked)))]]
+        shares = ancestry.shares(run.proposals, winners)
+        figure = plots.enrichment(shares, len(winners), len(run.proposals))
+        self._plot("search_components", figure, "Components of the best rules against the whole population")
+        if winners:
+            line = ancestry.lineage(run.proposals, run.evaluations, winners[0])
+            self._add(page.heading(3, "Lineage of the best rule"), page.lineage_html(line))
+
+    def add_evaluation(self, run: Run) -> None:
+        rows = standings(run.evaluations, run.costs, run.settings)
+        name, sentences = run.name, verdict(rows)
+        self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
+        self._add(page.standings_html(rows))
+        self._markdown.append(
+            f"## {name}\n\n{_describe(run)}\n\n"
+            + "".join(f"- {s}\n" for s in sentences)
+            + f"\n{markdown(rows)}\n{LEGEND}\n"
+        )
+        self._latex.append(f"% {latex_text(name)}: {latex_text(_describe(run))}\n{latex(rows)}")
+        evaluations = run.evaluations
+        self._plot(
+            f"{name}_curves",
+            plots.learning_curves(evaluations, rows),
+            "Learning curves: test accuracy, mean and 95 % interval over seeds; nothing was chosen by them",
+        )
+        self._plot(
+            f"{name}_learning_rates",
+            plots.learning_rates(rows),
+            "Validation accuracy against the learning rate",
+        )
+        self._ablations(run)
+        self._alignments(run, rows)
+        self._early_decisions(run, rows)
+
+    def _ablations(self, run: Run) -> None:
+        trained = {e.equation for e in run.evaluations if e.stage == "ablation"}
+        candidates = [*run.settings.get("rules", ()), *run.settings.get("found", ())]
+        wholes = [(text, stored(text)) for text in candidates if text in trained]
+        parts = [(text, [str(p) for p in ablations(whole)]) for text, whole in wholes if whole]
+        for i, (text, left) in enumerate((text, left) for text, left in parts if trained & set(left)):
+            caption = f"{text} and what is left of it without one component, each at its own tuned learning rate"
+            self._plot(f"{run.name}_ablation_{i}", plots.ablation(run.evaluations, text, left), caption)
+
+    def _alignments(self, run: Run, rows: list[Standing]) -> None:
+        for i, row in enumerate([r for r in plots.chosen(rows) if r.kind != "baseline"][:3]):
+            caption = (
+                f"{row.text}: cosine and norm ratio of its signal and the true one in each unit, dark at the bottom of the "
+                "network"
+            )
+            self._plot(f"{run.name}_alignment_{i}", plots.alignment(run.evaluations, row), caption)
+
+    def _early_decisions(self, run: Run, rows: list[Standing]) -> None:
+        found = [d for d in (early_decisions(run.evaluations, r.text) for r in rows) if d]
+        if found:
+            self._add(page.heading(3, "Early decisions"))
+            self._plot(
+                f"{run.name}_early",
+                plots.early_decisions(found),
+                "Rank correlation over configurations (learning rate and seed) of early and last validation accuracy",
+            )
+            said = (
+                f"Successive halving on {DRAWS:,} random pools of {POOL} configurations: mean final validation accuracy of "
+                "the pool's best and of the one it picks, and the share of the pool's epochs it trains."
+            )
+            self._add(page.early_decisions_html(found), page.note(said))
+            lines = [
+                f"| {code(d.text)} | {d.n} | {' '.join(f'{c:.2f}' for c in d.correlations)} | {d.best:.2f} | {d.picked:.2f} "
+                f"| {d.regret:.2f} | {d.spent:.0%} |\n"
+                for d in found
+            ]
+            self._markdown.append(
+                f"### Early decisions in {run.name}\n\n{said}\n\n| rule | configurations | rank correlation by epoch | best % "
+                "| picked % | regret | epochs |\n|---|---:|---|---:|---:|---:|---:|\n" + "".join(lines)
+            )
+
+    def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        """Raises OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"report.html": page.page(self._title, self._sections)}
+        if self._markdown:
+            files |= {"table.md": "\n".join(self._markdown), "table.tex": "\n".join(self._latex)}
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        for name, figure in self._figures.items():
+            (folder / f"{name}.svg").write_bytes(page.svg(figure))
+            figure.savefig(folder / f"{name}.png", dpi=150)
+        return [folder / name for name in files]
+
+
+def build(workdir: str | os.PathLike) -> list[pathlib.Path]:
+    """Reads the runs of `workdir` and writes `<workdir>/report`. Works while they are running.
+
+    Raises RunError.
+    """
+    folder = pathlib.Path(workdir)
+    runs = read_runs(folder)
+    report = Report(f"bpevo: {folder.resolve().name}")
+    for run in runs:
+        if run.is_evaluation:
+            report.add_evaluation(run)
+        elif run.proposals:
+            report.add_search(run)
+    try:
+        return report.write(folder / "report")
+    except OSError as error:
+        raise RunError(f"cannot write {folder / 'report'}: {error.strerror}") from error
+
+
+def _describe(run: Run) -> str:
+    """Settings and versions in a line."""
+    s, v = run.settings, run.versions
+    shown = {
+        "": s.get("model"), "on": s.get("dataset"), "with": s.get("optimizer"), "epochs": s.get("epochs"),
+        "batch": s.get("batch_size"), "training examples": s.get("train_examples"), "weight decay": s.get("weight_decay"),
+        "learning rates": ", ".join(f"{r:g}" for r in s.get("learning_rates", ())), "seed": s.get("seed"),
+    }  # fmt: skip
+    settings = "; ".join(f"{name} {value}".strip() for name, value in shown.items() if value is not None)
+    return f"{settings}. {', '.join(f'{name} {version}' for name, version in v.items())}"

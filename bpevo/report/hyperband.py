@@ -1,0 +1,83 @@
+"""Do early accuracies tell the final ones? The paper's claim for rules that learn faster, from the tuning's own curves.
+
+A configuration is a learning rate and a seed; all were trained to the end, so what successive halving would have done
+with them is read off their curves, nothing is trained again. Source: 1808.02822, section 4; Hyperband is 1603.06560.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from bpevo.runs import Evaluation
+
+MIN_CONFIGURATIONS = 9
+DRAWS, POOL, ETA = 2000, 9, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyDecisions:
+    """Of one treatment over `n` configurations. Accuracies in %."""
+
+    text: str
+    n: int
+    correlations: tuple[float, ...]  # Spearman's, of accuracy after each epoch and after the last
+    best: float  # mean final accuracy of the best of a random pool
+    picked: float  # mean final accuracy of what successive halving picks from it
+    spent: float  # epochs it trains, over those of training the whole pool
+
+    @property
+    def regret(self) -> float:
+        return self.best - self.picked
+
+
+def final_curves(evaluations: Sequence[Evaluation], text: str) -> np.ndarray:
+    """Validation accuracy [n, epochs] of a treatment's tuning; 0 from where a training diverged."""
+    own = [e.curve["eval_accuracy"] for e in evaluations if (e.stage, e.equation) == ("tuning", text)]
+    epochs = max(map(len, own), default=0)
+    lost = [e.accuracy is None for e in evaluations if (e.stage, e.equation) == ("tuning", text)]
+    curves = np.zeros((len(own), epochs))
+    for row, curve, diverged in zip(curves, own, lost, strict=True):
+        values = curve[:-1] if diverged else curve
+        row[: len(values)] = [v or 0.0 for v in values]
+    return curves
+
+
+def rank_correlations(curves: np.ndarray) -> tuple[float, ...]:
+    """Of each epoch's accuracies with the last epoch's; nan where one of them does not vary."""
+
+    def correlation(x: np.ndarray, y: np.ndarray) -> float:
+        return float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else math.nan
+
+    return tuple(correlation(curves[:, e], curves[:, -1]) for e in range(curves.shape[1]))
+
+
+def successive_halving(curves: np.ndarray, rng: np.random.Generator, eta: int = ETA) -> tuple[int, int]:
+    """(index of the survivor, epochs trained): at epochs/η^k the best 1/η go on; ties are broken at random."""
+    epochs = curves.shape[1]
+    rungs = [epochs]
+    while rungs[0] // eta and eta ** len(rungs) <= len(curves):
+        rungs.insert(0, rungs[0] // eta)
+    alive, spent, trained = np.arange(len(curves)), 0, 0
+    for i, rung in enumerate(rungs):
+        spent, trained = spent + len(alive) * (rung - trained), rung
+        order = np.lexsort((rng.random(len(alive)), -curves[alive, rung - 1]))
+        alive = alive[order][: 1 if i == len(rungs) - 1 else max(1, len(alive) // eta)]
+    return int(alive[0]), spent
+
+
+def early_decisions(evaluations: Sequence[Evaluation], text: str) -> EarlyDecisions | None:
+    """None below MIN_CONFIGURATIONS or two epochs. Pools are drawn at random, DRAWS times, from a fixed seed."""
+    curves = final_curves(evaluations, text)
+    if len(curves) < MIN_CONFIGURATIONS or curves.shape[1] < 2:
+        return None
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(DRAWS):
+        pool = curves[rng.choice(len(curves), POOL, replace=False)]
+        chosen, spent = successive_halving(pool, rng)
+        outcomes.append((pool[:, -1].max(), pool[chosen, -1], spent / pool.size))
+    best, picked, spent = np.mean(outcomes, 0)
+    return EarlyDecisions(text, len(curves), rank_correlations(curves), 100 * best, 100 * picked, float(spent))

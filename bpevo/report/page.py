@@ -1,0 +1,130 @@
+"""report.html: one file without references to any other, readable on a phone. Every text goes through `html.escape`."""
+
+import base64
+import functools
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import matplotlib
+from matplotlib import mathtext
+from matplotlib.figure import Figure
+
+from bpevo.report.ancestry import Ancestor
+from bpevo.report.hyperband import EarlyDecisions
+from bpevo.report.standings import Standing
+from bpevo.report.tables import COLUMNS, LEGEND, cells
+from bpevo.runs.treatments import stored
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 0 auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
+p, li, code { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+tr.better td { font-weight: bold; }
+tr.worse td { color: #777; }
+figure { margin: 1rem 0; }
+figure img { width: 100%; max-width: 46rem; height: auto; }
+figcaption, .note { font-size: 0.85rem; color: #555; }
+img.equation { vertical-align: middle; }
+"""
+SVG_OPTIONS = {"svg.hashsalt": "bpevo", "svg.fonttype": "path"}  # the same bytes for the same rows
+
+
+def svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(SVG_OPTIONS):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _data_uri(image: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(image).decode()}"
+
+
+@functools.cache
+def equation(text: str) -> str:
+    """A treatment as an inline image of its equation with the text beneath; only the text where it is no treatment."""
+    code = f"<code>{html.escape(text)}</code>"
+    treatment = stored(text)
+    if treatment is None:
+        return code
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(SVG_OPTIONS | {"mathtext.fontset": "cm", "font.size": 13}):
+        mathtext.math_to_image(rf"$b_i^p \leftarrow {treatment.expression.latex}$", buffer, format="svg")
+    image = f'<img class="equation" alt="{html.escape(text, quote=True)}" src="{_data_uri(buffer.getvalue())}">'
+    return f"{image}<br>{code}"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def heading(level: int, text: str) -> str:
+    return f"<h{level}>{html.escape(text)}</h{level}>"
+
+
+def listing(items: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(i)}</li>" for i in items) + "</ul>"
+
+
+def picture(figure: Figure | None, caption: str) -> str:
+    """Nothing where there is no figure."""
+    if figure is None:
+        return ""
+    alternative = html.escape(caption, quote=True)
+    image = f'<img alt="{alternative}" src="{_data_uri(svg(figure))}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Rows are (class, cells); cells are HTML."""
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    body = "".join(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cs) + "</tr>" for kind, cs in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def standings_html(rows: Sequence[Standing]) -> str:
+    made = []
+    for row in rows:
+        name = f"{html.escape(row.name)}<br>" if row.name else ""
+        kind = "better" if row.better else "worse" if row.worse else ""
+        made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))
+    return _table(COLUMNS, made) + note(LEGEND)
+
+
+def lineage_html(line: Sequence[Ancestor]) -> str:
+    rows = []
+    for a in line:
+        changes = "; ".join(f"part {c.part + 1}, {c.gene}: {c.before} → {c.after}" for c in a.changes) or "initial"
+        accuracy = "" if a.accuracy is None else f"{100 * a.accuracy:.2f}"
+        rows.append(("", [equation(a.equation), str(a.id), html.escape(changes), accuracy]))
+    return _table(("equation", "id", "mutation", "validation %"), rows)
+
+
+def early_decisions_html(found: Sequence[EarlyDecisions]) -> str:
+    rows = []
+    for d in found:
+        third = d.correlations[max(0, len(d.correlations) // 3 - 1)]
+        numbers = (f"{d.n}", f"{third:.2f}", f"{d.best:.2f}", f"{d.picked:.2f}", f"{d.regret:.2f}", f"{d.spent:.0%}")
+        rows.append(("", [equation(d.text), *numbers]))
+    columns = ("rule", "configurations", "rank corr. at 1/3", "best %", "picked %", "regret", "epochs")
+    return _table(columns, rows)
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        + "\n".join(sections)
+        + "\n</body></html>\n"
+    )

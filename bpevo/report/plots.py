@@ -1,0 +1,237 @@
+"""The plots, each a matplotlib Figure of one run's or one evaluation's rows. None where there is nothing to show."""
+
+import datetime
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bpevo.report.ancestry import Share
+from bpevo.report.hyperband import EarlyDecisions
+from bpevo.report.significance import summary
+from bpevo.report.standings import Standing, baseline_name
+from bpevo.rules import NAMED, parse
+from bpevo.runs import Evaluation
+
+TOP = 5  # rules in one plot, beside the baselines
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
+
+
+def _figure(columns: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _label(text: str, length: int = 44) -> str:
+    """A treatment's text is data: `$` would start mathtext."""
+    text = baseline_name(text) or text
+    short = text if len(text) <= length else text[: length - 1] + "…"
+    return short.replace("$", r"\$")
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """Below the axes, where it hides nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) > 20 else 4
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="x-small", frameon=False)
+
+
+def _epochs(axis: Axes, count: int) -> np.ndarray:
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return np.arange(1, count + 1)
+
+
+def _controls(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Best accuracy in % of a search's backprop and zero signal."""
+    texts = {str(parse(NAMED[name])): name for name in ("backprop", "zero_signal")}
+    found: dict[str, float] = {}
+    for e in evaluations:
+        if e.stage == "control" and e.accuracy is not None and e.equation in texts:
+            name = texts[e.equation]
+            found[name] = max(found.get(name, 0.0), 100 * e.accuracy)
+    return found
+
+
+def best_so_far(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """The search's best validation accuracy against trainings and against wall time (pauses included)."""
+    search = [e for e in evaluations if e.stage == "search"]
+    if not search:
+        return None
+    best = np.maximum.accumulate([100 * (e.accuracy or 0.0) for e in search])
+    times = [datetime.datetime.fromisoformat(e.finished) for e in search]
+    seconds = np.array([(t - min(times)).total_seconds() for t in times])
+    length, unit = next(
+        u for u in ((3600, "hours"), (60, "minutes"), (1, "seconds")) if seconds.max() > 2 * u[0] or u[0] == 1
+    )
+    figure, axes = _figure(2)
+    for axis, x, name in zip(axes, (np.arange(1, len(best) + 1), seconds / length), ("trainings", unit), strict=True):
+        axis.step(x, best, where="post", color=_COLOURS[0], label="best so far")
+        for (control, value), style in zip(_controls(evaluations).items(), ("--", ":"), strict=False):
+            axis.axhline(value, color="black", linestyle=style, linewidth=1, label=control)
+        axis.set_xlabel(name)
+    axes[0].set_ylabel("validation accuracy, %")
+    _legend(figure, axes[0])
+    return figure
+
+
+def distribution(evaluations: Sequence[Evaluation]) -> Figure | None:
+    """Final validation accuracies of the search's trainings."""
+    search = [e for e in evaluations if e.stage == "search"]
+    scores = [100 * e.accuracy for e in search if e.accuracy is not None]
+    if not scores:
+        return None
+    figure, (axis,) = _figure()
+    axis.hist(scores, bins=40, color=_COLOURS[0])
+    for (control, value), style in zip(_controls(evaluations).items(), ("--", ":"), strict=False):
+        axis.axvline(value, color="black", linestyle=style, linewidth=1, label=control)
+    axis.set(xlabel="validation accuracy, %", ylabel="trainings")
+    axis.set_title(f"{len(scores)} trainings; {len(search) - len(scores)} more diverged", fontsize="small")
+    _legend(figure, axis)
+    return figure
+
+
+def enrichment(shares: Sequence[Share], winners: int, population: int) -> Figure | None:
+    """Components of the winners against those of all proposals."""
+    if not shares:
+        return None
+    figure, (axis,) = _figure(height=0.5 + 0.32 * len(shares))
+    places = np.arange(len(shares))[::-1]
+    axis.barh(places + 0.2, [100 * s.winners for s in shares], 0.4, color=_COLOURS[1], label=f"{winners} best")
+    axis.barh(places - 0.2, [100 * s.population for s in shares], 0.4, color=_COLOURS[7], label=f"all {population}")
+    axis.set_yticks(places, [s.component for s in shares], fontsize="small")
+    axis.set_xlabel("equations that use it, %")
+    _legend(figure, axis)
+    return figure
+
+
+def chosen(rows: Sequence[Standing]) -> list[Standing]:
+    """The rows that plots show: baselines and the best rules."""
+    rules = [r for r in rows if r.kind != "baseline" and r.learning_rate is not None]
+    return [r for r in rows if r.kind == "baseline"] + rules[:TOP]
+
+
+def _styles(rows: Sequence[Standing]) -> dict[str, dict]:
+    colours, styles = iter(_COLOURS), {}
+    dashes = {"backprop": "-", "zero_signal": ":", "block_normalised": "--", "clip_global_norm": "-."}
+    for row in chosen(rows):
+        if row.kind == "baseline":
+            styles[row.text] = {"color": "black", "linestyle": dashes.get(row.name, "-"), "linewidth": 1}
+        else:
+            styles[row.text] = {"color": next(colours), "linewidth": 1.5}
+    return styles
+
+
+def learning_curves(evaluations: Sequence[Evaluation], rows: Sequence[Standing]) -> Figure | None:
+    """Test accuracy after each epoch, mean and 95 % interval over seeds. Nothing was chosen by it."""
+    figure, (axis,) = _figure(height=4)
+    styles, rates = _styles(rows), {r.text: r.learning_rate for r in rows}
+    for text, style in styles.items():
+        curves = [
+            [100 * (v or 0.0) for v in e.curve["eval_accuracy"]]
+            for e in evaluations
+            if (e.stage, e.equation, e.learning_rate, e.status) == ("test", text, rates[text], "done")
+        ]
+        if not curves:
+            continue
+        summaries = [summary(values) for values in zip(*curves, strict=True)]
+        epochs = _epochs(axis, len(summaries))
+        mean = np.array([s.mean for s in summaries])
+        axis.plot(epochs, mean, label=_label(text), **style)
+        if len(curves) > 1:
+            margin = np.array([s.margin for s in summaries])
+            axis.fill_between(epochs, mean - margin, np.minimum(mean + margin, 100), color=style["color"], alpha=0.12)
+    if not axis.lines:
+        return None
+    axis.set_ylabel("test accuracy, %")
+    axis.set_ylim(top=min(100.5, axis.get_ylim()[1]))
+    _legend(figure, axis)
+    return figure
+
+
+def learning_rates(rows: Sequence[Standing]) -> Figure | None:
+    """Validation accuracy of the tuning against the learning rate; a training that diverged counts as 0."""
+    figure, (axis,) = _figure(height=4)
+    rates: list[float] = []
+    styles = _styles(rows)
+    for row in (r for r in rows if r.text in styles):
+        rates = list(row.tuning)
+        axis.plot(
+            rates, list(row.tuning.values()), marker="o", markersize=3, label=_label(row.text), **styles[row.text]
+        )
+    if not axis.lines:
+        return None
+    axis.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy, %")
+    axis.set_xticks(rates, [f"{r:g}" for r in rates])
+    axis.minorticks_off()
+    _legend(figure, axis)
+    return figure
+
+
+def ablation(evaluations: Sequence[Evaluation], whole: str, parts: Sequence[str]) -> Figure | None:
+    """Validation accuracy of a rule and of what is left without one component, each at its own tuned rate."""
+    values = {
+        text: [100 * (e.accuracy or 0.0) for e in evaluations if (e.stage, e.equation) == ("ablation", text)]
+        for text in (whole, *parts)
+    }
+    shown = {text: summary(v) for text, v in values.items() if v}
+    if len(shown) < 2 or whole not in shown:
+        return None
+    figure, (axis,) = _figure(height=0.8 + 0.36 * len(shown))
+    places = np.arange(len(shown))[::-1]
+    margins = [0.0 if s.n < 2 else s.margin for s in shown.values()]
+    for i, (s, margin) in enumerate(zip(shown.values(), margins, strict=True)):
+        axis.errorbar(s.mean, places[i], xerr=margin, color=_COLOURS[0 if i else 1], marker="o", capsize=3)
+    axis.set_yticks(places, [_label(text, 36) for text in shown], fontsize="small")
+    axis.set_xlabel("validation accuracy, % (mean and 95 % interval)")
+    return figure
+
+
+def alignment(evaluations: Sequence[Evaluation], row: Standing) -> Figure | None:
+    """Cosine and norm ratio of the evolved and the true signal in each unit over training, mean over seeds."""
+    curves = [
+        e.curve for e in evaluations
+        if (e.stage, e.equation, e.learning_rate, e.status) == ("test", row.text, row.learning_rate, "done")
+    ]  # fmt: skip
+    units = [name.split(" ", 1)[1] for name in (curves[0] if curves else ()) if name.startswith("cosine ")]
+    if not units:
+        return None
+    figure, axes = _figure(2)
+    for axis, name in zip(axes, ("cosine", "norm_ratio"), strict=True):
+        for i, unit in enumerate(units):
+            values = np.array([[v if v is not None else np.nan for v in c[f"{name} {unit}"]] for c in curves])
+            # Bottom units dark, top ones light.
+            colour = (0.0, 0.15 + 0.7 * i / max(1, len(units) - 1), 0.55)
+            axis.plot(_epochs(axis, values.shape[1]), values.mean(0), color=colour, linewidth=1, label=_label(unit))
+        axis.set_title(name.replace("_", " "))
+    axes[0].set_ylim(-1.05, 1.05)
+    if all(np.all(np.asarray(line.get_ydata(), float) > 0) for line in axes[1].lines):
+        axes[1].set_yscale("log")
+    _legend(figure, axes[1])
+    return figure
+
+
+def early_decisions(found: Sequence[EarlyDecisions]) -> Figure | None:
+    """Rank correlation of each epoch's accuracy with the last one's over configurations."""
+    if not found:
+        return None
+    figure, (axis,) = _figure()
+    for i, decisions in enumerate(found):
+        epochs = _epochs(axis, len(decisions.correlations))
+        axis.plot(
+            epochs,
+            decisions.correlations,
+            marker="o",
+            markersize=3,
+            label=_label(decisions.text),
+            color=_COLOURS[i % 8],
+        )
+    axis.set_ylabel("rank correlation with the last")
+    _legend(figure, axis)
+    return figure

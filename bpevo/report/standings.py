@@ -1,0 +1,211 @@
+"""The table of an evaluation: a row per treatment, with its tuned learning rate, test accuracy and verdict."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bpevo.report.significance import LEVEL, Difference, Summary, holm, paired, summary
+from bpevo.rules import NAMED, PAPER
+from bpevo.runs import Evaluation
+from bpevo.runs.experiment import tuned_rate
+from bpevo.runs.treatments import BACKPROP, BASELINES
+
+PAPER_SETUPS = ("a1", "a2", "a3", "b1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """A row; accuracies in %. `p` is corrected over all rows of the table."""
+
+    text: str  # of the treatment
+    kind: str  # baseline, named, found
+    learning_rate: float | None  # None: diverged at every rate
+    at_edge: bool  # the tuned rate is the smallest or largest of those tried
+    tuning: dict[float, float]  # learning rate: mean validation accuracy; a training that diverged counts as 0
+    selection: Summary | None  # fresh seeds, validation
+    test: Summary | None
+    diverged: int  # of the test trainings; they are in no mean, and such a row is never significant
+    difference: Difference | None  # of the test accuracies to tuned backprop's
+    p: float | None
+    cost: float | None  # epoch time over backprop's
+    paper: str
+
+    @property
+    def name(self) -> str:
+        """What people call a baseline; empty for a rule."""
+        return baseline_name(self.text) if self.kind == "baseline" else ""
+
+    @property
+    def validation(self) -> float | None:
+        """Mean at the tuned rate, in the tuning."""
+        return None if self.learning_rate is None else self.tuning[self.learning_rate]
+
+    @property
+    def better(self) -> bool:
+        """Significantly better than tuned backprop: printed bold."""
+        return self.p is not None and self.p < LEVEL and self.difference is not None and self.difference.pairs.mean > 0
+
+    @property
+    def worse(self) -> bool:
+        return self.p is not None and self.p < LEVEL and not self.better
+
+
+def baseline_name(text: str) -> str:
+    names = {str(t): t.transform for t in BASELINES if t.transform}
+    names |= {NAMED[name]: name for name in ("backprop", "zero_signal")}
+    return names.get(text, "")
+
+
+def standings(
+    evaluations: Sequence[Evaluation], costs: Mapping[str, float], settings: Mapping[str, Any]
+) -> list[Standing]:
+    """Of every treatment that was tuned, without ablations: tested ones first, best first."""
+    found, named = set(settings.get("found", ())), set(settings.get("rules", ()))
+    baselines = {str(t) for t in BASELINES}
+    texts = dict.fromkeys(e.equation for e in evaluations if e.stage == "tuning")
+    shown = baselines | found | named
+    rows = {text: _row(text, evaluations) for text in texts if text in shown}
+    baseline = rows.get(str(BACKPROP))
+    differences = {}
+    for text, row in rows.items():
+        if text != str(BACKPROP) and baseline and row.tested and baseline.tested and not row.diverged:
+            difference = paired(row.tested, baseline.tested)
+            if difference:
+                differences[text] = difference
+    adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
+    made = []
+    for text, row in rows.items():
+        kind = "baseline" if text in baselines else "named" if text in named else "found"
+        tested = summary(list(row.tested.values())) if row.tested else None
+        made.append(
+            Standing(
+                text,
+                kind,
+                row.rate,
+                row.at_edge,
+                row.tuning,
+                row.selection,
+                tested,
+                row.diverged,
+                differences.get(text),
+                adjusted.get(text),
+                costs.get(text),
+                paper_numbers(text, settings),
+            )
+        )
+    return sorted(
+        made, key=lambda r: (r.test is not None, r.test.mean if r.test else r.validation or 0.0), reverse=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    rate: float | None
+    at_edge: bool
+    tuning: dict[float, float]
+    selection: Summary | None
+    tested: dict[int, float]
+    diverged: int
+
+
+def _row(text: str, evaluations: Sequence[Evaluation]) -> _Row:
+    own = [e for e in evaluations if e.equation == text]
+    rate = tuned_rate(own, text)
+    of_rate: dict[float, list[float]] = {}
+    for e in own:
+        if e.stage == "tuning":
+            of_rate.setdefault(e.learning_rate, []).append(100 * (e.accuracy or 0.0))
+
+    def accuracies(stage: str) -> dict[int, float]:
+        return {
+            e.replicate: 100 * e.accuracy
+            for e in own
+            if (e.stage, e.learning_rate) == (stage, rate) and e.accuracy is not None
+        }
+
+    selection = accuracies("selection")
+    lost = sum(e.accuracy is None for e in own if (e.stage, e.learning_rate) == ("test", rate))
+    return _Row(
+        rate,
+        len(of_rate) > 1 and rate in (min(of_rate), max(of_rate)),
+        {r: statistics.mean(values) for r, values in sorted(of_rate.items())},
+        summary(list(selection.values())) if selection else None,
+        accuracies("test"),
+        lost,
+    )
+
+
+def paper_numbers(text: str, settings: Mapping[str, Any]) -> str:
+    """The paper's test accuracy of a Table 1 rule: of this scenario's column, else of the columns that have it."""
+    of = {name: PAPER[name] for name in PAPER if NAMED[name] == text}
+    column = f"{str(settings.get('scenario', '')).split('_')[0]}_{settings.get('optimizer', '')}_"
+    own = {name: number for name, number in of.items() if name.startswith(column)}
+    if own:
+        return "; ".join(f"{mean:.2f} ± {spread:.2f}" for mean, spread in own.values())
+    if column.split("_")[0] in PAPER_SETUPS:
+        return ""
+    elsewhere = {name.rpartition("_")[0]: mean for name, (mean, _) in of.items()}
+    alike = {column: mean for column, mean in elsewhere.items() if column.endswith(f"_{settings.get('optimizer')}")}
+    shown = {name.partition("_"): mean for name, mean in (alike or elsewhere).items()}
+    return ", ".join(f"{setup.upper()} {optimizer} {mean:.2f}" for (setup, _, optimizer), mean in shown.items())
+
+
+def verdict(rows: Sequence[Standing]) -> list[str]:
+    """What the table says, in sentences; only what survives the correction is called better."""
+    baseline = next((r for r in rows if r.text == str(BACKPROP)), None)
+    if baseline is None or baseline.test is None:
+        return ["Backprop has not been tested yet: no verdict."]
+    zero = next((r for r in rows if r.name == "zero_signal"), None)
+    rules = [r for r in rows if r.kind != "baseline" and r.test is not None]
+    better, worse = [r for r in rules if r.better], [r for r in rules if r.worse]
+    said = [
+        f"Backprop, tuned like every row (learning rate {baseline.learning_rate:g}), reaches {number(baseline.test)} % "
+        f"on the test set (n = {baseline.test.n})."
+    ]
+    if zero and zero.test:
+        said.append(f"Without any hidden signal the same network reaches {number(zero.test)} %.")
+    if better:
+        best = better[0]
+        assert best.difference is not None
+        said.append(
+            f"{len(better)} of {len(rules)} rules are significantly better (two-sided paired t-test on shared seeds, Holm, "
+            f"{LEVEL:.0%}); the best, {best.text}, by {best.difference.pairs.mean:.2f} ± "
+            f"{best.difference.pairs.margin:.2f} points (95 % interval)."
+        )
+    else:
+        said.append(
+            f"None of {len(rules)} rules is significantly better (two-sided paired t-test on shared seeds, Holm, {LEVEL:.0%})."
+        )
+    said.append(f"Significantly worse: {len(worse)}.")
+    said += _untuned(baseline, rules)
+    cousins = [r for r in rows if r.kind == "baseline" and r.better]
+    if cousins:
+        said.append(f"Significantly better is also, of the hand-made cousins, {' and '.join(r.name for r in cousins)}.")
+    edges = [r.name or r.text for r in rows if r.at_edge and r.test is not None]
+    if edges:
+        said.append(
+            f"The tuned learning rate of {len(edges)} rows lies at the edge of those tried (marked *): more might be in them."
+        )
+    if baseline.test.n < 10:
+        said.append(f"With n = {baseline.test.n}, only large differences can be told from noise.")
+    return said
+
+
+def _untuned(baseline: Standing, rules: Sequence[Standing]) -> list[str]:
+    """What a comparison without tuning would have shown: every row at the rate that suits the rules best together."""
+    rates = [rate for rate in baseline.tuning if all(rate in r.tuning for r in rules)]
+    if not rules or len(rates) < 2:
+        return []
+    shared = max(rates, key=lambda rate: statistics.mean(r.tuning[rate] for r in rules))
+    ahead = sum(r.tuning[shared] > baseline.tuning[shared] for r in rules)
+    return [
+        f"Without tuning, at the one learning rate that suits the rules best together ({shared:g}), {ahead} of {len(rules)} "
+        f"rules would have been ahead of backprop's {baseline.tuning[shared]:.2f} % on validation; tuned, it has "
+        f"{baseline.validation or 0.0:.2f} %."
+    ]
+
+
+def number(s: Summary) -> str:
+    """Mean ± sample standard deviation."""
+    return f"{s.mean:.2f}" if s.n < 2 else f"{s.mean:.2f} ± {s.deviation:.2f}"

@@ -1,0 +1,109 @@
+"""The process around a run: its signals, its exit codes, an output that may go away, flags that may be nonsense."""
+
+import contextlib
+import os
+import signal
+import sys
+from typing import IO, Any, Protocol
+
+from absl import app, flags
+
+from bpevo.runs.database import printable
+
+EXIT_ERROR = 2  # the command cannot do what was asked; starting again changes nothing
+EXIT_AGAIN = 75  # a device failed (EX_TEMPFAIL): the same command continues
+EXIT_SIGNAL = 128  # plus the signal's number: 129 terminal closed, 130 Ctrl-C, 143 terminated
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+class Interruption:
+    """SIGINT, SIGTERM and SIGHUP stop `search` once what it has trained is stored; without one, or again, at once.
+
+    Either way as a KeyboardInterrupt in the main thread. A signal that was ignored when the process began, as under
+    nohup, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.search: Stoppable | None = None
+        self._first = signal.SIGINT
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
+
+    @property
+    def code(self) -> int:
+        return EXIT_SIGNAL + self._first
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self._first = signal.Signals(number)
+        if self.search is None:
+            raise KeyboardInterrupt
+        self.search.stop()
+        with contextlib.suppress(OSError):  # no print: the signal may have come in the middle of one
+            os.write(2, b"stopping after the epoch in progress; once more stops at once\n")
+
+
+class Output:
+    """A stream that nothing brings down: after a failed write (closed terminal, broken pipe, full disk) it is silent."""
+
+    def __init__(self, stream: IO[str] | None):
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (lives as long as the process)
+        reconfigure = getattr(self._stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="replace")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._silence()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _silence(self) -> None:
+        """What is still buffered goes nowhere, also when Python flushes at its end."""
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def fail(command: str, error: object, code: int = EXIT_ERROR) -> int:
+    """Prints one message to standard error; returns the exit code."""
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(f"{command}: {printable(str(error))}\n")
+        sys.stderr.flush()
+    return code
+
+
+def parse_flags(command: str):
+    """For `app.run(flags_parser=...)`: a wrong flag or flag file is one message and EXIT_ERROR."""
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(arguments)
+        except flags.Error as error:
+            sys.exit(fail(command, f"{error}; --help lists the flags"))
+        except UnicodeDecodeError as error:
+            sys.exit(fail(command, f"the flag file is not a UTF-8 text: {error.reason} at byte {error.start}"))
+        except (OSError, ValueError, RecursionError) as error:
+            sys.exit(fail(command, f"the flags cannot be read: {error}"))
+        if len(rest) > 1:
+            sys.exit(fail(command, f"unknown argument {rest[1]!r}: settings are flags, --name=value"))
+        return rest
+
+    app.define_help_flags()
+    return parse

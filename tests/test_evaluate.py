@@ -1,0 +1,427 @@
+"""The evaluation: treatments, what is trained for them and when, continuing, and the command itself."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from test_runs import EPOCHS, PARTS, StandIn, plan, search
+
+from bpevo import data
+from bpevo.report import standings, verdict
+from bpevo.rules import NAMED, TABLE_1
+from bpevo.runs import BASELINES, Experiment, Plan, RunDatabase, RunError, Treatment
+from bpevo.runs import flags as run_flags
+from bpevo.runs import scenario as scenarios
+from bpevo.runs.ablation import ablations
+from bpevo.runs.experiment import FIRST_REPLICATE
+from bpevo.runs.treatments import BACKPROP, read_treatments, winners
+from bpevo.workers import LocalWorkers
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+TREE = "(b_next @ W.T) * (dh + (h * h))"  # no chain
+
+
+def treatments(*texts: str) -> tuple[Treatment, ...]:
+    return tuple(map(Treatment.parse, texts))
+
+
+# Treatments.
+
+
+@pytest.mark.parametrize(
+    "text", [*NAMED, "unit_fro(g)", "g | block_normalised", "unit_fro(g) | clip_global_norm", TREE]
+)
+def test_a_treatment_is_what_its_text_says(text):
+    t = Treatment.parse(text)
+    assert Treatment.parse(str(t)) == t and bool(t.transform) == ("|" in text)
+    assert text not in NAMED or text in t.names
+
+
+def test_idle_genes_are_no_part_of_a_treatment():
+    assert Treatment.parse("left(left(unit_fro(g), fa), h)") == Treatment.parse("unit_fro(g)")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("g | block_normalized", "nearest is 'block_normalised'"), ("g |", "no gradient transform ''"), ("| g", "nearest is"),
+     ("h @ h", "cannot join"), ("backprob", "no rule has this name"), ("", "empty|no rule|expression")],
+)  # fmt: skip
+def test_a_bad_treatment_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Treatment.parse(text)
+
+
+def test_rules_are_read_from_names_texts_groups_and_files(tmp_path):
+    table = read_treatments("table1")
+    assert {str(t) for t in table} == set(TABLE_1.values()) - {"g"} and len(table) == 20
+    assert [str(t) for t in read_treatments("b1_sgd")] == [TABLE_1[f"b1_sgd_{i}"] for i in (1, 2, 3, 4)]
+    mixed = read_treatments("backprop; feedback_alignment;unit_fro(g) ;a1_sgd_3; g | clip_global_norm")
+    assert [str(t) for t in mixed] == ["fa", "unit_fro(g)"]  # each once, baselines left out
+    (tmp_path / "rules").write_text("# mine\nunit_fro(g)  # norm\n\nb1_sgd\n")
+    assert [str(t) for t in read_treatments(str(tmp_path / "rules"))][:2] == ["unit_fro(g)", TABLE_1["b1_sgd_1"]]
+    with pytest.raises(ValueError, match="rule 2 of g;gg: "):
+        read_treatments("g;gg")
+
+
+def test_the_winners_of_a_search_are_its_fittest_distinct_rules(tmp_path):
+    made = search(tmp_path, plan(60, lag=12), StandIn(4))
+    with RunDatabase.reading(tmp_path) as database:
+        best = winners(database, 5)
+    expected = [
+        Treatment.parse(str(r.equation)) for r in sorted(made.results.values(), key=lambda r: (r.fitness, -r.id))[::-1]
+    ]
+    assert best == [t for t in dict.fromkeys(expected) if t not in BASELINES][:5]
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("unit_fro(g)", {"g"}),
+        ("unit_fro(g) + (0.5*g)", {"unit_fro(g)", "0.5*g", "g + (0.5*g)", "unit_fro(g) + g"}),
+        ("unit_elem2(g) * sgn(bn(dh))", {"unit_elem2(g)", "sgn(bn(dh))", "g * sgn(bn(dh))", "unit_elem2(g) * bn(dh)",
+                                         "unit_elem2(g) * sgn(dh)"}),
+        ("(b_next @ R.T) * dh", {"b_next @ R.T", "dh"}),  # R alone or untransposed has no fitting shape
+        ("g", set()),
+    ],
+)  # fmt: skip
+def test_ablations_lack_one_component_and_are_feasible(text, left):
+    assert {str(t) for t in ablations(Treatment.parse(text))} == left
+
+
+# The experiment, on a stand-in whose accuracies are hashes.
+
+RULES = treatments("unit_fro(g)", "fa", "mul_noise(g, 0.1)")
+FOUND = treatments("dfa", "unit_elem2(g)", "sgn(g)", "min(g, h)", "(0.5*g) + fa")
+PLAN = Plan(RULES, FOUND, (0.1, 0.3), tuning_repeats=2, selection_repeats=3, finalists=2, repeats=4, ablate=1)
+
+
+class Places:
+    """Workers on stand-ins; remembers which programs were asked for."""
+
+    def __init__(self, slots: int = 4, interrupt_after: float = float("inf")):
+        self.trainer = StandIn(slots, interrupt_after)
+        self.asked: list[tuple[bool, str | None]] = []
+
+    def __call__(self, on_test, rule):
+        self.asked.append((on_test, None if rule is None else str(rule)))
+        return LocalWorkers(self.trainer)
+
+
+def evaluate(workdir, plan: Plan = PLAN, places: Places | None = None, watch=lambda *_: None) -> Experiment:
+    with RunDatabase.writing(workdir) as database:
+        settings = {
+            "rules": [str(t) for t in plan.named],
+            "found": [str(t) for t in plan.found],
+            "scenario": "stand_in",
+        }
+        database.check_settings(settings | {"learning_rates": plan.learning_rates}, {}, ("rules", "found"))
+        made = Experiment(database, places or Places(), plan, PARTS, watch)
+        made.run()
+    return made
+
+
+def rows(experiment: Experiment) -> set[tuple]:
+    return {(e.stage, e.equation, e.learning_rate, e.replicate, e.status, e.accuracy) for e in experiment.evaluations}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return evaluate(tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_every_row_has_the_same_tuning_budget_and_the_rest_is_what_was_promised(undisturbed):
+    stages = {s: [e for e in undisturbed.evaluations if e.stage == s] for s in FIRST_REPLICATE}
+    tuned = {e.equation for e in stages["tuning"]}
+    assert tuned >= {str(t) for t in PLAN.treatments}
+    for text in tuned:
+        own = {(e.learning_rate, e.replicate) for e in stages["tuning"] if e.equation == text}
+        assert own == {(rate, 1000 + i) for rate in (0.1, 0.3) for i in range(2)}
+    assert len(stages["selection"]) == 3 * len(FOUND)
+    tested = {e.equation for e in stages["test"]}
+    finalists = sorted(FOUND, key=undisturbed.validation, reverse=True)[:2]
+    assert tested == {str(t) for t in (*BASELINES, *RULES, *finalists)}
+    assert all(e.learning_rate == undisturbed.rate(Treatment.parse(e.equation)) for e in stages["test"])
+    assert len(stages["test"]) == 4 * len(tested)
+    best = max((*RULES, *FOUND), key=undisturbed.validation)
+    assert {e.equation for e in stages["ablation"]} == {str(t) for t in (best, *ablations(best))}
+
+
+def test_no_stage_sees_the_seeds_of_another_nor_of_the_search(undisturbed):
+    of_stage = {
+        s: {e.replicate for e in undisturbed.evaluations if e.stage == s} for s in ("tuning", "selection", "test")
+    }
+    seen = [r for replicates in of_stage.values() for r in replicates]
+    assert len(seen) == len(set(seen)) and min(seen) >= 1000
+
+
+def test_only_the_test_stage_sees_the_test_set(tmp_path):
+    places, stages = Places(), []
+    evaluate(tmp_path, places=places, watch=lambda stage, *_: stages.append((stage, places.asked[-1][0])))
+    assert {stage for stage, on_test in stages if on_test} == {"test"}
+    assert {stage for stage, on_test in stages if not on_test} == {"tuning", "selection", "ablation"}
+
+
+def test_nothing_is_chosen_by_a_test_accuracy(undisturbed, tmp_path, monkeypatch):
+    """With other test accuracies everything else stays as it was."""
+    original = StandIn.advance
+
+    def advance(self, meanwhile=lambda: None):
+        return {
+            slot: result if self._slots.get(slot, [types.SimpleNamespace(replicate=0)])[0].replicate < 3000 else
+            type(result)(result.epoch, 1.0, 0.1, 1.0, 1.0, 0.123, result.reason)
+            for slot, result in original(self, meanwhile).items()
+        }  # fmt: skip
+
+    monkeypatch.setattr(StandIn, "advance", advance)
+    other = evaluate(tmp_path)
+    keys = [{r[:4] for r in rows(e)} for e in (undisturbed, other)]
+    assert keys[0] == keys[1]
+
+
+def test_a_finished_evaluation_trains_nothing_again_and_more_repeats_only_the_missing(undisturbed, tmp_path):
+    evaluate(tmp_path)
+    places = Places()
+    assert rows(evaluate(tmp_path, places=places)) == rows(undisturbed) and places.trainer.trained == 0
+    more = dataclasses.replace(PLAN, repeats=6)
+    evaluate(tmp_path, more, places)
+    assert places.trainer.trained == 2 * (len(BASELINES) + len(RULES) + 2)
+
+
+def test_interruptions_change_no_row(undisturbed, tmp_path):
+    chosen, interruptions = random.Random(0), 0
+    while interruptions < 20:
+        with contextlib.suppress(KeyboardInterrupt):
+            evaluate(tmp_path, places=Places(chosen.choice([1, 4, 8]), chosen.randrange(1, 6)))
+            break
+        interruptions += 1
+    assert rows(evaluate(tmp_path)) == rows(undisturbed) and interruptions >= 10
+
+
+def test_a_stop_is_deferred_until_the_epoch_in_progress_is_stored(undisturbed, tmp_path):
+    stopped = []
+
+    def watch(stage, done, wanted, outcomes):
+        if not stopped and stage == "selection" and outcomes:
+            stopped.append(len(outcomes))
+            with RunDatabase.reading(tmp_path) as database:
+                stopped.append(len(database.evaluations()))
+            experiment.stop()
+
+    with RunDatabase.writing(tmp_path) as database:
+        experiment = Experiment(database, Places(), PLAN, PARTS, watch)
+        with pytest.raises(KeyboardInterrupt):  # nothing trains yet
+            experiment.stop()
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run()
+        assert len(database.evaluations()) == stopped[1] > stopped[0]
+    assert rows(evaluate(tmp_path)) == rows(undisturbed)
+
+
+def test_rules_that_are_no_chain_get_a_program_of_their_own(tmp_path):
+    places = Places()
+    evaluate(tmp_path, Plan(treatments(TREE), (), (0.1, 0.3), repeats=2), places)
+    tree = str(Treatment.parse(TREE))
+    assert set(places.asked) == {(False, None), (False, tree), (True, None), (True, tree)}
+
+
+def test_a_row_that_always_diverges_is_reported_and_never_tested(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_runs.chance", lambda *what: 0.0 if what[0] == "diverges" and what[1] == "fa" else 0.5)
+    made = evaluate(tmp_path)
+    assert made.rate(Treatment.parse("fa")) is None
+    assert not [e for e in made.evaluations if e.stage == "test" and e.equation == "fa"]
+    settings = {"rules": [str(t) for t in RULES], "found": [str(t) for t in FOUND]}
+    row = next(r for r in standings(made.evaluations, {}, settings) if r.text == "fa")
+    assert row.learning_rate is None and row.test is None and row.p is None and not row.better
+
+
+def test_standings_hold_tuned_rates_statistics_and_the_papers_numbers(undisturbed):
+    settings = {
+        "rules": [str(t) for t in RULES],
+        "found": [str(t) for t in FOUND],
+        "scenario": "a1",
+        "optimizer": "sgd",
+    }
+    table = standings(undisturbed.evaluations, {"fa": 1.5}, settings)
+    by_text = {r.text: r for r in table}
+    assert set(by_text) == {str(t) for t in PLAN.treatments}
+    tested = [r.test.mean for r in table if r.test]
+    assert tested == sorted(tested, reverse=True)
+    fro = by_text["unit_fro(g)"]
+    accuracies = {e.replicate: 100 * e.accuracy for e in undisturbed.evaluations
+                  if (e.stage, e.equation) == ("test", "unit_fro(g)") and e.accuracy is not None}  # fmt: skip
+    assert fro.test.mean == pytest.approx(np.mean(list(accuracies.values()))) and fro.test.n == len(accuracies)
+    assert fro.diverged == 4 - len(accuracies) and (fro.p is None) == bool(fro.diverged)
+    assert fro.paper == "84.15 ± 0.66" and by_text["fa"].cost == 1.5 and by_text["fa"].paper == ""
+    assert by_text["g | block_normalised"].name == "block_normalised" and by_text[str(BACKPROP)].p is None
+    assert verdict(table)[0].startswith("Backprop, tuned like every row")
+
+
+# Scenarios: flags without a parser.
+
+
+class Values(types.SimpleNamespace):
+    def __getitem__(self, name):
+        return types.SimpleNamespace(value=getattr(self, name))
+
+
+def values(folder, **changes) -> Values:
+    common = dict(
+        workdir=str(folder), dataset="digits", data_dir=None, train_examples=256, model="mlp-8-8", optimizer="sgd",
+        learning_rates=["0.3", "0.1"], weight_decay=1e-3, batch_size=32, epochs=2, schedule="paper",
+        compute_dtype="float32", slots=4, seed=0, scenario="mine", rules="fa", top=3, finalists=2, tuning_repeats=1,
+        selection_repeats=2, repeats=3, ablate=0, eval_examples=None, alignment=False,
+    )  # fmt: skip
+    return Values(**(common | changes))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scenario": "../x"}, "--scenario=../x must be a name"),
+        ({"scenario": ""}, "must be a name"),
+        ({"rules": None}, "there is no search in .* give --rules"),
+        ({"rules": "fa;ga"}, "--rules: rule 2 of fa;ga"),
+        ({"repeats": -1}, "--repeats=-1 must be at least 0"),
+        ({"top": 0}, "--top=0 must be at least 1"),
+        ({"ablate": -1}, "--ablate=-1 must be at least 0"),
+        ({"workdir": ""}, "--workdir=FOLDER is needed"),
+    ],
+)
+def test_flags_that_cannot_be_honoured_are_refused(tmp_path, change, message):
+    with pytest.raises(run_flags.UsageError, match=message):
+        scenarios.scenario(values(tmp_path, **change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rules_of_a_workdirs_search_join_those_given(tmp_path):
+    search(tmp_path, plan(30, lag=12), StandIn(4))
+    made = scenarios.scenario(values(tmp_path))
+    assert [str(t) for t in made.plan.named] == ["fa"] and 1 <= len(made.plan.found) <= 3
+    assert made.folder == tmp_path / "mine" and made.max_parts == 3
+
+
+def test_a_continued_scenario_may_grow_but_not_change(tmp_path):
+    first = scenarios.scenario(values(tmp_path))
+    grown = scenarios.scenario(values(tmp_path, rules="fa;dfa", repeats=9, ablate=1))
+    changed = scenarios.scenario(values(tmp_path, learning_rates=["0.3"]))
+    with RunDatabase.writing(first.folder) as database:
+        database.check_settings(first.fingerprint(), {}, scenarios.FREE)
+        database.check_settings(grown.fingerprint(), {}, scenarios.FREE)
+        with pytest.raises(RunError, match="learning_rates"):
+            database.check_settings(changed.fingerprint(), {}, scenarios.FREE)
+
+
+DISGUISES = ("gh * dh", "(b_next @ W.T) * dh", "-(-g)", "(2.0*g) - g", "max(g, g)", "0.5*(2.0*g)", "1.001*g",
+             "mul_noise(g, 0.01)", "add_noise(g, 0.0001)", "drop(g, 0.001)", "g + (g - g)")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def disguised(tmp_path_factory):
+    """A real evaluation of rules that all are backprop, one of them a tree, with a search's share of the seeds."""
+    workdir = tmp_path_factory.mktemp("disguised")
+    made = scenarios.scenario(values(workdir, rules=";".join(DISGUISES), model="mlp-8", repeats=10, alignment=True))
+    with RunDatabase.writing(made.folder) as database:
+        database.check_settings(made.fingerprint(), {}, scenarios.FREE)
+        experiment = Experiment(database, scenarios.Workplace(made), made.plan, made.max_parts)
+        experiment.run()
+        return standings(experiment.evaluations, database.costs(), database.settings()), experiment.evaluations, workdir
+
+
+def test_backprop_in_disguise_is_never_a_significant_winner(disguised):
+    table, evaluations, _ = disguised
+    rules = [r for r in table if r.kind == "named"]
+    assert len(rules) == len(DISGUISES) and all(r.test.n == 10 for r in rules)
+    assert not [r.text for r in rules if r.better or r.worse]
+    assert any("None of 11 rules is significantly better" in s for s in verdict(table))
+    zero = next(r for r in table if r.name == "zero_signal")
+    assert zero.worse  # the test can tell a difference
+    assert all(r.cost is not None and r.cost > 0 for r in table)
+
+
+def test_the_alignment_of_backprop_in_disguise_is_perfect(disguised):
+    _, evaluations, _ = disguised
+    for e in evaluations:
+        if e.stage == "test" and e.equation in ("g", "(2.0*g) - g"):
+            assert e.curve["cosine Dense_1"] == pytest.approx([1.0, 1.0], abs=1e-5)
+            assert e.curve["norm_ratio Dense_1"] == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path, monkeypatch):
+    dataset = data.load("digits")
+    made = scenarios.scenario(values(tmp_path, train_examples=None))
+    sizes = {}
+    monkeypatch.setattr(scenarios, "Trainer", lambda candidate, examples, *_, **__: sizes.setdefault(
+        len(sizes), (candidate.examples, int((examples.eval_labels >= 0).sum()))))  # fmt: skip
+    monkeypatch.setattr(scenarios, "LocalWorkers", lambda trainer: trainer)
+    place = scenarios.Workplace(made)
+    place(False, None), place(True, None)
+    assert sizes == {0: (1197, 240), 1: (len(dataset.train_labels), len(dataset.test_labels))}
+    made = scenarios.scenario(values(tmp_path, train_examples=64, eval_examples=50))
+    place = scenarios.Workplace(made)
+    place(False, None), place(True, None)
+    assert (sizes[2], sizes[3]) == ((64, 50), (64, 50))
+    subset = data.full_training_split(dataset, 100)
+    same = data.train_validation_split(dataset, 100)
+    np.testing.assert_array_equal(subset.train_images, same.train_images)
+    np.testing.assert_array_equal(subset.eval_images, dataset.test_images)
+
+
+# The command.
+
+FLAG_FILES = """
+import sys
+from absl import flags
+from bpevo.runs import flags as run_flags, scenario
+run_flags.define_common(); scenario.define_evaluation()
+for path in sys.argv[1:]:
+    flags.FLAGS.unparse_flags(); flags.FLAGS(["evaluate", f"--flagfile={path}"])
+    v = flags.FLAGS
+    print(path, v.scenario, v.optimizer, len(scenario.read_treatments(v.rules)), v.repeats, sep=";")
+"""
+
+
+def python(*arguments: object) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_flag_files_describe_evaluations(tmp_path):
+    paths = sorted((REPOSITORY / "launch").glob("evaluate_*.flags"))
+    done = python("-c", FLAG_FILES, *paths)
+    assert done.returncode == 0, done.stderr
+    found = [line.split(";") for line in done.stdout.splitlines()]
+    scenarios_of = {f[1]: (f[2], int(f[3])) for f in found}
+    for name in ("a1", "a2", "a3", "b1"):
+        assert scenarios_of[name] == ("sgd", 4)
+        assert scenarios_of[f"{name}_momentum"] == ("momentum", 3 if name == "a3" else 4)  # one row of A3 is misprinted
+    assert all(path.read_text().startswith("# ") for path in paths)
+
+
+def test_the_command_evaluates_refuses_and_explains(tmp_path):
+    small = ("--dataset=digits", "--model=mlp-8", "--train_examples=128", "--batch_size=32", "--epochs=1", "--slots=4",
+             "--learning_rates=0.1", "--repeats=2", f"--workdir={tmp_path}")  # fmt: skip
+    done = python("-m", "bpevo.evaluate", *small, "--rules=unit_fro(g);feedback_alignment")
+    assert done.returncode == 0, done.stderr
+    assert "test: 12 of 12 trainings" in done.stdout and "backprop: g " in done.stdout
+    assert "Backprop, tuned like every row" in done.stdout and "unit_fro(g)" in done.stdout
+    wrong = python("-m", "bpevo.evaluate", *small, "--rules=ga")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("bpevo.evaluate: --rules: rule 1 of ga")
+    assert "--finalists" in python("-m", "bpevo.evaluate", "--help").stdout
+
+
+def test_a_stand_in_trains_as_many_epochs_as_it_says(undisturbed):
+    assert all(len(e.curve["eval_accuracy"]) == EPOCHS for e in undisturbed.evaluations if e.status == "done")

@@ -1,0 +1,140 @@
+"""Settings that may change when a run goes on, and forks: a new run that begins with what another one found."""
+
+import copy
+import io
+import os
+import sys
+
+import pytest
+from absl import flags
+from rich.console import Console
+from test_runs import StandIn, rows
+
+from bpevo import launch
+from bpevo.runs import RunDatabase, RunError
+from bpevo.runs import flags as run_flags
+
+SMALL = (
+    "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
+    "--top=1", "--repeats=1", "--elite_size=8", "--noequivalence",
+)  # fmt: skip
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Runs the command in this process on a stand-in for training; returns what it printed."""
+    if "max_evaluations" not in flags.FLAGS:
+        run_flags.define_common()
+        run_flags.define_search()
+    monkeypatch.setattr(run_flags.Setup, "trainer", lambda self, max_parts, slots: StandIn(slots or 4))
+
+    def start(workdir, *arguments) -> str:
+        values = copy.deepcopy(flags.FLAGS)
+        values.unparse_flags()
+        values(["launch", f"--workdir={workdir}", *SMALL, *map(str, arguments)])
+        output = io.StringIO()
+        assert launch.run(values, Console(file=output, width=300)) == 0
+        return output.getvalue()
+
+    return start
+
+
+def test_budget_slots_and_selection_may_change_and_the_lag_stays(start, tmp_path):
+    start(tmp_path / "a", "--max_evaluations=20", "--slots=4")
+    start(tmp_path / "a", "--max_evaluations=40", "--slots=64", "--top=2", "--repeats=2", "--checkpoint_minutes=0")
+    start(tmp_path / "b", "--max_evaluations=40", "--slots=2")
+    assert (
+        rows(tmp_path / "a")["proposals"] == rows(tmp_path / "b")["proposals"]
+    )  # 64 slots alone would mean a lag of 128
+
+
+@pytest.mark.parametrize(
+    "change", ["--optimizer=momentum", "--epochs=3", "--model=mlp-8", "--lag=3", "--operands=g,h", "--seed=1"]
+)
+def test_other_changes_are_refused_with_the_difference_and_the_way_out(start, tmp_path, change):
+    start(tmp_path, "--max_evaluations=8", "--slots=4")
+    name, value = change.removeprefix("--").split("=")
+    with pytest.raises(
+        RunError, match=f"(?s)  {name}: .* in the run, .*{value.split(',')[0]}.* now.*--fork_from={tmp_path}"
+    ):
+        start(tmp_path, "--max_evaluations=8", "--slots=4", change)
+
+
+def test_a_release_with_other_numerics_is_refused(start, tmp_path, monkeypatch):
+    start(tmp_path, "--max_evaluations=8")
+    monkeypatch.setattr(run_flags, "NUMERICS", 10**6)
+    with pytest.raises(RunError, match="numerics: 1 in the run, 1000000 now"):
+        start(tmp_path, "--max_evaluations=8")
+
+
+def test_another_release_of_a_library_is_told(start, tmp_path, monkeypatch):
+    start(tmp_path, "--max_evaluations=8")
+    now = run_flags.versions()
+    monkeypatch.setattr(run_flags, "versions", lambda: now | {"jax": "99.0"})
+    assert f"not bit-identical to its beginning: jax {now['jax']} then, 99.0 now" in start(
+        tmp_path, "--max_evaluations=8"
+    )
+
+
+def test_a_fork_with_comparable_trainings_takes_over_everything(start, tmp_path):
+    start(tmp_path / "old", "--max_evaluations=30")
+    old = rows(tmp_path / "old")
+    said = start(
+        tmp_path / "new",
+        "--max_evaluations=50",
+        "--operands=g,h,dh",
+        "--elite_probability=0.5",
+        f"--fork_from={tmp_path / 'old'}",
+    )
+    new = rows(tmp_path / "new")
+    assert "30 proposals and their trainings are taken over" in said
+    assert new["proposals"][:30] == old["proposals"] or set(old["proposals"]) <= set(new["proposals"])
+    assert set(old["evaluations"]) <= set(new["evaluations"]) and len(new["proposals"]) == 50
+    born = [p for p in new["proposals"] if p[0] >= 30]
+    assert any(p[3] is not None and p[3] < 30 for p in born)  # parents among what was taken over
+    assert rows(tmp_path / "old") == old
+    again = ("--max_evaluations=60", "--operands=g,h,dh", "--elite_probability=0.5")
+    start(tmp_path / "new", *again)  # without the flag
+    start(tmp_path / "new", *again, f"--fork_from={tmp_path / 'old'}")  # and with it: the run exists, nothing is copied
+    assert len(rows(tmp_path / "new")["proposals"]) == 60
+    with pytest.raises(RunError, match="holds a run already"):
+        start(tmp_path / "new", *again, f"--fork_from={tmp_path}")
+    with RunDatabase.reading(tmp_path / "new") as database:
+        source = os.path.realpath(tmp_path / "old")
+        assert database.settings()["fork"] == {"from": source, "proposals": 30, "trainings": True}
+
+
+@pytest.mark.parametrize("change", ["--optimizer=momentum", "--stop_epochs=1", "--max_parts=2", "--learning_rates=0.2"])
+def test_a_fork_with_other_trainings_starts_from_the_best_equations(start, tmp_path, change):
+    start(tmp_path / "old", "--max_evaluations=30")
+    with RunDatabase.reading(tmp_path / "old") as database:
+        trained = [e for e in database.evaluations("search") if e.accuracy is not None]
+    said = start(tmp_path / "new", "--max_evaluations=20", change, f"--fork_from={tmp_path / 'old'}")
+    assert "best equations are the initial ones and train anew" in said and " differ" in said
+    with RunDatabase.reading(tmp_path / "new") as database:
+        initial, count = database.settings()["initial"], len(database.proposals())
+        assert all(e.replicate in (0, 1) for e in database.evaluations())
+    best = max(trained, key=lambda e: e.accuracy).equation
+    assert 1 <= len(initial) <= 8 and count == 20 and (initial[0] == best or "max_parts" in change)
+    start(tmp_path / "old", "--max_evaluations=60")  # the old one goes on: that does not change the fork
+    start(tmp_path / "new", "--max_evaluations=24", change, f"--fork_from={tmp_path / 'old'}")
+    start(tmp_path / "new", "--max_evaluations=26", change)
+    assert len(rows(tmp_path / "new")["proposals"]) == 26
+
+
+def test_a_fork_needs_another_run_and_leaves_nothing_behind_when_it_fails(start, tmp_path):
+    with pytest.raises(RunError, match="there is no run in"):
+        start(tmp_path / "new", f"--fork_from={tmp_path / 'missing'}")
+    with pytest.raises(RunError, match="is the workdir itself"):
+        start(tmp_path / "new", f"--fork_from={tmp_path / 'new'}")
+    with RunDatabase.reading(tmp_path / "new") as database:
+        assert not database.settings() and not database.evaluations()
+    start(tmp_path / "new", "--max_evaluations=8")
+    assert len(rows(tmp_path / "new")["proposals"]) == 8 and sys.exc_info() == (None, None, None)
+
+
+def test_a_run_that_is_being_searched_can_be_forked(start, tmp_path):
+    start(tmp_path / "old", "--max_evaluations=16")
+    with RunDatabase.writing(tmp_path / "old"):
+        start(tmp_path / "new", "--max_evaluations=20", f"--fork_from={tmp_path / 'old'}")
+    assert set(rows(tmp_path / "old")["proposals"]) <= set(rows(tmp_path / "new")["proposals"])

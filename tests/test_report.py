@@ -1,0 +1,316 @@
+"""The report: its numbers, its files, texts that must stay texts, and the page in a browser."""
+
+import base64
+import dataclasses
+import html.parser
+import json
+import math
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from test_evaluate import PLAN as EVALUATION
+from test_evaluate import RULES, Places, evaluate
+from test_runs import RUNGS, StandIn, plan, python, search
+
+from bpevo.report import ancestry, hyperband, page, tables
+from bpevo.report.build import build, read_runs
+from bpevo.report.standings import standings
+from bpevo.rules import BINARIES, NAMED, OPERANDS, UNARIES, parse
+from bpevo.runs import RunDatabase, RunError
+
+HOSTILE = """<script>document.title="owned"</script><img src=x onerror="document.title='owned'">"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A search and two evaluations on stand-ins, one of them with alignments, with hostile texts wherever one can be."""
+    folder = tmp_path_factory.mktemp("reported")
+    search(folder, plan(120, (0.1, 0.3), rungs=RUNGS), StandIn(4))
+    evaluate(folder / "a1", EVALUATION)
+    with pytest.MonkeyPatch.context() as patch:
+        original = StandIn.advance
+        aligned = {"Conv_1": (0.9, 2.0), "Dense_0": (0.5, 3.0)}
+
+        def advance(self, meanwhile=lambda: None):
+            return {slot: dataclasses.replace(r, alignment=aligned) for slot, r in original(self, meanwhile).items()}
+
+        patch.setattr(StandIn, "advance", advance)
+        evaluate(folder / "b1_momentum", dataclasses.replace(EVALUATION, tuning_repeats=5), Places())
+    with RunDatabase.writing(folder / "a1") as database:
+        settings = database.settings() | {"model": HOSTILE, "rules": [*map(str, RULES), HOSTILE]}
+        database.check_settings(settings, {"jax": HOSTILE}, ("model", "rules"))
+        first = database.evaluations("tuning")[0]
+        database._connection.execute(
+            "INSERT INTO evaluations SELECT stage, ?, learning_rate, replicate, proposal, status, ?, accuracy, rungs, curve, "
+            "seconds, finished FROM evaluations WHERE rowid = 1",
+            (HOSTILE, HOSTILE),
+        )
+        assert first.stage == "tuning"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(workdir) -> pathlib.Path:
+    build(workdir)
+    return workdir / "report"
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and addresses; raises where a tag is closed that is not open."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.addresses, self.text, self._open = [], [], [], []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "xlink:href")]
+        assert not [k for k, _ in attrs if k.startswith("on")]
+        if tag not in ("meta", "link", "img", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_stands_alone_and_hostile_texts_stay_texts(report):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert "script" not in parsed.tags and all(a.startswith("data:") for a in parsed.addresses)
+    assert len(parsed.addresses) > 20 and 'name="viewport"' in text
+    assert not re.search(r"url\(|@import", text)
+    assert HOSTILE in "".join(parsed.text)  # shown, as text
+    for address in parsed.addresses:
+        if address.startswith("data:image/svg+xml;base64,"):
+            image = base64.b64decode(address.split(",", 1)[1]).decode()
+            assert "<script" not in image and "onerror=" not in image.replace("&", "")
+
+
+def test_every_plot_is_there_as_svg_and_png(report):
+    plots = {p.stem for p in report.glob("*.svg")}
+    expected = {"search_best", "search_scores", "search_components"}
+    for name in ("a1", "b1_momentum"):
+        expected |= {f"{name}_curves", f"{name}_learning_rates", f"{name}_ablation_0"}
+    expected |= {"b1_momentum_alignment_0", "b1_momentum_early"}
+    assert expected <= plots and plots == {p.stem for p in report.glob("*.png")}
+    assert not [p for p in plots if p.startswith("a1_alignment")]
+
+
+def test_the_same_rows_give_the_same_bytes(report, workdir):
+    before = {p.name: p.read_bytes() for p in report.iterdir()}
+    build(workdir)
+    assert {p.name: p.read_bytes() for p in report.iterdir()} == before
+
+
+def test_tables_hold_every_row_and_only_significant_ones_are_bold(report, workdir):
+    markdown, latex = ((report / name).read_text(encoding="utf-8") for name in ("table.md", "table.tex"))
+    run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
+    rows = standings(run.evaluations, run.costs, run.settings)
+    assert len(rows) == len(EVALUATION.treatments)
+    for row in rows:
+        assert "`" + row.text.replace("|", r"\|") + "`" in markdown
+    lines = [line for line in tables.markdown(rows).splitlines()[2:]]
+    assert [line.startswith("| **") for line in lines] == [r.better for r in rows]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == len(tables.COLUMNS) + 1 for line in lines)
+    body = [line for line in tables.latex(rows).splitlines() if line.endswith(r"\\")]
+    assert all(len(re.findall(r"(?<!\\)&", line)) == len(tables.COLUMNS) - 1 for line in body)
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert [r"\textbf" in line for line in body[1:]] == [r.better for r in rows]
+
+
+def test_a_significant_row_is_bold_in_all_forms(workdir):
+    run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
+    evaluations = [
+        dataclasses.replace(e, accuracy=0.5 + 0.01 * (e.replicate % 7) + (e.equation == "fa") * (0.2 + 0.001 * (e.replicate % 3)))
+        for e in run.evaluations
+    ]  # fmt: skip
+    rows = standings(evaluations, {}, run.settings)
+    better = [r.text for r in rows if r.better]
+    assert better == ["fa"] and "| **`fa`** |" in tables.markdown(rows) and r"\textbf{+2" in tables.latex(rows)
+    assert '<tr class="better">' in page.standings_html(rows)
+
+
+def test_every_component_and_named_rule_becomes_an_image_of_its_equation():
+    texts = [*NAMED.values(), *(f"{o} + 0.1" for o in OPERANDS if parse_or_none(f"{o} + 0.1"))]
+    texts += [u.spelling.format(x="g", c="0.5") for u in UNARIES.values() if u.structure != "transpose"]
+    texts += [b.spelling.format(x="g", y="h") for b in BINARIES.values() if b.name != "matmul"]
+    texts += ["(sgn_W.T.T @ b_next.T).T", "whiten(b_L @ R_L)", "mean(g) + g", "g + std(g)", "bn(g)"]
+    for text in texts:
+        assert '<img class="equation"' in page.equation(text), text
+    assert page.equation(HOSTILE) == f"<code>{page.html.escape(HOSTILE)}</code>"
+
+
+def parse_or_none(text: str):
+    try:
+        return parse(text)
+    except ValueError:
+        return None
+
+
+def test_latex_never_has_a_second_superscript():
+    for text in ("(b_next @ W.T.T.T) * dh", "(W @ b_next.T).T", "whiten(g)", "(unit_col2(sgn_W) @ b_next.T).T * dh"):
+        assert not re.search(r"\^(\w|\{[^}]*\}|\\\w+)\^", parse(text).latex), parse(text).latex
+
+
+def test_a_report_of_nothing_says_what_to_start(tmp_path):
+    with pytest.raises(RunError, match="there is no run in .*bpevo.launch or python -m bpevo.evaluate"):
+        build(tmp_path)
+
+
+def test_the_command_writes_the_report_also_while_a_run_is_being_written(workdir):
+    with RunDatabase.writing(workdir / "a1"):
+        process = python(
+            "import sys; sys.argv[0] = 'report'; import runpy; runpy.run_module('bpevo.report', run_name='__main__')",
+            f"--workdir={workdir}",
+        )
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and str(workdir / "report" / "report.html") in output
+
+
+# What the page says.
+
+
+def test_lineages_lead_from_an_initial_equation_to_the_best(workdir):
+    run = read_runs(workdir)[0]
+    ranked = ancestry.ranked(run.proposals, run.evaluations)
+    accuracies = [a for _, a in ranked]
+    assert len(ranked) > 40 and max(accuracies) <= 1
+    deepest = max(run.proposals, key=lambda p: len(ancestry.lineage(run.proposals, run.evaluations, p)))
+    line = ancestry.lineage(run.proposals, run.evaluations, deepest)
+    assert len(line) > 2 and line[-1].id == deepest.id
+    assert run.proposals[line[0].id].parent is None and not line[0].changes
+    for parent, child in zip(line, line[1:], strict=False):
+        assert run.proposals[child.id].parent == parent.id and child.changes
+
+
+def test_shares_count_equations_that_use_a_component():
+    assert ancestry.components(parse("left(unit_fro(bn(g)), h) + (0.5*g)")) == {
+        "add",
+        "unit_fro",
+        "bn(g)",
+        "scale",
+        "g",
+    }
+
+    class Drawn:
+        def __init__(self, text):
+            self.equation = parse(text).to_equation(3)
+
+    population = [Drawn(t) for t in ("g", "fa", "unit_fro(g)", "h + g")]
+    found = {s.component: (s.winners, s.population) for s in ancestry.shares(population, population[2:3])}
+    assert found["unit_fro"] == (1.0, 0.25) and found["g"] == (1.0, 0.75) and found["fa"] == (0.0, 0.25)
+    assert ancestry.shares(population, []) == []
+
+
+def test_rank_correlations_of_known_curves():
+    curves = np.array([[0.1, 0.9, 0.2], [0.2, 0.8, 0.4], [0.3, 0.7, 0.6], [0.4, 0.6, 0.8]])
+    assert hyperband.rank_correlations(curves) == pytest.approx((1.0, -1.0, 1.0))
+    assert math.isnan(hyperband.rank_correlations(np.array([[0.5, 0.1], [0.5, 0.2]]))[0])
+
+
+def test_successive_halving_keeps_the_best_third_at_each_rung():
+    """Nine configurations over nine epochs: 9 for one epoch, 3 for three, 1 to the end: 9 + 3·2 + 6 = 21 of 81."""
+    curves = np.tile(np.arange(9)[:, None] / 10, (1, 9)).astype(float)
+    curves[2, 0] = 0.95  # early best, late poor
+    curves[2, 1:] = 0.0
+    chosen, spent = hyperband.successive_halving(curves, np.random.default_rng(0))
+    assert (chosen, spent) == (8, 21)
+    curves[8, 0] = 0.0  # the best at the end starts last: it is lost
+    assert hyperband.successive_halving(curves, np.random.default_rng(0))[0] == 7
+
+
+def test_early_decisions_are_exact_where_early_ranks_are_final_and_poor_where_they_mislead(workdir):
+    run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
+    sample = next(e for e in run.evaluations if e.stage == "tuning" and e.status == "done")
+
+    def decisions(curve):
+        evaluations = [
+            dataclasses.replace(sample, equation="g", replicate=i, learning_rate=0.1 * (1 + i),
+                                curve={"eval_accuracy": curve(i)}, accuracy=curve(i)[-1])
+            for i in range(12)
+        ]  # fmt: skip
+        return hyperband.early_decisions(evaluations, "g")
+
+    honest, misleading = decisions(lambda i: [i / 20] * 9), decisions(lambda i: [1 - i / 20] * 4 + [i / 20] * 5)
+    assert honest.regret == pytest.approx(0) and honest.correlations == pytest.approx([1.0] * 9)
+    assert misleading.regret > 20 and misleading.correlations[0] == pytest.approx(-1)
+    assert hyperband.early_decisions([sample], sample.equation) is None
+    lost = dataclasses.replace(sample, curve={"eval_accuracy": [0.5, 0.4]}, accuracy=None, status="diverged")
+    assert hyperband.final_curves([lost], sample.equation).tolist() == [[0.5, 0.0]]
+
+
+# In a browser.
+
+ASK = """
+const images = [...document.images];
+return {title: document.title, width: document.documentElement.scrollWidth, view: innerWidth,
+        broken: images.filter(i => !i.complete || !i.naturalWidth).length, images: images.length,
+        requests: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).map(e => e.name),
+        tables: [...document.querySelectorAll(".wide")].every(d => d.clientWidth <= innerWidth)};
+"""
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Opens a file in headless Chromium of a phone's or a desktop's size and asks it ASK."""
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        pytest.skip("chromium and chromedriver are not on this machine")
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+    port = None
+    for line in process.stdout:
+        if found := re.search(r"successfully on port (\d+)", line):
+            port = int(found.group(1))
+            break
+
+    def call(method: str, path: str, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+    def ask(path: pathlib.Path, width: int, mobile: bool):
+        profile = tmp_path / f"profile-{time.monotonic_ns()}"
+        arguments = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+                     "disable-component-update", "disable-sync",
+                     f"user-data-dir={profile}", f"window-size={width},900"]  # fmt: skip
+        options = {"binary": chromium, "args": [f"--{a}" for a in arguments]}
+        if mobile:
+            options["mobileEmulation"] = {
+                "deviceMetrics": {"width": width, "height": 844, "pixelRatio": 2, "mobile": True}
+            }
+        wanted = {
+            "capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        }
+        session = call("POST", "/session", wanted)["sessionId"]
+        try:
+            call("POST", f"/session/{session}/url", {"url": path.as_uri()})
+            answer = call("POST", f"/session/{session}/execute/sync", {"script": ASK, "args": []})
+            answer["log"] = call("POST", f"/session/{session}/se/log", {"type": "browser"})
+        finally:
+            call("DELETE", f"/session/{session}")
+        return answer
+
+    yield ask
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("width, mobile", [(390, True), (1200, False)], ids=["phone", "desktop"])
+def test_the_page_is_whole_in_a_browser(browser, report, width, mobile):
+    seen = browser(report / "report.html", width, mobile)
+    assert seen["title"].startswith("bpevo: reported") and seen["broken"] == 0 and seen["images"] > 20
+    assert seen["width"] <= seen["view"] and seen["tables"]  # only tables scroll sideways, in their own boxes
+    assert seen["requests"] == [] and seen["log"] == []

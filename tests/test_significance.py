@@ -1,0 +1,67 @@
+"""Statistics of repeated trainings, against SciPy and numbers worked out by hand, and their error rate on noise."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bpevo.report.significance import LEVEL, holm, paired, summary
+
+
+def test_a_summary_equals_numbers_worked_out_by_hand():
+    s = summary([80.0, 82.0, 84.0, 86.0])
+    assert (s.n, s.mean) == (4, 83.0) and s.deviation == pytest.approx(math.sqrt(20 / 3))
+    assert s.margin == pytest.approx(3.182446 * math.sqrt(20 / 3) / 2, rel=1e-6)  # t of 3 degrees of freedom at 97.5 %
+    low, high = stats.t.interval(0.95, 3, s.mean, stats.sem([80.0, 82.0, 84.0, 86.0]))
+    assert (s.mean - s.margin, s.mean + s.margin) == pytest.approx((low, high))
+    one = summary([5.0])
+    assert (one.n, one.mean) == (1, 5.0) and math.isnan(one.deviation) and math.isnan(one.margin)
+    with pytest.raises(ValueError, match="at least one"):
+        summary([])
+
+
+def test_pairs_are_joined_by_seed_and_tested_as_scipy_does():
+    values, baseline = {3: 80.0, 1: 70.0, 2: 75.5, 9: 1.0}, {1: 69.0, 2: 74.0, 3: 79.5, 8: 2.0}
+    d = paired(values, baseline)
+    assert (d.pairs.n, d.pairs.mean) == (3, 1.0)
+    assert d.p == pytest.approx(stats.ttest_rel([70, 75.5, 80], [69, 74, 79.5]).pvalue)
+    assert paired({1: 1.0}, {1: 2.0, 2: 3.0}) is None
+
+
+def test_differences_without_spread_are_never_significant():
+    same = {1: 70.0, 2: 80.0}
+    for shift in (0.0, 5.0):
+        assert paired({k: v + shift for k, v in same.items()}, same).p == 1.0
+
+
+def test_holm_equals_the_published_step_down():
+    # Holm 1979: smallest times m, next times m - 1, …, never falling.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_tables_of_rules_that_are_all_backprop_have_a_winner_at_most_at_the_stated_rate():
+    """Accuracies with a seed effect that all rows share and noise of their own, rounded to whole test examples."""
+    rng, families, rows, repeats, examples = np.random.default_rng(0), 400, 12, 10, 360
+    alarms = 0
+    for _ in range(families):
+        seed = rng.normal(0.85, 0.02, repeats)
+        accuracies = (
+            np.round(np.clip(seed + rng.normal(0, 0.01, (rows + 1, repeats)), 0, 1) * examples) / examples * 100
+        )
+        table = [dict(enumerate(row)) for row in accuracies]
+        alarms += min(holm([paired(row, table[0]).p for row in table[1:]])) < LEVEL
+    # All rows share the baseline's noise, so the rate lies below the level; three standard errors above it is a fault.
+    assert alarms / families < LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / families)
+    assert alarms > 0  # the test is alive
+
+
+def test_a_real_difference_is_found():
+    rng = np.random.default_rng(1)
+    seed = rng.normal(85, 2, 10)
+    baseline = dict(enumerate(seed + rng.normal(0, 0.5, 10)))
+    better = dict(enumerate(seed + 3 + rng.normal(0, 0.5, 10)))
+    noise = [dict(enumerate(seed + rng.normal(0, 0.5, 10))) for _ in range(10)]
+    adjusted = holm([paired(row, baseline).p for row in (better, *noise)])
+    assert adjusted[0] < LEVEL and min(adjusted[1:]) > LEVEL

@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_a_search_ends_with_a_leaderboard_continues_and_refuses_other_settings(f
 def test_an_interrupt_keeps_what_was_trained_and_shows_the_leaderboard(start, tmp_path):
     process = start(f"--workdir={tmp_path}", *SMALL, "--max_evaluations=100000", "--equivalence=false")
     for line in process.stdout:
-        if line.startswith("stage search"):
+        if re.match(r"stage search, evaluations [1-9]", line):
             break
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)

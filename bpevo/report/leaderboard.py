@@ -17,7 +17,7 @@ class Row:
 
     label: str  # name of a control, or place
     equation: str  # without idle genes
-    learning_rate: float
+    learning_rate: float | None  # None: not trained yet
     search: float | None
     fresh: tuple[float, ...]
     cost: float | None  # epoch time over backprop's
@@ -34,14 +34,18 @@ class Row:
 
 
 def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int) -> list[Row]:
-    """Controls and the `top` rules of a search, best first: by fresh seeds where trained, else by the search's accuracy."""
+    """Controls and the `top` rules of a search, best first: by fresh seeds where trained, else by the search's accuracy.
+
+    A control that an early interrupt left without a result has a row that says so.
+    """
     controls = _best(e for e in evaluations if e.stage == "control")
     best = _best(e for e in evaluations if e.stage == "search" and e.equation not in controls)
     # Ties go to the older proposal, as in Search.leaders.
     found = sorted(best.values(), key=lambda e: (*_fitness(e)[:2], -(e.proposal or 0)), reverse=True)
     found = [e for e in found if e.accuracy is not None][:top]
     texts = {NAMED[name]: name for name in CONTROLS}
-    rows = []
+    missing = texts.keys() - {str(parse(text)) for text in controls}
+    rows = [Row(texts[text], text, None, None, (), None, "not trained yet") for text in texts if text in missing]
     for e in [*controls.values(), *found]:
         fresh = [
             f for f in evaluations
@@ -81,7 +85,7 @@ def table(rows: list[Row], title: str) -> Table:
         spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
         t.add_row(
             Text(name + (f"  ({row.status})" if row.status else ""), style="bold" if row.label else ""),
-            f"{row.learning_rate:g}",
+            "" if row.learning_rate is None else f"{row.learning_rate:g}",
             "" if row.search is None else f"{row.search:.2f}",
             "" if row.mean is None else f"{row.mean:.2f}{spread}",
             str(len(row.fresh) or ""),

@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 
+from bpevo.launch import configure_jax  # isort: skip (sets the log level before jax loads)
 import jax
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 from bpevo.bench import convolutions, engines, start
-from bpevo.launch import configure_jax
 from bpevo.runs.flags import versions
 from bpevo.training import DTYPES, Trainer, Training
 from bpevo.workers import Job, LocalWorkers

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import multiprocessing
-import os
 import time
 
 import jax
@@ -38,8 +37,8 @@ class Compilations:
 
 def _first_results(name: str, cache: str) -> dict[str, float]:
     """Seconds from the settings to a first epoch of 8 slots and a first key; import not counted, the epoch is."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     configure_jax()
+    jax.config.update("jax_compilation_cache_dir", cache)
     stages: dict[str, float] = collections.defaultdict(float)
 
     def listen(event: str, duration: float, **_) -> None:

@@ -28,7 +28,7 @@ flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and ima
 flags.DEFINE_enum("compute_dtype", "float32", tuple(DTYPES), "Of the network, in (a) to (d).")
 flags.DEFINE_list("slots", ["1", "2", "4", "8", "16"], "Numbers of slots K.")
 flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
-flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled; 0: leave it out.")
+flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled.", lower_bound=2)
 flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
 flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison.")
 flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.")
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
         figures = _start(setting, console)
     else:
         figures = _engines(setting, console) if flags.FLAGS.slots else {}
-        if flags.FLAGS.naive and flags.FLAGS.throughput:
+        if flags.FLAGS.throughput:
             figures |= _throughput(setting, console)
     if flags.FLAGS.json:
         text = json.dumps({"versions": versions(), "setting": dataclasses.asdict(setting), **figures}, indent=1)

@@ -50,7 +50,7 @@ def _unrolled(function):
 
 
 def _small(size: tuple[int, int], kernel: tuple[int, int], channels: int) -> bool:
-    """Where matrix products over slices beat XLA's CPU convolution (measured by `bpevo.bench convolutions`)."""
+    """Where matrix products over slices beat XLA's CPU convolution (measured by `python -m bpevo.bench --convolutions`)."""
     return kernel == (1, 1) or channels <= 4 or min(size) < max(kernel)
 
 

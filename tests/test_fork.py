@@ -45,7 +45,7 @@ def test_budget_slots_and_selection_may_change_and_the_lag_stays(start, tmp_path
     start(tmp_path / "b", "--max_evaluations=40", "--slots=2")
     assert (
         rows(tmp_path / "a")["proposals"] == rows(tmp_path / "b")["proposals"]
-    )  # 64 slots alone would mean a lag of 128
+    )  # 64 slots alone would mean a lag of 256
 
 
 @pytest.mark.parametrize(

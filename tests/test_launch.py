@@ -222,6 +222,21 @@ def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
     assert str(three[0]) == str(one[0]) == "g" and len(three) == 5 and len(one) == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lag"),
+    [
+        ("", 32),
+        ("--learning_rates=0.1,0.2,0.3,0.4", 16),
+        ("--stop_epochs=1", 64),
+        ("--stop_epochs=4", 32),
+        ("--lag=3", 3),
+    ],
+)
+def test_the_lag_grows_with_the_slots_and_with_what_a_full_training_takes(parsed, arguments, lag):
+    values = parsed("--slots=8", "--epochs=8", *arguments.split())
+    assert run_flags.search_setup(values).budget.lag == lag
+
+
 def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
     plan = run_flags.search_setup(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
     assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [

@@ -22,6 +22,7 @@ from bpevo.evolution.space import feasible
 from bpevo.report import leaderboard, table
 from bpevo.rules import NAMED, parse
 from bpevo.runs import CONTROLS, Budget, RunDatabase, RunError, Search
+from bpevo.runs import flags as run_flags
 from bpevo.training import EpochResult, Training
 from bpevo.workers import Job, LocalWorkers, Outcome
 
@@ -416,6 +417,24 @@ def test_thirty_interruptions_change_no_row(undisturbed, tmp_path):
         interruptions += 1
     search(tmp_path, DISTURBED, StandIn(4))
     assert interruptions == 30 and rows(tmp_path) == undisturbed
+
+
+class Counted(StandIn):
+    offered = 0
+
+    def advance(self, meanwhile=lambda: None):
+        self.offered += self.capacity
+        return super().advance(meanwhile)
+
+
+@pytest.mark.parametrize("rates", [(0.1,), (0.1, 0.3, 0.5)])
+def test_slots_stay_busy_when_most_candidates_stop_early(tmp_path, rates):
+    rungs = (Rung(1, 0.9),)
+    trainer = Counted(8)
+    lag = run_flags.default_lag(8, len(rates), EPOCHS, rungs)
+    made = search(tmp_path, plan(600, rates, lag=lag, rungs=rungs, top=1, repeats=1), trainer)
+    early = sum(e.stage == "search" and len(e.curve["eval_accuracy"]) <= 2 for e in made.evaluations)
+    assert early > 300 and trainer.epochs > 0.9 * trainer.offered
 
 
 def test_every_proposal_is_drawn_from_results_at_least_lag_older(tmp_path):

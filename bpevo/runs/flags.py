@@ -89,7 +89,9 @@ def define_search() -> None:
     flags.DEFINE_list("unaries", [], "Only these, such as relu,clip (all its constants),clip:0.5. Default: all.")
     flags.DEFINE_list("binaries", [], "Only these, such as add,mul,min. Default: all.")
     flags.DEFINE_integer(
-        "lag", None, "Proposal n is drawn from the results up to n - lag. Default: 16, or twice the slots."
+        "lag",
+        None,
+        "Proposal n is drawn from the results up to n - lag. Default: what keeps the slots busy, at least 16.",
     )
     flags.DEFINE_list("stop_epochs", [], "Rungs: after these epochs the bad candidates stop.")
     flags.DEFINE_float(
@@ -245,7 +247,7 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
         )
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
-    lag = values.lag or max(16, 2 * slots)
+    lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
         settings = EvolutionSettings(
@@ -277,6 +279,12 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     if any(not 1 <= e < epochs for e in stops) or list(stops) != sorted(set(stops)):
         raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below --epochs={epochs}")
     return tuple(Rung(e, values.stop_quantile) for e in stops)
+
+
+def default_lag(slots: int, rates: int, epochs: int, rungs: tuple[Rung, ...]) -> int:
+    """So many proposals that while one trains to its end the other slots have work, were all others to stop at the first rung."""
+    longest = max(4, math.ceil(epochs / rungs[0].epoch)) if rungs else 4
+    return max(16, math.ceil(slots * longest / rates))
 
 
 def _initial(choice: str, max_parts: int) -> list[Equation]:

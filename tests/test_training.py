@@ -324,22 +324,21 @@ def print_results_of_devices(*counts: int) -> None:
     jax.config.update("jax_num_cpu_devices", max(counts))
     assert [make_trainer(k, devices=jax.devices()[:2]).capacity for k in (1, 2, 3)] == [1, 2, 4]  # whole devices
     for count in counts:
-        trainer = make_trainer(4, devices=jax.devices()[:count])
+        trainer = make_trainer(8, devices=jax.devices()[:count])
         assert len(trainer._states.reason.sharding.device_set) == count
-        print(
-            json.dumps([repr(c) for c in run(trainer, {k: training(t) for k, t in enumerate(DIFFERENT[:4])}).values()])
-        )
+        orders = {k: training(t) for k, t in enumerate(DIFFERENT)}
+        print(json.dumps([repr(c) for c in run(trainer, orders).values()]))
 
 
 def test_several_devices_give_the_results_of_one(alone):
     repository = pathlib.Path(__file__).parents[1]
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     environment |= {"PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", "import test_training; test_training.print_results_of_devices(2, 4)"]
+    command = [sys.executable, "-c", "import test_training; test_training.print_results_of_devices(2, 4, 8)"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    expected = [repr(alone[t][0]) for t in DIFFERENT[:4]]
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [expected, expected]
+    expected = [repr(alone[t][0]) for t in DIFFERENT]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [expected] * 3
 
 
 # The Wide ResNet.

@@ -81,7 +81,7 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
         "of peak",
         "compile s",
         "programs",
-        "MiB/slot",
+        "peak MiB/slot",
     ]
     console.print(
         _table(f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}", columns, rows)

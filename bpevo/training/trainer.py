@@ -111,8 +111,11 @@ class Trainer:
 
     @property
     def bytes_per_slot(self) -> float:
-        """Device memory that a slot's state takes; activations come on top."""
-        return sum(x.nbytes for x in jax.tree.leaves(self._states)) / self.capacity
+        """Peak device memory of an epoch over the slots, by XLA's account of the program. Compiles it if no epoch has run."""
+        program = self._program.lower(self._placed_orders(), self._states, self._examples).compile()
+        memory = program.memory_analysis()  # of one device
+        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return (needed + memory.temp_size_in_bytes) * len(self._devices) / self.capacity
 
     @property
     def free(self) -> list[int]:
@@ -207,13 +210,17 @@ class Trainer:
 
     def _run(self, meanwhile: Callable[[], None]) -> Metrics:
         try:
-            orders = jax.device_put(jax.tree.map(np.array, self._orders), self._sharded)
+            orders = self._placed_orders()
             with jax.transfer_guard("disallow"):
                 self._states, metrics = self._program(orders, self._states, self._examples)
             meanwhile()
             return jax.device_get(metrics)
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error) from error
+
+    def _placed_orders(self) -> Order:
+        """A copy of the orders on the devices."""
+        return jax.device_put(jax.tree.map(np.array, self._orders), self._sharded)
 
 
 def _zeros(shapes, capacity: int):

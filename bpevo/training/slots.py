@@ -40,7 +40,9 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, int]:
     return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
 
 
-def slots(step: Callable, devices: Sequence[jax.Device], lowering: str | None = None, donate: bool = True) -> Callable:
+def slots(
+    step: Callable, devices: Sequence[jax.Device], lowering: str | None = None, donate: bool = True
+) -> jax.stages.Wrapped:
     """`step(order, state, shared) -> (state, out)` for one candidate, run for K = slots, sharded over `devices`.
 
     Orders, states and outputs gain a leading axis [K], a multiple of the number of devices; `shared` is replicated;

@@ -110,10 +110,15 @@ class Trainer:
         self.epochs_run = self.epochs_offered = 0
 
     @property
-    def bytes_per_slot(self) -> float:
-        """Peak device memory of an epoch over the slots, by XLA's account of the program. Compiles it if no epoch has run."""
+    def bytes_per_slot(self) -> float | None:
+        """Peak device memory of an epoch over the slots, by XLA's account of the program; None where it keeps none.
+
+        Compiles the program if no epoch has run.
+        """
         program = self._program.lower(self._placed_orders(), self._states, self._examples).compile()
         memory = program.memory_analysis()  # of one device
+        if memory is None:
+            return None
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return (needed + memory.temp_size_in_bytes) * len(self._devices) / self.capacity
 

@@ -1,0 +1,42 @@
+"""The benchmark's engines train the same work and count what they compile; figures themselves are not judged."""
+
+import pytest
+
+from bpevo.bench import convolutions, engines
+from bpevo.bench.start import Compilations
+from bpevo.rules import InterpretedRule
+
+SETTING = engines.Setting("tiny", "mlp-8", 8, 1, 16, 2)
+
+
+@pytest.fixture(scope="module")
+def rules():
+    return engines.equations(4)
+
+
+def test_equations_are_reproducible_feasible_and_distinct(rules):
+    assert [str(e) for e in engines.equations(4)] == [str(e) for e in rules]
+    assert len({e.key for e in rules}) == 4 and all(engines.feasible(e) for e in rules)
+
+
+def test_slots_are_one_program_and_take_more_memory_than_their_state(rules):
+    compilations = Compilations()
+    timing = engines.interpreted(SETTING, 2, rules, 2)
+    assert (timing.programs, timing.name) == (1, "slots, K = 2") and timing.step > 0 and timing.compile > 0
+    assert compilations.count == 2  # with the allocation of states
+    candidate, examples = engines.workload(SETTING)
+    state, _ = candidate.bytes_needed(InterpretedRule.of(rules[0]), examples.mean.shape)
+    assert state < timing.bytes_per_slot < 100 * state
+
+
+def test_specialised_equations_have_a_program_each(rules):
+    timing = engines.specialised(SETTING, rules[:2], 2)
+    assert timing.programs == 2 and timing.step > 0
+
+
+def test_every_convolution_lowering_of_a_setting_is_measured():
+    shapes = convolutions.shapes(engines.SETTINGS["digits"])
+    assert (8, 3, 1, 16, 16) in shapes and (4, 1, 2, 32, 64) in shapes
+    measured = convolutions.measure((2, 3, 1, 3, 3), 2, 1)
+    assert set(measured["weight gradient"]) == {"autodiff", "columns", "slices", "chosen"}
+    assert all(t > 0 for times in measured.values() for t in times.values())

@@ -1,6 +1,7 @@
 """The leaderboard: found rules beside backprop and the zero-signal control, on fresh seeds where there are some."""
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Iterable
 
@@ -39,10 +40,11 @@ def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int
     A control that an early interrupt left without a result has a row that says so.
     """
     controls = _best(e for e in evaluations if e.stage == "control")
-    best = _best(e for e in evaluations if e.stage == "search" and e.equation not in controls)
+    known = {parse(NAMED[name]).key for name in CONTROLS}
+    best = _best(e for e in evaluations if e.stage == "search" and e.accuracy is not None)
     # Ties go to the older proposal, as in Search.leaders.
-    found = sorted(best.values(), key=lambda e: (*_fitness(e)[:2], -(e.proposal or 0)), reverse=True)
-    found = [e for e in found if e.accuracy is not None][:top]
+    ranked = sorted(best.values(), key=lambda e: (*_fitness(e)[:2], -(e.proposal or 0)), reverse=True)
+    found = itertools.islice((e for e in ranked if parse(e.equation).key not in known), top)
     texts = {NAMED[name]: name for name in CONTROLS}
     missing = texts.keys() - {str(parse(text)) for text in controls}
     rows = [Row(texts[text], text, None, None, (), None, "not trained yet") for text in texts if text in missing]

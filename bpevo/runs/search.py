@@ -83,9 +83,11 @@ class Search:
         self._stopping = True
 
     def leaders(self) -> list[Result]:
-        """The best results, distinct, best first."""
+        """The best results but the controls' own functions, distinct, best first."""
+        controls = {self._control(name).key for name in CONTROLS}
         alive = [r for r in self.results.values() if r.accuracy is not None]
-        return sorted(alive, key=lambda r: (r.fitness, -r.id), reverse=True)[: self._budget.top]
+        ranked = sorted(alive, key=lambda r: (r.fitness, -r.id), reverse=True)
+        return list(itertools.islice((r for r in ranked if r.equation.key not in controls), self._budget.top))
 
     def _ended(self, stage: str, equation: Equation, rate: float, replicate: int) -> bool:
         return (stage, str(equation), rate, replicate) in self._keys

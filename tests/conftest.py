@@ -1,6 +1,7 @@
 """Shared by the tests of the language, the layers and the models: small units and random chains."""
 
 import dataclasses
+import signal
 
 import hypothesis
 import hypothesis.strategies as st
@@ -20,6 +21,10 @@ hypothesis.settings.register_profile(
     "bpevo", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("bpevo")
+
+# A shell's background jobs ignore SIGINT, and so would the searches that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

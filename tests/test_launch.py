@@ -38,12 +38,18 @@ def start(tmp_path_factory):
         "COLUMNS": "160",
     }
     environment |= {"PYTHONUNBUFFERED": "1"}
+    started = []
 
     def start(*arguments) -> subprocess.Popen:
         command = [sys.executable, "-m", "bpevo.launch", *map(str, arguments)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope="module")

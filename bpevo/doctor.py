@@ -88,6 +88,13 @@ def run(workdir: str) -> Iterator[Finding]:
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""
 
 
+def _runs(workdir: str | None) -> list[str]:
+    """The workdir of a search, or the scenarios of an evaluation without one."""
+    if not workdir or (pathlib.Path(workdir) / "run.sqlite").exists():
+        return [workdir] if workdir else []
+    return [str(path.parent) for path in sorted(pathlib.Path(workdir).glob("*/run.sqlite"))] or [workdir]
+
+
 def _folder(path: str | os.PathLike | None) -> tuple[str, str]:
     """(state, fault) of a folder that is to be written in; one that is yet to be made is judged by its parent."""
     if not path:
@@ -129,7 +136,7 @@ def main(argv: list[str]) -> None:
     interruption.install()
     configure_jax()
     values, output = flags.FLAGS, process.Output(sys.stdout)
-    findings = [machine(), folders(values.data_dir)] + ([run(values.workdir)] if values.workdir else [])
+    findings = [machine(), folders(values.data_dir)] + [run(folder) for folder in _runs(values.workdir)]
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
         output.write(f"{what:>18}  {printable(state)}\n")

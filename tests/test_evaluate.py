@@ -288,6 +288,8 @@ def values(folder, **changes) -> Values:
         ({"scenario": ""}, "must be a name"),
         ({"rules": None}, "there is no search in .* give --rules"),
         ({"rules": "fa;ga"}, "--rules: rule 2 of fa;ga"),
+        ({"rules": ";"}, "--rules: ; holds no rule"),
+        ({"rules": "none.txt"}, "--rules: rule 1 of none.txt, which is no file: "),
         ({"repeats": -1}, "--repeats=-1 must be at least 0"),
         ({"top": 0}, "--top=0 must be at least 1"),
         ({"ablate": -1}, "--ablate=-1 must be at least 0"),

@@ -148,7 +148,7 @@ def parsed(defined):
 
 BAD = [
     ("--learning_rates=fast", "learning_rates=fast must be a list of numbers"),
-    ("--learning_rates=", "learning_rates= must be"),
+    ("--learning_rates=", "--learning_rates= must be different positive numbers"),
     ("--learning_rates=0.1,-0.1", "different positive numbers"),
     ("--learning_rates=0.1,0.1", "different positive numbers"),
     ("--learning_rates=inf", "list of numbers"),
@@ -217,7 +217,9 @@ def test_a_workdir_is_needed(parsed):
 
 
 def test_a_file_of_equations_may_hold_texts_names_and_comments(parsed, tmp_path):
-    (tmp_path / "rules").write_text("g  # backprop\n\n# a comment\nsign_symmetry\nunit_fro(g) + (0.5*g)\n")
+    (tmp_path / "rules").write_text(
+        "\ufeffg  # backprop\n\n# a comment\nsign_symmetry\nunit_fro(g) + (0.5*g)\n", encoding="utf-8"
+    )
     found = run_flags.read_equations(tmp_path / "rules", 3)
     assert [str(e) for e in found] == ["g", NAMED["sign_symmetry"], "unit_fro(g) + (0.5*g)"]
     assert run_flags.search_setup(parsed(*SMALL, f"--initial={tmp_path / 'rules'}")).initial == found

@@ -493,6 +493,15 @@ def test_a_rule_that_is_also_a_control_is_selected_once_and_keeps_its_name(tmp_p
     assert all(len(r.fresh) == 2 or r.status for r in board)
 
 
+def test_initial_equations_that_are_the_same_give_way_to_mutants_of_the_others(tmp_path):
+    texts = ("0.5*g", "0.5*g", "g", "g", "fa", "unit_fro(g)")
+    initial = [parse(t).to_equation(PARTS) for t in texts]
+    made = search(tmp_path, plan(12, lag=12, initial=initial), StandIn(4))
+    parents = [p.parent for p in made.proposals]
+    assert made.done == 12 and [i for i in range(6) if parents[i] is None] == [0, 2, 4, 5]
+    assert parents[1] == 0 and parents[3] in (0, 2) and set(parents[6:]) <= {0, 2, 4, 5}
+
+
 # The leaderboard.
 
 

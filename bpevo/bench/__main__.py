@@ -31,9 +31,11 @@ flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
 flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled.", lower_bound=2)
 flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
 flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison.")
-flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.")
+flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", lower_bound=1)
 flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
+for name in ("slots", "throughput"):
+    flags.register_validator(name, lambda texts: all(t.isdigit() and int(t) for t in texts), "write numbers from 1")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 

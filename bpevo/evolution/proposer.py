@@ -90,12 +90,15 @@ class Proposer:
     ):
         self._space, self._settings, self._initial, self._key = space, settings, list(initial), key
         self._seen: dict[str, int] = {}
+        self._roots: list[int] = []  # ids that hold an initial equation
         self.next_id = 0
 
     def adopt(self, proposal: Proposal) -> None:
         """Takes a proposal of an earlier session, in id order."""
         assert proposal.id == self.next_id
         self._seen.setdefault(proposal.key, proposal.id)
+        if proposal.id < len(self._initial) and proposal.parent is None:
+            self._roots.append(proposal.id)
         self.next_id += 1
 
     def propose(self, snapshot: Sequence[Result]) -> Proposal:
@@ -132,8 +135,10 @@ class Proposer:
             pool = elite if not rest or rng.random() < self._settings.elite_probability else rest
             parent = pool[int(rng.integers(len(pool)))]
             equation, parent_id = parent.equation, parent.id
-        else:  # no result has come in yet: the initial equations themselves
-            parent_id = int(rng.integers(len(self._initial)))
+        else:  # no result has come in yet: the initial equations themselves, those of them that were no duplicates
+            if not self._roots:
+                raise SpaceExhausted("space exhausted: the first initial equation is not feasible in this space")
+            parent_id = self._roots[int(rng.integers(len(self._roots)))]
             equation = self._space.padded(rng, self._initial[parent_id])
         weights = np.asarray(self._settings.mutations, float)
         changes = []

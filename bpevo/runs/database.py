@@ -187,8 +187,8 @@ class RunDatabase:
             lines = "\n".join(f"  {k}: {old.get(k)!r} in the run, {settings.get(k)!r} now" for k in changed)
             raise RunError(
                 f"{self.path.parent} holds a run with other settings; results would not be comparable:\n{lines}\n"
-                "go back to those settings, or start a run of its own from this one: another --workdir and "
-                f"--fork_from={self.path.parent}"
+                "go back to those settings, or begin another run: an evaluation with another --scenario, a search in another "
+                f"--workdir, from this one with --fork_from={self.path.parent}"
             )
         with self._transaction() as c:
             for key, value in (("settings", settings), ("versions", versions)):

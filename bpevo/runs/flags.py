@@ -116,6 +116,15 @@ def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
     return values
 
 
+def _rates(values: flags.FlagValues) -> tuple[float, ...]:
+    rates = _numbers("learning_rates", values.learning_rates)
+    if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
+        raise UsageError(
+            f"--learning_rates={','.join(values.learning_rates)} must be different positive numbers up to {MAX_RATE:,.0f}"
+        )
+    return rates
+
+
 def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UsageError(f"--{name}={value} must be at least {least}")
@@ -169,11 +178,7 @@ def setup(values: flags.FlagValues) -> Setup:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
         raise UsageError(f"--slots={values.slots} must be at most {MAX_SLOTS}")
-    rates = _numbers("learning_rates", values.learning_rates)
-    if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
-        raise UsageError(
-            f"--learning_rates={','.join(values.learning_rates)} must be different positive numbers up to {MAX_RATE:,.0f}"
-        )
+    rates = _rates(values)
     try:
         settings = TrainingSettings(
             values.model,
@@ -240,7 +245,7 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
         raise UsageError(f"--fork_from={values.fork_from!r} is no path")
     if values.max_parts > 8:
         raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
-    rates = _numbers("learning_rates", values.learning_rates)
+    rates = _rates(values)
     if values.max_evaluations < len(rates):
         raise UsageError(
             f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
@@ -304,7 +309,7 @@ def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
             content = file.read(MAX_FILE + 1)  # bounded: /dev/zero has no end
         if len(content) > MAX_FILE:
             raise UsageError(f"{path} is longer than {MAX_FILE:,} bytes")
-        lines = content.decode("utf-8").splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
         raise UsageError(

@@ -74,20 +74,24 @@ def read_treatments(choice: str) -> list[Treatment]:
     """
     if "\n" not in choice and pathlib.Path(choice).is_file():
         try:
-            lines = pathlib.Path(choice).read_text(encoding="utf-8").splitlines()
+            lines = pathlib.Path(choice).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read rules from {choice}: {error}") from error
-        texts = [line.partition("#")[0] for line in lines]
+            reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+            raise ValueError(f"cannot read rules from {choice}: {reason}") from error
+        texts, what, hint = [line.partition("#")[0] for line in lines], "line", ""
     else:
-        texts = choice.split(";")
+        texts, what = choice.split(";"), "rule"
+        hint = ", which is no file" if len(texts) == 1 else ""
     found: dict[str, Treatment] = {}
     for number, text in enumerate(map(str.strip, texts), 1):
         for name in _expanded(text):
             try:
                 treatment = Treatment.parse(name)
             except ValueError as error:
-                raise ValueError(f"rule {number} of {choice}: {error}") from error
+                raise ValueError(f"{what} {number} of {choice}{hint}: {error}") from error
             found.setdefault(str(treatment), treatment)
+    if not found:
+        raise ValueError(f"{choice} holds no rule")
     return [t for t in found.values() if t not in BASELINES]
 
 

@@ -286,6 +286,7 @@ def values(folder, **changes) -> Values:
     [
         ({"scenario": "../x"}, "--scenario=../x must be a name"),
         ({"scenario": ""}, "must be a name"),
+        ({"scenario": "report"}, "--scenario=report is the name of a folder that runs use"),
         ({"rules": None}, "there is no search in .* give --rules"),
         ({"rules": "fa;ga"}, "--rules: rule 2 of fa;ga"),
         ({"rules": ";"}, "--rules: ; holds no rule"),

@@ -126,6 +126,8 @@ def scenario(values: flags.FlagValues) -> Scenario:
         run_flags.at_least(name, values[name].value, 0)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", values.scenario):
         raise UsageError(f"--scenario={values.scenario} must be a name of letters, digits, _ and -")
+    if values.scenario in ("report", "checkpoints"):
+        raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
     setup = run_flags.setup(values)
     setup = dataclasses.replace(setup, split=_shortened(setup.split, values.eval_examples))
     try:

@@ -245,6 +245,11 @@ def test_the_lag_grows_with_the_slots_and_with_what_a_full_training_takes(parsed
     assert run_flags.search_setup(values).budget.lag == lag
 
 
+def test_no_learning_rate_is_refused_before_the_lag_is_worked_out_of_it(parsed):
+    with pytest.raises(run_flags.UsageError, match="--learning_rates= must be different positive numbers"):
+        run_flags.search_setup(parsed("--learning_rates="))
+
+
 def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
     plan = run_flags.search_setup(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
     assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [

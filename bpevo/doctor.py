@@ -3,7 +3,6 @@
 Changes nothing. Exit code 0 if nothing is wrong, 1 if something is.
 """
 
-# ruff: noqa: E402
 import collections
 import os
 import pathlib
@@ -11,16 +10,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
 import jax
 from absl import app, flags
 
+from bpevo.command import process, selfcheck
 from bpevo.data.tfds_reader import default_data_dir
-from bpevo.launch import configure_jax
-from bpevo.runs import RunDatabase, RunError, process, selfcheck
-from bpevo.runs import flags as run_flags
-from bpevo.runs.database import printable
+from bpevo.runs import RunDatabase, RunError, printable, provenance
 
 EXIT_WRONG = 1
 LEAST_FREE = 2**30  # bytes on a disk below which it is told
@@ -29,7 +25,7 @@ Finding = tuple[str, str, str]  # what, its state, what is wrong with it
 
 def machine() -> Iterator[Finding]:
     """Versions, devices, memory, and whether they compute right numbers."""
-    versions = run_flags.versions()
+    versions = provenance.versions()
     broken = selfcheck.BROKEN.get(versions["jax"], "")
     yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("device", "cores")), ""
     missing = [k for k, v in versions.items() if v == "not installed" and k != "bpevo"]
@@ -78,11 +74,11 @@ def run(workdir: str) -> Iterator[Finding]:
     known = {e.proposal for e in evaluations if e.stage == "search"}
     yield "proposals", f"{len(proposals)}, {sum(p.id not in known for p in proposals)} of them without a training", ""
     yield "trainings", counts or "none", ""
-    changed = run_flags.changed_numerics(versions, run_flags.versions())
+    changed = provenance.changed_numerics(versions, provenance.versions())
     yield "last written by", printable(changed) or "these versions and this kind of device", ""
     numerics = settings.get("numerics")
-    wrong = "" if numerics in (None, run_flags.NUMERICS) else "this release computes other numbers: use --fork_from"
-    yield "numerics", f"{numerics!r}, {run_flags.NUMERICS} in this release", wrong
+    wrong = "" if numerics in (None, provenance.NUMERICS) else "this release computes other numbers: use --fork_from"
+    yield "numerics", f"{numerics!r}, {provenance.NUMERICS} in this release", wrong
     checkpoints = folder / "checkpoints"
     files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""

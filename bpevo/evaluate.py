@@ -9,15 +9,17 @@ test set is read. All results go into the database in --workdir/--scenario; star
 
 import sys
 
-from bpevo.launch import configure_jax  # isort: skip (sets the log level before jax loads)
+from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
 from absl import app, flags
 from rich.console import Console
 
 from bpevo import report
+from bpevo.command import flags as run_flags
+from bpevo.command import process, selfcheck
 from bpevo.data import DataError
-from bpevo.runs import Experiment, RunDatabase, RunError, process, selfcheck
-from bpevo.runs import flags as run_flags
-from bpevo.runs import scenario as scenarios
+from bpevo.evaluation import Experiment, standings, verdict
+from bpevo.evaluation import scenario as scenarios
+from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.training import DeviceLost, OutOfMemory
 
 
@@ -28,7 +30,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
     if values.selfcheck:
         selfcheck.check()
     with RunDatabase.writing(scenario.folder) as database:
-        database.check_settings(scenario.fingerprint(), run_flags.versions(), free=scenarios.FREE)
+        database.check_settings(scenario.fingerprint(), provenance.versions(), free=scenarios.FREE)
         console.print(f"{scenario.setup.dataset.source}; {len(scenario.plan.treatments)} rows", highlight=False)
         progress = report.Stages(console)
         workplace = scenarios.Workplace(scenario)
@@ -39,9 +41,9 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         except KeyboardInterrupt:
             code = interruption.code
             console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
-        rows = report.standings(experiment.evaluations, database.costs(), database.settings())
+        rows = standings(experiment.evaluations, database.costs(), database.settings())
         console.print(report.standings_table(rows, scenario.folder.name))
-        for sentence in report.verdict(rows):
+        for sentence in verdict(rows):
             console.print(sentence, highlight=False, markup=False)
         return code
 

@@ -5,38 +5,24 @@ in --workdir; starting again on the same workdir continues. Ends, also after Ctr
 backprop and a control without any hidden signal stand beside the rules that were found.
 """
 
-# ruff: noqa: E402
 import contextlib
-import logging
 import os
 import sys
 
-# Before jax loads: XLA prints pages about each program of its own cache. Its failures come as exceptions all the same.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
 import jax
 from absl import app, flags
 from rich.console import Console
 
 from bpevo import report
+from bpevo.command import flags as run_flags
+from bpevo.command import process, selfcheck
 from bpevo.data import DataError
 from bpevo.evolution import Proposer, functional_key
-from bpevo.runs import RunDatabase, RunError, Search, fork, process, selfcheck
-from bpevo.runs import flags as run_flags
+from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.search import Search, fork
 from bpevo.training import DeviceLost, OutOfMemory
 from bpevo.workers import Checkpoints, LocalWorkers
-
-
-def configure_jax() -> None:
-    """A device per core where there is no accelerator, and a persistent compilation cache. Before any other use of jax."""
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # tells which backends are absent
-    if not os.environ.get("JAX_NUM_CPU_DEVICES") and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "bpevo", "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def run(values: flags.FlagValues, console: Console, interruption: process.Interruption | None = None) -> int:
@@ -85,11 +71,11 @@ def _settled(
     console: Console,
 ) -> run_flags.SearchSetup:
     """The plan after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
-    stored, versions = database.settings(), run_flags.versions()
+    stored, versions = database.settings(), provenance.versions()
     forked = stored.get("fork")
     if stored:
         plan = plan.continuing(stored, values.lag)
-        changed = run_flags.changed_numerics(database.versions(), versions)
+        changed = provenance.changed_numerics(database.versions(), versions)
         if changed:
             console.print(f"not bit-identical to its beginning: {changed}", markup=False, highlight=False)
         if values.fork_from and (forked or {}).get("from") != os.path.realpath(values.fork_from):
@@ -109,7 +95,7 @@ def _checkpoints(
 ) -> Checkpoints | None:
     if not values.checkpoint_minutes:
         return None
-    versions = run_flags.versions()
+    versions = provenance.versions()
     identity = training.fingerprint() | {"max_parts": plan.space.max_parts}
     identity |= {k: versions[k] for k in ("bpevo", "jax", "jaxlib", "flax", "optax")}
     identity |= {"device": jax.local_devices()[0].device_kind}

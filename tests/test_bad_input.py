@@ -21,11 +21,11 @@ from test_runs import StandIn, plan, search
 
 import bpevo
 from bpevo import data, launch
+from bpevo.command import flags as run_flags
+from bpevo.command import process
 from bpevo.report import leaderboard, table
 from bpevo.rules import parse
-from bpevo.runs import RunDatabase, RunError, process
-from bpevo.runs import flags as run_flags
-from bpevo.runs.database import printable
+from bpevo.runs import RunDatabase, RunError, printable
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = ("--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=2", "--slots=4", "--lag=4",

@@ -11,7 +11,8 @@ import pytest
 from test_runs import HOLD, StandIn, plan, python, search
 
 from bpevo import doctor
-from bpevo.runs import RunError, selfcheck
+from bpevo.command import selfcheck
+from bpevo.runs import RunError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 

@@ -14,14 +14,14 @@ import pytest
 from test_runs import EPOCHS, PARTS, StandIn, plan, search
 
 from bpevo import data
-from bpevo.report import standings, verdict
+from bpevo.command import flags as run_flags
+from bpevo.evaluation import BASELINES, Experiment, Plan, Treatment, standings, verdict
+from bpevo.evaluation import scenario as scenarios
+from bpevo.evaluation.ablation import ablations
+from bpevo.evaluation.evaluation import FIRST_REPLICATE
+from bpevo.evaluation.treatments import BACKPROP, read_treatments, winners
 from bpevo.rules import NAMED, TABLE_1
-from bpevo.runs import BASELINES, Experiment, Plan, RunDatabase, RunError, Treatment
-from bpevo.runs import flags as run_flags
-from bpevo.runs import scenario as scenarios
-from bpevo.runs.ablation import ablations
-from bpevo.runs.experiment import FIRST_REPLICATE
-from bpevo.runs.treatments import BACKPROP, read_treatments, winners
+from bpevo.runs import RunDatabase, RunError
 from bpevo.workers import LocalWorkers
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -381,7 +381,8 @@ def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path, mon
 FLAG_FILES = """
 import sys
 from absl import flags
-from bpevo.runs import flags as run_flags, scenario
+from bpevo.command import flags as run_flags
+from bpevo.evaluation import scenario
 run_flags.define_common(); scenario.define_evaluation()
 for path in sys.argv[1:]:
     flags.FLAGS.unparse_flags(); flags.FLAGS(["evaluate", f"--flagfile={path}"])

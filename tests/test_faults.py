@@ -20,10 +20,11 @@ from test_runs import DISTURBED, StandIn, plan, python, rows, search
 from test_survival import JOBS, finish, saving
 from test_training import SETTINGS, make_trainer
 
+from bpevo.command.process import Output
 from bpevo.evolution import Proposer
 from bpevo.report import Progress
-from bpevo.runs import RunDatabase, RunError, Search
-from bpevo.runs.process import Output
+from bpevo.runs import RunDatabase, RunError
+from bpevo.search import Search
 from bpevo.training import DeviceLost, OutOfMemory
 from bpevo.workers import Checkpoints, LocalWorkers
 

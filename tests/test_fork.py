@@ -11,8 +11,8 @@ from rich.console import Console
 from test_runs import StandIn, rows
 
 from bpevo import launch
-from bpevo.runs import RunDatabase, RunError
-from bpevo.runs import flags as run_flags
+from bpevo.command import flags as run_flags
+from bpevo.runs import RunDatabase, RunError, provenance
 
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
@@ -69,8 +69,8 @@ def test_a_release_with_other_numerics_is_refused(start, tmp_path, monkeypatch):
 
 def test_another_release_of_a_library_is_told(start, tmp_path, monkeypatch):
     start(tmp_path, "--max_evaluations=8")
-    now = run_flags.versions()
-    monkeypatch.setattr(run_flags, "versions", lambda: now | {"jax": "99.0"})
+    now = provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: now | {"jax": "99.0"})
     assert f"not bit-identical to its beginning: jax {now['jax']} then, 99.0 now" in start(
         tmp_path, "--max_evaluations=8"
     )

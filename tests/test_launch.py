@@ -15,9 +15,9 @@ from absl import flags
 from rich.console import Console
 
 from bpevo import data, launch
+from bpevo.command import flags as run_flags
 from bpevo.rules import NAMED
 from bpevo.runs import RunDatabase
-from bpevo.runs import flags as run_flags
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (

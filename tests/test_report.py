@@ -18,9 +18,10 @@ from test_evaluate import PLAN as EVALUATION
 from test_evaluate import RULES, Places, evaluate
 from test_runs import RUNGS, StandIn, plan, python, search
 
-from bpevo.report import ancestry, hyperband, page, tables
+from bpevo.evaluation import early_decisions
+from bpevo.evaluation.standings import standings
+from bpevo.report import ancestry, page, tables
 from bpevo.report.build import build, read_runs
-from bpevo.report.standings import standings
 from bpevo.rules import BINARIES, NAMED, OPERANDS, UNARIES, parse
 from bpevo.runs import RunDatabase, RunError
 
@@ -215,8 +216,8 @@ def test_shares_count_equations_that_use_a_component():
 
 def test_rank_correlations_of_known_curves():
     curves = np.array([[0.1, 0.9, 0.2], [0.2, 0.8, 0.4], [0.3, 0.7, 0.6], [0.4, 0.6, 0.8]])
-    assert hyperband.rank_correlations(curves) == pytest.approx((1.0, -1.0, 1.0))
-    assert math.isnan(hyperband.rank_correlations(np.array([[0.5, 0.1], [0.5, 0.2]]))[0])
+    assert early_decisions.rank_correlations(curves) == pytest.approx((1.0, -1.0, 1.0))
+    assert math.isnan(early_decisions.rank_correlations(np.array([[0.5, 0.1], [0.5, 0.2]]))[0])
 
 
 def test_successive_halving_keeps_the_best_third_at_each_rung():
@@ -224,10 +225,10 @@ def test_successive_halving_keeps_the_best_third_at_each_rung():
     curves = np.tile(np.arange(9)[:, None] / 10, (1, 9)).astype(float)
     curves[2, 0] = 0.95  # early best, late poor
     curves[2, 1:] = 0.0
-    chosen, spent = hyperband.successive_halving(curves, np.random.default_rng(0))
+    chosen, spent = early_decisions.successive_halving(curves, np.random.default_rng(0))
     assert (chosen, spent) == (8, 21)
     curves[8, 0] = 0.0  # the best at the end starts last: it is lost
-    assert hyperband.successive_halving(curves, np.random.default_rng(0))[0] == 7
+    assert early_decisions.successive_halving(curves, np.random.default_rng(0))[0] == 7
 
 
 def test_early_decisions_are_exact_where_early_ranks_are_final_and_poor_where_they_mislead(workdir):
@@ -240,14 +241,14 @@ def test_early_decisions_are_exact_where_early_ranks_are_final_and_poor_where_th
                                 curve={"eval_accuracy": curve(i)}, accuracy=curve(i)[-1])
             for i in range(12)
         ]  # fmt: skip
-        return hyperband.early_decisions(evaluations, "g")
+        return early_decisions.early_decisions(evaluations, "g")
 
     honest, misleading = decisions(lambda i: [i / 20] * 9), decisions(lambda i: [1 - i / 20] * 4 + [i / 20] * 5)
     assert honest.regret == pytest.approx(0) and honest.correlations == pytest.approx([1.0] * 9)
     assert misleading.regret > 20 and misleading.correlations[0] == pytest.approx(-1)
-    assert hyperband.early_decisions([sample], sample.equation) is None
+    assert early_decisions.early_decisions([sample], sample.equation) is None
     lost = dataclasses.replace(sample, curve={"eval_accuracy": [0.5, 0.4]}, accuracy=None, status="diverged")
-    assert hyperband.final_curves([lost], sample.equation).tolist() == [[0.5, 0.0]]
+    assert early_decisions.final_curves([lost], sample.equation).tolist() == [[0.5, 0.0]]
 
 
 # In a browser.

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bpevo.command import flags as run_flags
 from bpevo.evolution import Change, EvolutionSettings, Proposal, Proposer, Rung, SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.report import leaderboard, table
 from bpevo.rules import NAMED, parse
-from bpevo.runs import CONTROLS, Budget, RunDatabase, RunError, Search
-from bpevo.runs import flags as run_flags
+from bpevo.runs import RunDatabase, RunError
+from bpevo.search import CONTROLS, Budget, Search
 from bpevo.training import EpochResult, Training
 from bpevo.workers import Job, LocalWorkers, Outcome
 

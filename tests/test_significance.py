@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bpevo.report.significance import LEVEL, holm, paired, summary
+from bpevo.evaluation.significance import LEVEL, holm, paired, summary
 
 
 def test_a_summary_equals_numbers_worked_out_by_hand():

@@ -17,9 +17,10 @@ import pytest
 from test_runs import DISTURBED, EPOCHS, PARTS, StandIn, plan, python, rows, search
 from test_training import DIVERGES, SETTINGS, make_trainer, training
 
+from bpevo.command.process import Interruption
 from bpevo.evolution import Proposer
-from bpevo.runs import RunDatabase, Search
-from bpevo.runs.process import Interruption
+from bpevo.runs import RunDatabase
+from bpevo.search import Search
 from bpevo.training import REASONS
 from bpevo.workers import Checkpoints, Job, LocalWorkers
 

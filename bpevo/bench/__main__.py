@@ -13,14 +13,14 @@ import sys
 import tempfile
 import time
 
-from bpevo.launch import configure_jax  # isort: skip (sets the log level before jax loads)
+from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
 import jax
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 from bpevo.bench import convolutions, engines, start
-from bpevo.runs.flags import versions
+from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
 from bpevo.workers import Job, LocalWorkers
 

@@ -8,8 +8,8 @@ import time
 import jax
 
 from bpevo.bench import engines
+from bpevo.command.jax_setup import configure_jax
 from bpevo.evolution import functional_key
-from bpevo.launch import configure_jax
 from bpevo.training import Trainer, Training
 
 STAGES = {

@@ -2,17 +2,6 @@
 
 from bpevo.report.leaderboard import Row, leaderboard, table
 from bpevo.report.progress import Progress, Stages
-from bpevo.report.standings import Standing, standings, verdict
 from bpevo.report.tables import standings_table
 
-__all__ = [
-    "Progress",
-    "Row",
-    "Stages",
-    "Standing",
-    "leaderboard",
-    "standings",
-    "standings_table",
-    "table",
-    "verdict",
-]
+__all__ = ["Progress", "Row", "Stages", "leaderboard", "standings_table", "table"]

@@ -7,14 +7,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bpevo.evaluation.ablation import ablations
+from bpevo.evaluation.early_decisions import DRAWS, POOL, early_decisions
+from bpevo.evaluation.standings import Standing, standings, verdict
+from bpevo.evaluation.treatments import stored
 from bpevo.evolution import Proposal
 from bpevo.report import ancestry, page, plots
-from bpevo.report.hyperband import DRAWS, POOL, early_decisions
-from bpevo.report.standings import Standing, standings, verdict
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
 from bpevo.runs import Evaluation, RunDatabase, RunError
-from bpevo.runs.ablation import ablations
-from bpevo.runs.treatments import stored
 
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bpevo.rules import NAMED, parse, without_idle
-from bpevo.runs import CONTROLS, Evaluation
+from bpevo.runs import Evaluation
+from bpevo.search import CONTROLS
 
 
 @dataclasses.dataclass(frozen=True)

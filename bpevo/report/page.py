@@ -10,11 +10,11 @@ import matplotlib
 from matplotlib import mathtext
 from matplotlib.figure import Figure
 
+from bpevo.evaluation.early_decisions import EarlyDecisions
+from bpevo.evaluation.standings import Standing
+from bpevo.evaluation.treatments import stored
 from bpevo.report.ancestry import Ancestor
-from bpevo.report.hyperband import EarlyDecisions
-from bpevo.report.standings import Standing
 from bpevo.report.tables import COLUMNS, LEGEND, cells
-from bpevo.runs.treatments import stored
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 0 auto; padding: 0 1rem; }

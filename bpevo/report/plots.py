@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bpevo.evaluation.early_decisions import EarlyDecisions
+from bpevo.evaluation.significance import summary
+from bpevo.evaluation.standings import Standing, baseline_name
 from bpevo.report.ancestry import Share
-from bpevo.report.hyperband import EarlyDecisions
-from bpevo.report.significance import summary
-from bpevo.report.standings import Standing, baseline_name
 from bpevo.rules import NAMED, parse
 from bpevo.runs import Evaluation
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpevo.rules import NAMED, without_idle
-from bpevo.runs import Search
+from bpevo.search import Search
 from bpevo.workers import Outcome
 
 COMPILING = "compiling the training program"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from bpevo.report.standings import Standing, number
-from bpevo.runs.treatments import stored
+from bpevo.evaluation.standings import Standing, number
+from bpevo.evaluation.treatments import stored
 from bpevo.training import TRANSFORMS
 
 COLUMNS = ("rule", "lr", "validation %", "test %", "n", "95 %", "vs backprop", "p (Holm)", "time", "paper %")

@@ -1,19 +1,6 @@
-"""Runs: the database of a workdir, the search and the evaluation that fill it, and what keeps it whole."""
+"""Runs: the database of a workdir, what it records of its origin, and the errors it raises."""
 
-from bpevo.runs.database import Evaluation, RunDatabase, RunError
-from bpevo.runs.experiment import Experiment, Plan
-from bpevo.runs.search import CONTROLS, Budget, Search
-from bpevo.runs.treatments import BASELINES, Treatment
+from bpevo.runs.database import Evaluation, RunDatabase
+from bpevo.runs.errors import RunError, printable
 
-__all__ = [
-    "BASELINES",
-    "CONTROLS",
-    "Budget",
-    "Evaluation",
-    "Experiment",
-    "Plan",
-    "RunDatabase",
-    "RunError",
-    "Search",
-    "Treatment",
-]
+__all__ = ["Evaluation", "RunDatabase", "RunError", "printable"]

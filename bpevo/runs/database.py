@@ -17,6 +17,7 @@ from typing import Any
 
 from bpevo.evolution import Change, Proposal, Result
 from bpevo.rules import parse
+from bpevo.runs.errors import RunError, printable
 from bpevo.workers import Outcome
 
 SCHEMA_VERSION = 1
@@ -51,10 +52,6 @@ CREATE TABLE evaluations (
 CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
 CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoch time over backprop's
 """
-
-
-class RunError(RuntimeError):
-    """The workdir cannot be used; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,11 +299,6 @@ def to_result(proposal: Proposal, trainings: list[tuple[float | None, int, list[
     rungs, accuracy = max(alive) if alive else (0, None)
     curves = tuple(tuple(v for v in curve if v is not None) for _, _, curve in trainings)
     return Result(proposal.id, proposal.equation, accuracy, rungs, curves)
-
-
-def printable(text: str) -> str:
-    """`text` with what would control a terminal written as escapes; line breaks stay."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _evaluation(row: tuple) -> Evaluation:

@@ -8,13 +8,13 @@ import re
 from absl import flags
 
 from bpevo import data
+from bpevo.command import flags as run_flags
+from bpevo.command.flags import Setup, UsageError
+from bpevo.evaluation.evaluation import Plan
+from bpevo.evaluation.treatments import read_treatments, winners
 from bpevo.rules import Expression, compile
 from bpevo.rules.equation import DEFAULT_PARTS
-from bpevo.runs import flags as run_flags
 from bpevo.runs.database import RunDatabase
-from bpevo.runs.experiment import Plan
-from bpevo.runs.flags import Setup, UsageError
-from bpevo.runs.treatments import read_treatments, winners
 from bpevo.training import Trainer
 from bpevo.workers import LocalWorkers
 

@@ -8,7 +8,7 @@ from typing import IO, Any, Protocol
 
 from absl import app, flags
 
-from bpevo.runs.database import printable
+from bpevo.runs import printable
 
 EXIT_ERROR = 2  # the command cannot do what was asked; starting again changes nothing
 EXIT_AGAIN = 75  # a device failed (EX_TEMPFAIL): the same command continues

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
+from bpevo.evaluation.treatments import Treatment
 from bpevo.rules import InfeasibleEquation
 from bpevo.rules.expression import Binary, Expression, Operand, Unary
-from bpevo.runs.treatments import Treatment
 
 
 def ablations(treatment: Treatment) -> list[Treatment]:

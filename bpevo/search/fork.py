@@ -10,9 +10,9 @@ import json
 import os
 from typing import Any
 
+from bpevo.command.flags import SearchSetup
 from bpevo.rules import parse
 from bpevo.runs.database import RunDatabase, RunError
-from bpevo.runs.flags import SearchSetup
 
 # Settings that two comparable runs need not share; of the evolution's, only the rungs are shared.
 _FREE = ("operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork")

@@ -10,10 +10,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+from bpevo.evaluation.ablation import ablations
+from bpevo.evaluation.treatments import BACKPROP, BASELINES, Treatment
 from bpevo.rules import Expression
-from bpevo.runs.ablation import ablations
 from bpevo.runs.database import Evaluation, RunDatabase
-from bpevo.runs.treatments import BACKPROP, BASELINES, Treatment
 from bpevo.training import Training
 from bpevo.workers import Job, LocalWorkers, Outcome
 

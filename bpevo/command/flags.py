@@ -1,10 +1,8 @@
 """Command-line flags shared by the commands, and the objects they describe. Everything is checked before anything compiles."""
 
 import dataclasses
-import importlib.metadata
 import math
 import os
-import platform
 import zlib
 from collections.abc import Sequence
 
@@ -14,7 +12,8 @@ from absl import flags
 from bpevo import data, models
 from bpevo.evolution import EvolutionSettings, Rung, SearchSpace
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.runs.search import Budget
+from bpevo.runs.provenance import NUMERICS
+from bpevo.search.search import Budget
 from bpevo.training import (
     DTYPES,
     OPTIMIZERS,
@@ -28,7 +27,6 @@ from bpevo.training import (
 )
 
 MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
-NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
 
 _DEFAULTS = TrainingSettings()
 
@@ -326,31 +324,3 @@ def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
     if not equations:
         raise UsageError(f"{path} holds no equation")
     return equations
-
-
-def versions() -> dict[str, str]:
-    """Versions and machine, as stored with a run."""
-    packages = ("bpevo", "jax", "jaxlib", "flax", "optax", "numpy")
-
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "not installed"
-
-    devices = jax.local_devices()
-    return {"python": platform.python_version(), **{n: version(n) for n in packages}} | {
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-        "cores": str(os.cpu_count()),
-    }
-
-
-def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
-    """What of `versions` differs and may change bits; the number of devices and cores does not."""
-
-    def kinds(versions: dict[str, str]) -> dict[str, str]:
-        names = ("bpevo", "jax", "jaxlib", "flax", "optax")
-        return {n: versions.get(n, "") for n in names} | {"device": versions.get("device", "").partition(" x ")[2]}
-
-    old, new = kinds(before), kinds(now)
-    return "; ".join(f"{n} {old[n] or 'unknown'} then, {new[n]} now" for n in new if old[n] != new[n])

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bpevo.report.significance import LEVEL, Difference, Summary, holm, paired, summary
+from bpevo.evaluation.evaluation import tuned_rate
+from bpevo.evaluation.significance import LEVEL, Difference, Summary, holm, paired, summary
+from bpevo.evaluation.treatments import BACKPROP, BASELINES
 from bpevo.rules import NAMED, PAPER
 from bpevo.runs import Evaluation
-from bpevo.runs.experiment import tuned_rate
-from bpevo.runs.treatments import BACKPROP, BASELINES
 
 PAPER_SETUPS = ("a1", "a2", "a3", "b1")
 

@@ -64,7 +64,7 @@ def run(workdir: str) -> Iterator[Finding]:
         with RunDatabase.reading(folder) as database:
             fault = database.fault()
             yield "database", f"{_size(database.path.stat().st_size)}, integrity {'broken' if fault else 'ok'}", fault
-            proposals, evaluations = database.proposals(), database.evaluations()
+            proposals, evaluations = database.proposals(), database.rows()
             versions, settings = database.versions(), database.settings()
     except RunError as error:
         yield "database", "unusable", str(error)

@@ -17,7 +17,7 @@ from bpevo import report
 from bpevo.command import flags as run_flags
 from bpevo.command import process, selfcheck
 from bpevo.data import DataError
-from bpevo.evaluation import Experiment, standings, verdict
+from bpevo.evaluation import Evaluation, standings, verdict
 from bpevo.evaluation import scenario as scenarios
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.training import DeviceLost, OutOfMemory
@@ -34,14 +34,14 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         console.print(f"{scenario.setup.dataset.source}; {len(scenario.plan.treatments)} rows", highlight=False)
         progress = report.Stages(console)
         workplace = scenarios.Workplace(scenario)
-        experiment = interruption.search = Experiment(database, workplace, scenario.plan, scenario.max_parts, progress)
+        experiment = interruption.search = Evaluation(database, workplace, scenario.plan, scenario.max_parts, progress)
         code = 0
         try:
             experiment.run()
         except KeyboardInterrupt:
             code = interruption.code
             console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
-        rows = standings(experiment.evaluations, database.costs(), database.settings())
+        rows = standings(experiment.rows, database.costs(), database.settings())
         console.print(report.standings_table(rows, scenario.folder.name))
         for sentence in verdict(rows):
             console.print(sentence, highlight=False, markup=False)

@@ -18,7 +18,7 @@ from bpevo import report
 from bpevo.command import flags as run_flags
 from bpevo.command import process, selfcheck
 from bpevo.data import DataError
-from bpevo.evolution import Proposer, functional_key
+from bpevo.evolution import PaperController, functional_key
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.search import Search, fork
 from bpevo.training import DeviceLost, OutOfMemory
@@ -41,7 +41,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         trainer = training.trainer(plan.space.max_parts, values.slots)
         workers = LocalWorkers(trainer, checkpoints, lambda line: console.print(line, markup=False, highlight=False))
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        proposer = Proposer(plan.space, plan.evolution, plan.initial, key)
+        proposer = PaperController(plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
         search = interruption.search = Search(database, proposer, workers, plan.budget, progress)
         code = 0
@@ -57,7 +57,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
                 workers.suspend()
         if search.exhausted:
             console.print(search.exhausted, highlight=False)
-        rows = report.leaderboard(search.evaluations, database.costs(), plan.budget.top)
+        rows = report.leaderboard(search.rows, database.costs(), plan.budget.top)
         title = f"{values.model} on {data.name}, {values.optimizer}, {values.epochs} epochs, validation accuracy"
         console.print(report.table(rows, title))
         return code

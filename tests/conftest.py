@@ -15,7 +15,7 @@ from bpevo import rules
 from bpevo.layers import convolution
 from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap
 from bpevo.rules.equation import Argument, Part
-from bpevo.rules.expression import Binary, Operand
+from bpevo.rules.expression import BinaryNode, OperandNode
 
 hypothesis.settings.register_profile(
     "bpevo", deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
@@ -137,7 +137,7 @@ def units() -> dict[str, UnitSteps]:
     return {name: unit_steps(*geometry) for name, geometry in GEOMETRIES.items()}
 
 
-ALL_OPERANDS = [Operand(name, modifier) for name in rules.OPERANDS for modifier in rules.MODIFIERS]
+ALL_OPERANDS = [OperandNode(name, modifier) for name in rules.OPERANDS for modifier in rules.MODIFIERS]
 ALL_UNARIES = [("identity", 0.0)] + [
     (u.name, float(np.float32(c))) for u in rules.UNARIES.values() for c in (u.constants or (0.0,))
 ]
@@ -171,4 +171,4 @@ def chains(draw, max_parts: int = 3, exclude: tuple[str, ...] = ()) -> rules.Equ
 
 
 def expression_of(part: Part, previous):
-    return Binary(part.binary, part.left.expression(previous), part.right.expression())
+    return BinaryNode(part.binary, part.left.expression(previous), part.right.expression())

@@ -15,7 +15,7 @@ from test_runs import EPOCHS, PARTS, StandIn, plan, search
 
 from bpevo import data
 from bpevo.command import flags as run_flags
-from bpevo.evaluation import BASELINES, Experiment, Plan, Treatment, standings, verdict
+from bpevo.evaluation import BASELINES, Evaluation, EvaluationPlan, Treatment, standings, verdict
 from bpevo.evaluation import scenario as scenarios
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.evaluation import FIRST_REPLICATE
@@ -99,7 +99,7 @@ def test_ablations_lack_one_component_and_are_feasible(text, left):
 
 RULES = treatments("unit_fro(g)", "fa", "mul_noise(g, 0.1)")
 FOUND = treatments("dfa", "unit_elem2(g)", "sgn(g)", "min(g, h)", "(0.5*g) + fa")
-PLAN = Plan(RULES, FOUND, (0.1, 0.3), tuning_repeats=2, selection_repeats=3, finalists=2, repeats=4, ablate=1)
+PLAN = EvaluationPlan(RULES, FOUND, (0.1, 0.3), tuning_repeats=2, selection_repeats=3, finalists=2, repeats=4, ablate=1)
 
 
 class Places:
@@ -114,7 +114,7 @@ class Places:
         return LocalWorkers(self.trainer)
 
 
-def evaluate(workdir, plan: Plan = PLAN, places: Places | None = None, watch=lambda *_: None) -> Experiment:
+def evaluate(workdir, plan: EvaluationPlan = PLAN, places: Places | None = None, watch=lambda *_: None) -> Evaluation:
     with RunDatabase.writing(workdir) as database:
         settings = {
             "rules": [str(t) for t in plan.named],
@@ -122,13 +122,13 @@ def evaluate(workdir, plan: Plan = PLAN, places: Places | None = None, watch=lam
             "scenario": "stand_in",
         }
         database.check_settings(settings | {"learning_rates": plan.learning_rates}, {}, ("rules", "found"))
-        made = Experiment(database, places or Places(), plan, PARTS, watch)
+        made = Evaluation(database, places or Places(), plan, PARTS, watch)
         made.run()
     return made
 
 
-def rows(experiment: Experiment) -> set[tuple]:
-    return {(e.stage, e.equation, e.learning_rate, e.replicate, e.status, e.accuracy) for e in experiment.evaluations}
+def rows(experiment: Evaluation) -> set[tuple]:
+    return {(e.stage, e.equation, e.learning_rate, e.replicate, e.status, e.accuracy) for e in experiment.rows}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_every_row_has_the_same_tuning_budget_and_the_rest_is_what_was_promised(undisturbed):
-    stages = {s: [e for e in undisturbed.evaluations if e.stage == s] for s in FIRST_REPLICATE}
+    stages = {s: [e for e in undisturbed.rows if e.stage == s] for s in FIRST_REPLICATE}
     tuned = {e.equation for e in stages["tuning"]}
     assert tuned >= {str(t) for t in PLAN.treatments}
     for text in tuned:
@@ -155,7 +155,7 @@ def test_every_row_has_the_same_tuning_budget_and_the_rest_is_what_was_promised(
 
 def test_no_stage_sees_the_seeds_of_another_nor_of_the_search(undisturbed):
     of_stage = {
-        s: {e.replicate for e in undisturbed.evaluations if e.stage == s} for s in ("tuning", "selection", "test")
+        s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in ("tuning", "selection", "test")
     }
     seen = [r for replicates in of_stage.values() for r in replicates]
     assert len(seen) == len(set(seen)) and min(seen) >= 1000
@@ -211,22 +211,22 @@ def test_a_stop_is_deferred_until_the_epoch_in_progress_is_stored(undisturbed, t
         if not stopped and stage == "selection" and outcomes:
             stopped.append(len(outcomes))
             with RunDatabase.reading(tmp_path) as database:
-                stopped.append(len(database.evaluations()))
+                stopped.append(len(database.rows()))
             experiment.stop()
 
     with RunDatabase.writing(tmp_path) as database:
-        experiment = Experiment(database, Places(), PLAN, PARTS, watch)
+        experiment = Evaluation(database, Places(), PLAN, PARTS, watch)
         with pytest.raises(KeyboardInterrupt):  # nothing trains yet
             experiment.stop()
         with pytest.raises(KeyboardInterrupt):
             experiment.run()
-        assert len(database.evaluations()) == stopped[1] > stopped[0]
+        assert len(database.rows()) == stopped[1] > stopped[0]
     assert rows(evaluate(tmp_path)) == rows(undisturbed)
 
 
 def test_rules_that_are_no_chain_get_a_program_of_their_own(tmp_path):
     places = Places()
-    evaluate(tmp_path, Plan(treatments(TREE), (), (0.1, 0.3), repeats=2), places)
+    evaluate(tmp_path, EvaluationPlan(treatments(TREE), (), (0.1, 0.3), repeats=2), places)
     tree = str(Treatment.parse(TREE))
     assert set(places.asked) == {(False, None), (False, tree), (True, None), (True, tree)}
 
@@ -235,9 +235,9 @@ def test_a_row_that_always_diverges_is_reported_and_never_tested(tmp_path, monke
     monkeypatch.setattr("test_runs.chance", lambda *what: 0.0 if what[0] == "diverges" and what[1] == "fa" else 0.5)
     made = evaluate(tmp_path)
     assert made.rate(Treatment.parse("fa")) is None
-    assert not [e for e in made.evaluations if e.stage == "test" and e.equation == "fa"]
+    assert not [e for e in made.rows if e.stage == "test" and e.equation == "fa"]
     settings = {"rules": [str(t) for t in RULES], "found": [str(t) for t in FOUND]}
-    row = next(r for r in standings(made.evaluations, {}, settings) if r.text == "fa")
+    row = next(r for r in standings(made.rows, {}, settings) if r.text == "fa")
     assert row.learning_rate is None and row.test is None and row.p is None and not row.better
 
 
@@ -248,13 +248,13 @@ def test_standings_hold_tuned_rates_statistics_and_the_papers_numbers(undisturbe
         "scenario": "a1",
         "optimizer": "sgd",
     }
-    table = standings(undisturbed.evaluations, {"fa": 1.5}, settings)
+    table = standings(undisturbed.rows, {"fa": 1.5}, settings)
     by_text = {r.text: r for r in table}
     assert set(by_text) == {str(t) for t in PLAN.treatments}
     tested = [r.test.mean for r in table if r.test]
     assert tested == sorted(tested, reverse=True)
     fro = by_text["unit_fro(g)"]
-    accuracies = {e.replicate: 100 * e.accuracy for e in undisturbed.evaluations
+    accuracies = {e.replicate: 100 * e.accuracy for e in undisturbed.rows
                   if (e.stage, e.equation) == ("test", "unit_fro(g)") and e.accuracy is not None}  # fmt: skip
     assert fro.test.mean == pytest.approx(np.mean(list(accuracies.values()))) and fro.test.n == len(accuracies)
     assert fro.diverged == 4 - len(accuracies) and (fro.p is None) == bool(fro.diverged)
@@ -332,9 +332,9 @@ def disguised(tmp_path_factory):
     made = scenarios.scenario(values(workdir, rules=";".join(DISGUISES), model="mlp-8", repeats=10, alignment=True))
     with RunDatabase.writing(made.folder) as database:
         database.check_settings(made.fingerprint(), {}, scenarios.FREE)
-        experiment = Experiment(database, scenarios.Workplace(made), made.plan, made.max_parts)
+        experiment = Evaluation(database, scenarios.Workplace(made), made.plan, made.max_parts)
         experiment.run()
-        return standings(experiment.evaluations, database.costs(), database.settings()), experiment.evaluations, workdir
+        return standings(experiment.rows, database.costs(), database.settings()), experiment.rows, workdir
 
 
 def test_backprop_in_disguise_is_never_a_significant_winner(disguised):
@@ -428,4 +428,4 @@ def test_the_command_evaluates_refuses_and_explains(tmp_path):
 
 
 def test_a_stand_in_trains_as_many_epochs_as_it_says(undisturbed):
-    assert all(len(e.curve["eval_accuracy"]) == EPOCHS for e in undisturbed.evaluations if e.status == "done")
+    assert all(len(e.curve["eval_accuracy"]) == EPOCHS for e in undisturbed.rows if e.status == "done")

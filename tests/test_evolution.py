@@ -13,13 +13,13 @@ import pytest
 from bpevo import evolution
 from bpevo.evolution import (
     EvolutionSettings,
-    Proposer,
+    PaperController,
     Result,
     Rung,
     SearchSpace,
     SpaceExhausted,
+    controllers,
     functional_key,
-    proposer,
 )
 from bpevo.evolution.space import ALL_OPERANDS, ALL_UNARIES, component_name, feasible
 from bpevo.rules import BINARIES, NAMED, UNARIES, Equation, parse
@@ -168,9 +168,9 @@ G, ALL, SIGNALS = (
 )
 
 
-def after(settings: EvolutionSettings, n: int, space: SearchSpace = ALL) -> Proposer:
+def after(settings: EvolutionSettings, n: int, space: SearchSpace = ALL) -> PaperController:
     """A proposer about to draw proposal n."""
-    made = Proposer(space, settings, (), plain_key)
+    made = PaperController(space, settings, (), plain_key)
     for i in range(n):
         made.adopt(evolution.Proposal(i, G, f"earlier {i}"))
     return made
@@ -195,9 +195,9 @@ def test_a_proposal_depends_only_on_seed_number_and_snapshot():
 
 def test_drawing_earlier_proposals_changes_later_ones_only_through_what_was_seen():
     settings, space = EvolutionSettings(elite_size=50, seed=1), SearchSpace(3)
-    drawn = Proposer(space, settings, (), plain_key)
+    drawn = PaperController(space, settings, (), plain_key)
     proposals = [drawn.propose([]) for _ in range(12)]
-    resumed = Proposer(space, settings, (), plain_key)
+    resumed = PaperController(space, settings, (), plain_key)
     for p in proposals[:9]:
         resumed.adopt(p)
     assert [resumed.propose([]) for _ in range(3)] == proposals[9:]
@@ -262,10 +262,10 @@ def test_evolution_settings_that_make_no_sense_are_refused(change):
 
 
 def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(monkeypatch):
-    assert proposer.MAX_RESTARTS == 10_000
-    monkeypatch.setattr(proposer, "MAX_RESTARTS", 1000)
+    assert controllers.MAX_RESTARTS == 10_000
+    monkeypatch.setattr(controllers, "MAX_RESTARTS", 1000)
     space = SearchSpace(1, ["g", "W"], ["identity", "neg"], ["add"])
-    made = Proposer(space, EvolutionSettings(elite_size=100, seed=2), (), plain_key)
+    made = PaperController(space, EvolutionSettings(elite_size=100, seed=2), (), plain_key)
     drawn = []
     with pytest.raises(SpaceExhausted, match="space exhausted: no new equation in 1,000 attempts"):
         for _ in range(10):
@@ -278,7 +278,9 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
 
 def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
     settings, seen = EvolutionSettings(elite_size=100, seed=4), []
-    made = Proposer(SearchSpace(2), settings, (), lambda e: hashlib.sha256(e.key.encode()).hexdigest()[0])  # 16 keys
+    made = PaperController(
+        SearchSpace(2), settings, (), lambda e: hashlib.sha256(e.key.encode()).hexdigest()[0]
+    )  # 16 keys
     draw = made._draw
     monkeypatch.setattr(made, "_draw", lambda *a: seen.append(draw(*a)) or seen[-1])
     keys = set()
@@ -294,9 +296,9 @@ def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
 @pytest.mark.parametrize("elite_size", [1, 1000])
 @pytest.mark.parametrize("initial", [[], ["g"]])
 def test_a_space_of_one_equation_is_exhausted_after_it(elite_size, initial, monkeypatch):
-    monkeypatch.setattr(proposer, "MAX_RESTARTS", 200)
+    monkeypatch.setattr(controllers, "MAX_RESTARTS", 200)
     space, initial = SearchSpace(1, ["g"], ["identity"], ["left"]), [equation(t, 1) for t in initial]
-    made = Proposer(space, EvolutionSettings(elite_size=elite_size), initial, plain_key)
+    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, plain_key)
     assert str(made.propose([]).equation) == "g"
     with pytest.raises(SpaceExhausted):
         made.propose([Result(0, equation("g", 1), 0.5, 0, ())])
@@ -319,12 +321,12 @@ def test_bars_are_the_quantiles_of_the_snapshot_from_twenty_values_on():
     assert bars[2] == sorted(a + 0.001 for a in accuracies[:21])[5]
     assert dict(after(settings, 50).propose(snapshot[:10]).bars).keys() == {1, 2}  # exactly 20 values each
     assert after(settings, 50).propose(snapshot[:9]).bars == ()
-    assert proposer.MIN_REFERENCES == 20
+    assert controllers.MIN_REFERENCES == 20
 
 
 def test_initial_equations_come_first_padded_and_their_mutants_after():
     texts = ["g", "fa", "g", "dfa"]  # a repeated one becomes a mutant
-    made = Proposer(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], plain_key)
     drawn = [made.propose([]) for _ in range(8)]
     for place in (0, 1, 3):
         assert drawn[place].key == equation(texts[place]).key and drawn[place].parent is None
@@ -335,11 +337,11 @@ def test_initial_equations_come_first_padded_and_their_mutants_after():
 
 
 def test_random_starts_last_for_n_proposals_then_come_mutants():
-    made = Proposer(SearchSpace(3), EvolutionSettings(elite_size=3), (), plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), plain_key)
     drawn = [made.propose([]) for _ in range(4)]  # still random: no result has come in
     snapshot = [Result(p.id, p.equation, 0.5, 0, ()) for p in drawn]
     assert all(p.parent is None for p in drawn) and made.propose(snapshot).parent in range(4)
-    other = Proposer(SearchSpace(3), EvolutionSettings(elite_size=30), (), plain_key)
+    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), plain_key)
     drawn = [other.propose(snapshot) for _ in range(5)]
     assert all(p.parent is None for p in drawn)
 

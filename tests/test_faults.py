@@ -21,7 +21,7 @@ from test_survival import JOBS, finish, saving
 from test_training import SETTINGS, make_trainer
 
 from bpevo.command.process import Output
-from bpevo.evolution import Proposer
+from bpevo.evolution import PaperController
 from bpevo.report import Progress
 from bpevo.runs import RunDatabase, RunError
 from bpevo.search import Search
@@ -56,7 +56,7 @@ def mounted(folder: pathlib.Path, *options: str):
 
 def stored(workdir) -> tuple[int, int]:
     with RunDatabase.reading(workdir) as database:
-        return len(database.proposals()), len(database.evaluations())
+        return len(database.proposals()), len(database.rows())
 
 
 def test_a_full_disk_stops_with_one_message_and_the_search_goes_on_when_there_is_room(undisturbed, tmp_path):
@@ -66,7 +66,7 @@ def test_a_full_disk_stops_with_one_message_and_the_search_goes_on_when_there_is
         counted = []
         with pytest.raises(RunError, match=r"run\.sqlite: .*(full|I/O).*free some space and start again"):
             search(
-                disk / "run", DISTURBED, StandIn(4), lambda s, _: counted.append((len(s.proposals), len(s.evaluations)))
+                disk / "run", DISTURBED, StandIn(4), lambda s, _: counted.append((len(s.proposals), len(s.rows)))
             )
         last = counted[-1]
         found = stored(disk / "run")
@@ -122,14 +122,14 @@ def test_a_read_only_workdir_is_refused_and_a_finished_run_there_can_be_read(und
         with pytest.raises(RunError, match="cannot write in the workdir .*Read-only file system"):
             search(there / "new", DISTURBED, StandIn(4))
         with RunDatabase.reading(there) as database:
-            assert len(database.evaluations()) == len(undisturbed["evaluations"])
+            assert len(database.rows()) == len(undisturbed["evaluations"])
 
 
 def test_a_disk_that_others_fill_in_mid_search_stops_it_and_it_goes_on_later(undisturbed, tmp_path):
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
 
         def watch(search, outcomes):
-            if len(search.evaluations) > 50:
+            if len(search.rows) > 50:
                 with contextlib.suppress(OSError), open(disk / "ballast", "ab", buffering=0) as file:
                     while file.write(b"x" * 4096):
                         pass
@@ -237,7 +237,7 @@ def test_a_clock_that_jumps_changes_neither_results_nor_durations(undisturbed, t
     monkeypatch.setattr(time, "time", lambda: (-1) ** next(jumps) * 1e9 + next(jumps))
     made = search(tmp_path, DISTURBED, StandIn(4, seconds=0.001), workers=saving(tmp_path))
     assert rows(tmp_path) == undisturbed
-    assert all(0 < e.seconds < 60 for e in made.evaluations)
+    assert all(0 < e.seconds < 60 for e in made.rows)
 
 
 # Devices.
@@ -325,13 +325,13 @@ def test_a_lost_device_ends_the_search_with_a_message_and_it_continues(tmp_path)
         small = plan(4, lag=4, top=1, repeats=1)
         with RunDatabase.writing(tmp_path) as database:
             database.check_settings({"max_parts": 3}, {}, ())
-            proposer = Proposer(small.space, small.evolution, (), lambda e: e.key)
+            proposer = PaperController(small.space, small.evolution, (), lambda e: e.key)
             Search(database, proposer, LocalWorkers(trainer), small.budget, watch).run()
 
     trainer = make_trainer(2)
 
     def fail_after_the_controls(search, outcomes):
-        if len(search.evaluations) == 2:
+        if len(search.rows) == 2:
             trainer._program = jax.jit(failing)
 
     with pytest.raises(

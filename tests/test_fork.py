@@ -108,12 +108,12 @@ def test_a_fork_with_comparable_trainings_takes_over_everything(start, tmp_path)
 def test_a_fork_with_other_trainings_starts_from_the_best_equations(start, tmp_path, change):
     start(tmp_path / "old", "--max_evaluations=30")
     with RunDatabase.reading(tmp_path / "old") as database:
-        trained = [e for e in database.evaluations("search") if e.accuracy is not None]
+        trained = [e for e in database.rows("search") if e.accuracy is not None]
     said = start(tmp_path / "new", "--max_evaluations=20", change, f"--fork_from={tmp_path / 'old'}")
     assert "best equations are the initial ones and train anew" in said and " differ" in said
     with RunDatabase.reading(tmp_path / "new") as database:
         initial, count = database.settings()["initial"], len(database.proposals())
-        assert all(e.replicate in (0, 1) for e in database.evaluations())
+        assert all(e.replicate in (0, 1) for e in database.rows())
     best = max(trained, key=lambda e: e.accuracy).equation
     assert 1 <= len(initial) <= 8 and count == 20 and (initial[0] == best or "max_parts" in change)
     start(tmp_path / "old", "--max_evaluations=60")  # the old one goes on: that does not change the fork
@@ -128,7 +128,7 @@ def test_a_fork_needs_another_run_and_leaves_nothing_behind_when_it_fails(start,
     with pytest.raises(RunError, match="is the workdir itself"):
         start(tmp_path / "new", f"--fork_from={tmp_path / 'new'}")
     with RunDatabase.reading(tmp_path / "new") as database:
-        assert not database.settings() and not database.evaluations()
+        assert not database.settings() and not database.rows()
     start(tmp_path / "new", "--max_evaluations=8")
     assert len(rows(tmp_path / "new")["proposals"]) == 8 and sys.exc_info() == (None, None, None)
 

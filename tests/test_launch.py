@@ -64,7 +64,7 @@ def finish(start):
 
 def counts(workdir) -> dict[str, int]:
     with RunDatabase.reading(workdir) as database:
-        stages = [e.stage for e in database.evaluations()]
+        stages = [e.stage for e in database.rows()]
     return {stage: stages.count(stage) for stage in sorted(set(stages))}
 
 
@@ -79,18 +79,18 @@ def test_a_search_ends_with_a_leaderboard_continues_and_refuses_other_settings(f
     first = counts(tmp_path / "run")
     assert first["control"] == 2 and first["search"] == 6 and first["selection"] >= 4
     with RunDatabase.reading(tmp_path / "run") as database:
-        before = database.evaluations()
+        before = database.rows()
         assert database.settings()["model"] == "mlp-8-8" and database.versions()["jax"]
 
     code, output, errors = finish(workdir, *SMALL, "--max_evaluations=6")
     assert code == 0 and has_leaderboard(output), errors
     with RunDatabase.reading(tmp_path / "run") as database:
-        assert database.evaluations() == before
+        assert database.rows() == before
 
     code, output, errors = finish(workdir, *SMALL, "--max_evaluations=9")
     assert code == 0 and counts(tmp_path / "run")["search"] == 9, errors
     with RunDatabase.reading(tmp_path / "run") as database:
-        assert database.evaluations()[: len(before)] == before
+        assert database.rows()[: len(before)] == before
 
     code, output, errors = finish(workdir, *SMALL, "--max_evaluations=9", "--epochs=3")
     assert code == 2 and "epochs: 2 in the run, 3 now" in errors and "Traceback" not in errors
@@ -284,5 +284,5 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
     monkeypatch.setattr(data, "load", load)
     values = parsed(f"--flagfile={path}")
     plan, training = run_flags.search_setup(values), run_flags.setup(values)
-    assert plan.budget.max_evaluations >= 10 and training.candidate().steps_per_epoch >= 1
+    assert plan.budget.max_evaluations >= 10 and training.task().steps_per_epoch >= 1
     assert path.read_text().startswith("# "), "a flag file says what it runs"

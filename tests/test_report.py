@@ -46,7 +46,7 @@ def workdir(tmp_path_factory):
     with RunDatabase.writing(folder / "a1") as database:
         settings = database.settings() | {"model": HOSTILE, "rules": [*map(str, RULES), HOSTILE]}
         database.check_settings(settings, {"jax": HOSTILE}, ("model", "rules"))
-        first = database.evaluations("tuning")[0]
+        first = database.rows("tuning")[0]
         database._connection.execute(
             "INSERT INTO evaluations SELECT stage, ?, learning_rate, replicate, proposal, status, ?, accuracy, rungs, curve, "
             "seconds, finished FROM evaluations WHERE rowid = 1",
@@ -117,7 +117,7 @@ def test_the_same_rows_give_the_same_bytes(report, workdir):
 def test_tables_hold_every_row_and_only_significant_ones_are_bold(report, workdir):
     markdown, latex = ((report / name).read_text(encoding="utf-8") for name in ("table.md", "table.tex"))
     run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
-    rows = standings(run.evaluations, run.costs, run.settings)
+    rows = standings(run.rows, run.costs, run.settings)
     assert len(rows) == len(EVALUATION.treatments)
     for row in rows:
         assert "`" + row.text.replace("|", r"\|") + "`" in markdown
@@ -134,7 +134,7 @@ def test_a_significant_row_is_bold_in_all_forms(workdir):
     run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
     evaluations = [
         dataclasses.replace(e, accuracy=0.5 + 0.01 * (e.replicate % 7) + (e.equation == "fa") * (0.2 + 0.001 * (e.replicate % 3)))
-        for e in run.evaluations
+        for e in run.rows
     ]  # fmt: skip
     rows = standings(evaluations, {}, run.settings)
     better = [r.text for r in rows if r.better]
@@ -184,11 +184,11 @@ def test_the_command_writes_the_report_also_while_a_run_is_being_written(workdir
 
 def test_lineages_lead_from_an_initial_equation_to_the_best(workdir):
     run = read_runs(workdir)[0]
-    ranked = ancestry.ranked(run.proposals, run.evaluations)
+    ranked = ancestry.ranked(run.proposals, run.rows)
     accuracies = [a for _, a in ranked]
     assert len(ranked) > 40 and max(accuracies) <= 1
-    deepest = max(run.proposals, key=lambda p: len(ancestry.lineage(run.proposals, run.evaluations, p)))
-    line = ancestry.lineage(run.proposals, run.evaluations, deepest)
+    deepest = max(run.proposals, key=lambda p: len(ancestry.lineage(run.proposals, run.rows, p)))
+    line = ancestry.lineage(run.proposals, run.rows, deepest)
     assert len(line) > 2 and line[-1].id == deepest.id
     assert run.proposals[line[0].id].parent is None and not line[0].changes
     for parent, child in zip(line, line[1:], strict=False):
@@ -233,7 +233,7 @@ def test_successive_halving_keeps_the_best_third_at_each_rung():
 
 def test_early_decisions_are_exact_where_early_ranks_are_final_and_poor_where_they_mislead(workdir):
     run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
-    sample = next(e for e in run.evaluations if e.stage == "tuning" and e.status == "done")
+    sample = next(e for e in run.rows if e.stage == "tuning" and e.status == "done")
 
     def decisions(curve):
         evaluations = [

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from bpevo import rules
 from bpevo.rules import BINARIES, MODIFIERS, OPERANDS, UNARIES, InfeasibleEquation, RuleSyntaxError, parse
 from bpevo.rules.equation import Argument, Part
-from bpevo.rules.expression import Binary, Operand, Unary
+from bpevo.rules.expression import BinaryNode, OperandNode, UnaryNode
 from bpevo.rules.types import BASES, SIGNAL, Type, elementwise, product
 
-G = Operand("g")
+G = OperandNode("g")
 
 
 # Random trees.
@@ -34,14 +34,14 @@ def numbers(name: str):
 @st.composite
 def unaries(draw, children):
     name = draw(st.sampled_from(sorted(UNARIES)))
-    return Unary(name, draw(children), draw(numbers(name)))
+    return UnaryNode(name, draw(children), draw(numbers(name)))
 
 
 def untyped_trees():
     """Trees of all components, most of them infeasible."""
     return st.recursive(
         st.sampled_from(ALL_OPERANDS),
-        lambda inner: st.one_of(unaries(inner), st.builds(Binary, st.sampled_from(sorted(BINARIES)), inner, inner)),
+        lambda inner: st.one_of(unaries(inner), st.builds(BinaryNode, st.sampled_from(sorted(BINARIES)), inner, inner)),
         max_leaves=6,
     )
 
@@ -56,27 +56,27 @@ def trees(draw, kind: Type = SIGNAL, depth: int = 4):
         return draw(st.sampled_from(leaves))
     if way == "unary":
         name = draw(st.sampled_from(sorted(set(UNARIES) - {"transpose"})))
-        return Unary(name, draw(trees(kind, depth - 1)), draw(numbers(name)))
+        return UnaryNode(name, draw(trees(kind, depth - 1)), draw(numbers(name)))
     if way == "transpose":
-        return Unary("transpose", draw(trees(kind.transpose(), depth - 1)))
+        return UnaryNode("transpose", draw(trees(kind.transpose(), depth - 1)))
     if way == "left":
-        return Binary("left", draw(trees(kind, depth - 1)), draw(trees(draw(kinds()), depth - 1)))
+        return BinaryNode("left", draw(trees(kind, depth - 1)), draw(trees(draw(kinds()), depth - 1)))
     if way == "elementwise":
         name = draw(st.sampled_from(["add", "sub", "mul", "div", "min", "max"]))
         pair = [kind, kind]
         if not kind.average and kind.base in "XYZ" and draw(st.booleans()):
             pair[draw(st.integers(0, 1))] = Type(kind.base, True, kind.transposed)
-        return Binary(name, *(draw(trees(k, depth - 1)) for k in pair))
+        return BinaryNode(name, *(draw(trees(k, depth - 1)) for k in pair))
     weight = {"Y": [("X", "K", False)], "X": [("Y", "K", True), ("Z", "F", False)], "Z": [("X", "F", True)]}
     if way == "product" and kind.base in weight:
         base, w, flip = draw(st.sampled_from(weight[kind.base]))
         pair = [Type(base, kind.average), Type(w, False, flip)]
         if kind.transposed:
             pair = [t.transpose() for t in reversed(pair)]
-        return Binary("matmul", *(draw(trees(k, depth - 1)) for k in pair))
+        return BinaryNode("matmul", *(draw(trees(k, depth - 1)) for k in pair))
     while kind.transposed or not leaves:  # no such product, or too deep: the shortest way to the type
         if kind.transposed:
-            return Unary("transpose", draw(trees(kind.transpose(), 0)))
+            return UnaryNode("transpose", draw(trees(kind.transpose(), 0)))
         leaves = [o for o in ALL_OPERANDS if o.type == kind]
     return draw(st.sampled_from(leaves))
 
@@ -105,7 +105,7 @@ def test_every_operand_prints_parses_and_has_the_type_of_the_paper(operand):
     assert operand.type.dimensions == dimensions
     assert str(operand) == (f"{operand.modifier}({operand.name})" if operand.modifier else operand.name)
     expression = parse(f"left(g, {operand})")
-    assert expression == Binary("left", G, operand)
+    assert expression == BinaryNode("left", G, operand)
     latex_is_sound(operand.latex)
     assert OPERANDS[operand.name].latex in operand.latex and operand.latex in expression.latex
     assert OPERANDS[operand.name].doc and MODIFIERS[operand.modifier][1]
@@ -113,10 +113,10 @@ def test_every_operand_prints_parses_and_has_the_type_of_the_paper(operand):
 
 @pytest.mark.parametrize("name, constant", ALL_UNARIES[1:])
 def test_every_unary_prints_parses_and_keeps_the_shape(name, constant):
-    once = Unary(name, G, constant)
-    expression = Binary("left", G, Unary(name, once, constant))
+    once = UnaryNode(name, G, constant)
+    expression = BinaryNode("left", G, UnaryNode(name, once, constant))
     assert parse(str(expression)) == expression
-    assert parse(str(Binary("mul", G, once))) == Binary("mul", G, once) if name != "transpose" else True
+    assert parse(str(BinaryNode("mul", G, once))) == BinaryNode("mul", G, once) if name != "transpose" else True
     assert once.type == (G.type.transpose() if name == "transpose" else G.type)
     latex_is_sound(expression.latex)
     assert G.latex in once.latex and UNARIES[name].doc
@@ -128,9 +128,9 @@ def test_every_unary_prints_parses_and_keeps_the_shape(name, constant):
 
 @pytest.mark.parametrize("name", BINARIES)
 def test_every_binary_prints_and_parses(name):
-    right = Unary("transpose", Operand("W")) if name == "matmul" else Operand("h")
-    left = Operand("b_next") if name == "matmul" else G
-    expression = Binary(name, left, right)
+    right = UnaryNode("transpose", OperandNode("W")) if name == "matmul" else OperandNode("h")
+    left = OperandNode("b_next") if name == "matmul" else G
+    expression = BinaryNode(name, left, right)
     assert parse(str(expression)) == expression
     latex_is_sound(expression.latex)
     assert left.latex in expression.latex and BINARIES[name].doc
@@ -196,8 +196,8 @@ def test_longer_genomes_hold_the_same_equation(equation):
 
 def test_genomes_padded_with_left_parts_survive_text():
     """As a search pads a known equation: idle genes that have no effect, but that mutations may wake."""
-    part = Part("add", Argument(G, "unit_fro"), Argument(Operand("h"), "scale", 0.5))
-    idle = [Argument(Operand("W", "std"), "whiten"), Argument(Operand("b_L"), "clip", float(np.float32(0.1)))]
+    part = Part("add", Argument(G, "unit_fro"), Argument(OperandNode("h"), "scale", 0.5))
+    idle = [Argument(OperandNode("W", "std"), "whiten"), Argument(OperandNode("b_L"), "clip", float(np.float32(0.1)))]
     padded = rules.Equation.from_parts([part, *(Part("left", Argument(None), right) for right in idle)])
     assert str(padded) == "left(left(unit_fro(g) + (0.5*h), whiten(std(W))), clip(b_L, 0.1))"
     again = parse(str(padded)).to_equation()
@@ -208,10 +208,10 @@ def test_genomes_padded_with_left_parts_survive_text():
 def test_last_left_part_prints_short_only_with_the_default_idle_gene():
     assert str(rules.Equation.from_parts([Part("left", Argument(G), Argument(G))])) == "g"
     assert str(rules.Equation.from_parts([Part("left", Argument(G, "abs"), Argument(G))])) == "abs(g)"
-    assert str(rules.Equation.from_parts([Part("left", Argument(G), Argument(Operand("h")))])) == "left(g, h)"
+    assert str(rules.Equation.from_parts([Part("left", Argument(G), Argument(OperandNode("h")))])) == "left(g, h)"
     assert parse("left(g, g)").to_equation() == parse("g").to_equation()
     assert parse("unit_fro(g + h)").to_equation().to_parts() == [
-        Part("add", Argument(G), Argument(Operand("h"))),
+        Part("add", Argument(G), Argument(OperandNode("h"))),
         Part("left", Argument(None, "unit_fro"), Argument(G)),
     ]
 
@@ -220,7 +220,7 @@ def test_equality_and_hash_are_structural():
     assert parse("g+h") == parse("(g) + h") != parse("h + g")
     assert len({parse("g + h"), parse("g+h"), parse("h + g")}) == 2
     assert parse("left(g, h)") != parse("g")
-    assert parse("0.1*g") == parse("g*0.1") == Unary("scale", G, float(np.float32(0.1)))
+    assert parse("0.1*g") == parse("g*0.1") == UnaryNode("scale", G, float(np.float32(0.1)))
     a, b = parse("g + h").to_equation(), parse("h + g").to_equation()
     assert a != b and a == parse("g + h") and a != "g + h" and len({a, b, parse("g+h").to_equation()}) == 2
     assert repr(a) == "Equation('g + h')" and eval(repr(parse("-x.T".replace("x", "(g.T)")))) == parse("-g.T.T")
@@ -293,8 +293,8 @@ def test_numbers_fold_into_constants_and_print_shortest(text, printed):
 
 @given(st.floats(-1e6, 1e6, width=32))
 def test_printed_constants_are_the_shortest_digits_that_read_back(c):
-    text = str(Unary("scale", G, c))
-    assert parse(text) == Unary("scale", G, c)
+    text = str(UnaryNode("scale", G, c))
+    assert parse(text) == UnaryNode("scale", G, c)
     digits = re.sub(r"e.*|[-.]", "", text.removesuffix("*g")).strip("0")
     assert np.float32(f"{c:.{max(0, len(digits) - 2)}e}") != np.float32(c) or len(digits) <= 1
 
@@ -335,8 +335,8 @@ def test_printer_parenthesises_every_infix_child_of_an_infix(text, printed):
 
 
 def test_minus_binds_weaker_than_transpose():
-    assert parse("-x.T".replace("x", "g.T")) == Unary("neg", Unary("transpose", Unary("transpose", G)))
-    assert parse("(b_next @ -W.T) * dh").left.right == Unary("neg", Unary("transpose", Operand("W")))
+    assert parse("-x.T".replace("x", "g.T")) == UnaryNode("neg", UnaryNode("transpose", UnaryNode("transpose", G)))
+    assert parse("(b_next @ -W.T) * dh").left.right == UnaryNode("neg", UnaryNode("transpose", OperandNode("W")))
 
 
 # Errors.
@@ -546,10 +546,10 @@ SIZES = {"B": 2, "I": 3, "O": 5, "C": 7, "1": 1}
 
 def naive(node, operands):
     """The matrix a tree would give in plain array arithmetic."""
-    if isinstance(node, Operand):
+    if isinstance(node, OperandNode):
         x = operands[node.name]
         return jnp.mean(x, 0, keepdims=True) if node.type.average else x
-    if isinstance(node, Unary):
+    if isinstance(node, UnaryNode):
         x = naive(node.x, operands)
         return x.T if node.name == "transpose" else x
     x, y = naive(node.left, operands), naive(node.right, operands)
@@ -579,7 +579,7 @@ def test_symbolic_types_agree_with_array_shapes(expression):
 
 def lacks_meaning(node) -> bool:
     """Arrays that fit although the equation is infeasible: products without a weight, averages against weights."""
-    if not isinstance(node, Binary) or node.name == "left":
+    if not isinstance(node, BinaryNode) or node.name == "left":
         return False
     try:
         a, b = (c.type for c in node.children)

@@ -9,7 +9,7 @@ from conftest import ALL_OPERANDS, GEOMETRIES, STEPS, unit_steps
 
 from bpevo import rules
 from bpevo.rules import BINARIES, NAMED, UNARIES, InfeasibleEquation, statistics
-from bpevo.rules.expression import Binary, Operand, Unary
+from bpevo.rules.expression import BinaryNode, OperandNode, UnaryNode
 
 NOISES = {name for name, u in UNARIES.items() if u.noisy}
 
@@ -29,19 +29,19 @@ def assert_first_step_agrees(unit, expression):
 
 
 def t(x):
-    return Unary("transpose", x)
+    return UnaryNode("transpose", x)
 
 
 def contexts(u):
     """The unary function `u` on a value of every type, in an equation that should be feasible."""
-    o = {name: Operand(name) for name in rules.OPERANDS}
-    mean = {name: Operand(name, "mean") for name in rules.OPERANDS}
+    o = {name: OperandNode(name) for name in rules.OPERANDS}
+    mean = {name: OperandNode(name, "mean") for name in rules.OPERANDS}
 
     def product(x, y):
-        return Binary("matmul", x, y)
+        return BinaryNode("matmul", x, y)
 
     def spread(x):
-        return Binary("mul", o["dh"], x)
+        return BinaryNode("mul", o["dh"], x)
 
     yield u(o["g"])
     yield u(t(o["g"]))
@@ -59,14 +59,14 @@ def contexts(u):
     yield spread(t(u(t(mean["g"]))))
     yield spread(product(u(mean["b_next"]), t(o["W"])))
     yield spread(product(u(mean["b_L"]), o["R_L"]))
-    yield Binary("matmul", product(u(o["gh"]), u(o["W"])), t(o["S"]))
+    yield BinaryNode("matmul", product(u(o["gh"]), u(o["W"])), t(o["S"]))
 
 
 @pytest.mark.parametrize("geometry", ["dense", "conv_stride_2"])
 @pytest.mark.parametrize("name", [name for name in UNARIES if name not in NOISES])
 def test_every_unary_computes_the_papers_function_on_every_type(units, geometry, name):
     feasible, constant = 0, (*UNARIES[name].constants, 0.0)[0]
-    for expression in contexts(lambda x: Unary(name, x, constant)):
+    for expression in contexts(lambda x: UnaryNode(name, x, constant)):
         try:
             expression.check()
         except InfeasibleEquation:
@@ -82,12 +82,12 @@ def test_every_operand_has_the_papers_value(units, geometry, operand):
     base = operand.type.base
     whole = {
         "X": operand,
-        "Y": Binary("matmul", operand, t(Operand("S"))),
-        "Z": Binary("matmul", operand, Operand("R_L")),
-        "K": Binary("matmul", Operand("b_next"), t(operand)),
-        "F": Binary("matmul", Operand("b_L"), operand),
+        "Y": BinaryNode("matmul", operand, t(OperandNode("S"))),
+        "Z": BinaryNode("matmul", operand, OperandNode("R_L")),
+        "K": BinaryNode("matmul", OperandNode("b_next"), t(operand)),
+        "F": BinaryNode("matmul", OperandNode("b_L"), operand),
     }[base]
-    expression = Binary("add", Operand("dh"), whole)
+    expression = BinaryNode("add", OperandNode("dh"), whole)
     rule, state = rules.compile(expression), rules.compile(expression).init(units[geometry].shapes)
     reference = oracle.Rule(str(expression))
     for step in range(STEPS):
@@ -120,7 +120,7 @@ def test_every_binary_computes_the_papers_function_on_every_type(units, geometry
     used = set()
     for text in BINARY_TEXTS:
         expression = rules.parse(text)
-        used |= {node.name for node in expression.walk() if isinstance(node, Binary)}
+        used |= {node.name for node in expression.walk() if isinstance(node, BinaryNode)}
         assert_first_step_agrees(units[geometry], expression)
     assert used == set(BINARIES)
 

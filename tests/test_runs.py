@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from bpevo.command import flags as run_flags
-from bpevo.evolution import Change, EvolutionSettings, Proposal, Proposer, Rung, SearchSpace
+from bpevo.evolution import Change, EvolutionSettings, PaperController, Proposal, Rung, SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.report import leaderboard, table
 from bpevo.rules import NAMED, parse
@@ -47,7 +47,7 @@ class StandIn:
 
     def __init__(self, capacity: int, interrupt_after: float = float("inf"), seconds: float = 0.0):
         self.capacity, self.max_parts, self.occupancy = capacity, PARTS, 0.5
-        self.candidate = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS))
+        self.task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS))
         self.trained, self.epochs, self.most = 0, 0, 0
         self._left, self._seconds, self._slots = interrupt_after, seconds, {}
 
@@ -93,27 +93,29 @@ class StandIn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     budget: Budget
     evolution: EvolutionSettings
     initial: tuple = ()
     space: SearchSpace = dataclasses.field(default_factory=lambda: SearchSpace(PARTS))
 
 
-def plan(max_evaluations=60, rates=(0.1,), lag=12, rungs=(), top=3, repeats=2, initial=(), **settings) -> Plan:
+def plan(max_evaluations=60, rates=(0.1,), lag=12, rungs=(), top=3, repeats=2, initial=(), **settings) -> SearchPlan:
     epochs = tuple(r.epoch for r in rungs)
     evolution = EvolutionSettings(**({"elite_size": 10, "seed": 3} | settings), rungs=tuple(rungs))
-    return Plan(Budget(max_evaluations, rates, lag, epochs, top, repeats), evolution, tuple(initial))
+    return SearchPlan(Budget(max_evaluations, rates, lag, epochs, top, repeats), evolution, tuple(initial))
 
 
 RUNGS = (Rung(1, 0.5), Rung(3, 0.3))
 
 
-def search(workdir, plan: Plan, trainer: StandIn, watch=lambda search, outcomes: None, workers=LocalWorkers) -> Search:
+def search(
+    workdir, plan: SearchPlan, trainer: StandIn, watch=lambda search, outcomes: None, workers=LocalWorkers
+) -> Search:
     """Runs or continues a search until its end or the trainer's interrupt."""
     with RunDatabase.writing(workdir) as database:
         database.check_settings(SETTINGS, {}, ())
-        proposer = Proposer(plan.space, plan.evolution, plan.initial, lambda e: e.key)
+        proposer = PaperController(plan.space, plan.evolution, plan.initial, lambda e: e.key)
         made = Search(database, proposer, workers(trainer), plan.budget, watch)
         made.run()
     return made
@@ -171,12 +173,12 @@ def test_evaluations_come_back_as_they_were_stored(tmp_path):
         database.check_settings(SETTINGS, {}, ())
         proposal = Proposal(0, parse("g").to_equation(PARTS), "key")
         database.add_proposal(proposal)
-        first = database.add_evaluation("search", "g", 0, outcome("g"))
+        first = database.add_row("search", "g", 0, outcome("g"))
         assert database.result(proposal, (0.1, 0.2)) is None  # a learning rate is still missing
-        second = database.add_evaluation("search", "g", 0, outcome("g", "diverged", (0.0,), 0.2))
-        control = database.add_evaluation("control", "g", None, outcome("g"))
-        assert database.evaluations() == [first, second, control]
-        assert database.evaluations("control") == [control]
+        second = database.add_row("search", "g", 0, outcome("g", "diverged", (0.0,), 0.2))
+        control = database.add_row("control", "g", None, outcome("g"))
+        assert database.rows() == [first, second, control]
+        assert database.rows("control") == [control]
         result = database.result(proposal, (0.1, 0.2))
     assert (first.status, first.accuracy, first.rungs, first.seconds) == ("done", 0.5, 2, 1.25)
     assert first.curve["eval_accuracy"] == [0.25, 0.5] and first.curve["eval_loss"] == [None, None]
@@ -189,10 +191,10 @@ def test_a_result_is_its_fittest_training_and_diverged_only_if_all_are(tmp_path)
         database.check_settings(SETTINGS, {}, ())
         for i, text in enumerate(("g", "fa")):
             database.add_proposal(Proposal(i, parse(text).to_equation(PARTS), text))
-        database.add_evaluation("search", "g", 0, outcome("g", "stopped", (0.9,), 0.1))
-        database.add_evaluation("search", "g", 0, outcome("g", "done", (0.2, 0.3), 0.2))
+        database.add_row("search", "g", 0, outcome("g", "stopped", (0.9,), 0.1))
+        database.add_row("search", "g", 0, outcome("g", "done", (0.2, 0.3), 0.2))
         for rate in (0.1, 0.2):
-            database.add_evaluation("search", "fa", 1, outcome("fa", "diverged", (0.0,), rate))
+            database.add_row("search", "fa", 1, outcome("fa", "diverged", (0.0,), rate))
         best, lost = (database.result(p, (0.1, 0.2)) for p in database.proposals())
     assert (best.rungs, best.accuracy) == (2, 0.3)  # rungs survived count before accuracy
     assert lost.accuracy is None
@@ -227,7 +229,7 @@ def test_a_second_writer_is_refused_readers_are_not_and_a_dead_owners_lock_is_ta
         ):
             pass
         with RunDatabase.reading(tmp_path) as database:
-            assert database.evaluations() == []
+            assert database.rows() == []
     finally:
         owner.kill()
         owner.wait()
@@ -241,7 +243,7 @@ def test_reading_sees_every_finished_training_while_a_search_writes(tmp_path):
 
     def watch(search, outcomes):
         with RunDatabase.reading(tmp_path) as database:
-            seen.append((len(database.evaluations()), len(search.evaluations), len(database.proposals())))
+            seen.append((len(database.rows()), len(search.rows), len(database.proposals())))
 
     search(tmp_path, plan(12), StandIn(4), watch)
     assert seen and all(stored == known for stored, known, _ in seen)
@@ -274,7 +276,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path, damage):
     damage(tmp_path / "run.sqlite")
     for opened in (RunDatabase.reading, RunDatabase.writing):
         with pytest.raises(RunError, match=r"run\.sqlite: .*if the file is damaged"), opened(tmp_path) as database:
-            database.settings(), database.proposals(), database.evaluations()
+            database.settings(), database.proposals(), database.rows()
 
 
 def test_a_file_of_a_newer_release_is_refused(tmp_path):
@@ -434,7 +436,7 @@ def test_slots_stay_busy_when_most_candidates_stop_early(tmp_path, rates):
     trainer = Counted(8)
     lag = run_flags.default_lag(8, len(rates), EPOCHS, rungs)
     made = search(tmp_path, plan(600, rates, lag=lag, rungs=rungs, top=1, repeats=1), trainer)
-    early = sum(e.stage == "search" and len(e.curve["eval_accuracy"]) <= 2 for e in made.evaluations)
+    early = sum(e.stage == "search" and len(e.curve["eval_accuracy"]) <= 2 for e in made.rows)
     assert early > 300 and trainer.epochs > 0.9 * trainer.offered
 
 
@@ -449,7 +451,7 @@ def test_every_proposal_is_drawn_from_results_at_least_lag_older(tmp_path):
 @pytest.mark.parametrize("rungs", [RUNGS, (Rung(1, 0.5), Rung(2, 0.5))], ids=["quantiles", "halving"])
 def test_candidates_stop_exactly_where_they_are_below_their_proposals_bar(tmp_path, rungs):
     made = search(tmp_path, plan(100, rungs=rungs), StandIn(4))
-    trained = {e.proposal: e for e in made.evaluations if e.stage == "search"}
+    trained = {e.proposal: e for e in made.rows if e.stage == "search"}
     assert all(not p.bars for p in made.proposals[: 12 + 19]) and made.proposals[-1].bars
     stopped = 0
     for p in made.proposals:
@@ -469,27 +471,27 @@ def test_max_evaluations_counts_trainings_at_every_learning_rate(tmp_path):
     made = search(tmp_path, plan(10, rates=(0.1, 0.2, 0.4)), StandIn(4))
     assert made.done == 9 and len(made.proposals) == 3
     for p in made.proposals:
-        accuracies = [e.accuracy for e in made.evaluations if e.proposal == p.id and e.accuracy is not None]
+        accuracies = [e.accuracy for e in made.rows if e.proposal == p.id and e.accuracy is not None]
         assert made.results[p.id].accuracy == max(accuracies, default=None)
-    best = {e.equation: e for e in sorted(made.evaluations, key=lambda e: e.accuracy or -1) if e.stage != "selection"}
-    assert all(e.learning_rate == best[e.equation].learning_rate for e in made.evaluations if e.stage == "selection")
+    best = {e.equation: e for e in sorted(made.rows, key=lambda e: e.accuracy or -1) if e.stage != "selection"}
+    assert all(e.learning_rate == best[e.equation].learning_rate for e in made.rows if e.stage == "selection")
 
 
 def test_an_exhausted_space_ends_the_search_with_its_leaderboard(tmp_path, monkeypatch):
-    monkeypatch.setattr("bpevo.evolution.proposer.MAX_RESTARTS", 200)
+    monkeypatch.setattr("bpevo.evolution.controllers.MAX_RESTARTS", 200)
     small = dataclasses.replace(plan(60), space=SearchSpace(1, ["g", "h"], ["identity"], ["add"]))
     made = search(tmp_path, small, StandIn(4))
     assert made.exhausted.startswith("space exhausted") and made.done == 3
-    assert len(leaderboard(made.evaluations, {}, 5)) == 3 + len(CONTROLS)
+    assert len(leaderboard(made.rows, {}, 5)) == 3 + len(CONTROLS)
 
 
 def test_a_rule_that_is_also_a_control_is_selected_once_and_keeps_its_name(tmp_path):
     known = [parse(NAMED[n]).to_equation(PARTS) for n in ("backprop", "zero_signal")]
     made = search(tmp_path, plan(2, rungs=(Rung(1, 0.5),), initial=known), StandIn(8))
-    searched = {e.equation for e in made.evaluations if e.stage == "search"}
+    searched = {e.equation for e in made.rows if e.stage == "search"}
     assert made.done == 2 and not searched & {NAMED[n] for n in CONTROLS}  # padded with other idle genes
-    assert {e.equation for e in made.evaluations if e.stage == "selection"} <= {NAMED[n] for n in CONTROLS}
-    board = leaderboard(made.evaluations, {}, 5)
+    assert {e.equation for e in made.rows if e.stage == "selection"} <= {NAMED[n] for n in CONTROLS}
+    board = leaderboard(made.rows, {}, 5)
     assert sorted(r.label for r in board) == sorted(CONTROLS)
     assert all(len(r.fresh) == 2 or r.status for r in board)
 
@@ -509,19 +511,19 @@ def test_initial_equations_that_are_the_same_give_way_to_mutants_of_the_others(t
 def test_leaderboards_hold_the_controls_and_the_best_rules_by_fresh_seeds(tmp_path):
     made = search(tmp_path, DISTURBED, StandIn(4))
     with RunDatabase.reading(tmp_path) as database:
-        board = leaderboard(database.evaluations(), database.costs(), 3)
+        board = leaderboard(database.rows(), database.costs(), 3)
     assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 5
     means = [r.mean for r in board if r.mean is not None]
     assert means == sorted(means, reverse=True) and all(len(r.fresh) <= 2 for r in board)
     assert all(row.cost is not None and row.fresh for row in board if not row.status)
     leaders = {str(r.equation) for r in made.leaders()}
-    selected = {e.equation for e in made.evaluations if e.stage == "selection"}
+    selected = {e.equation for e in made.rows if e.stage == "selection"}
     assert selected == leaders | {NAMED[n] for n in CONTROLS}
 
 
 def test_a_leaderboard_before_the_first_fresh_seeds_ranks_by_the_search(tmp_path):
     made = search(tmp_path, plan(20), StandIn(4))
-    early = [e for e in made.evaluations if e.stage != "selection"]
+    early = [e for e in made.rows if e.stage != "selection"]
     board = leaderboard(early, {}, 4)
     assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 6
     assert [r.search for r in board] == sorted((r.search for r in board), key=lambda s: -(s or 0))
@@ -537,7 +539,7 @@ def test_a_leaderboard_before_the_first_fresh_seeds_ranks_by_the_search(tmp_path
 def test_ties_show_the_rules_and_learning_rates_that_were_selected(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "chance", lambda *what: 0.5)
     made = search(tmp_path, plan(24, rates=(0.1, 0.3)), StandIn(8))
-    for order in (made.evaluations, made.evaluations[::-1]):
+    for order in (made.rows, made.rows[::-1]):
         board = leaderboard(order, {}, 3)
         assert len(board) == 5 and all(len(r.fresh) == 2 and r.learning_rate == 0.3 for r in board)
 
@@ -545,5 +547,5 @@ def test_ties_show_the_rules_and_learning_rates_that_were_selected(tmp_path, mon
 def test_texts_in_the_table_are_never_read_as_markup(tmp_path):
     made = search(tmp_path, plan(5), StandIn(4))
     output = io.StringIO()
-    Console(file=output, width=200).print(table(leaderboard(made.evaluations, {}, 3), "title"))
+    Console(file=output, width=200).print(table(leaderboard(made.rows, {}, 3), "title"))
     assert "backprop: g " in output.getvalue() and "zero_signal: g - g " in output.getvalue()

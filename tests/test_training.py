@@ -16,7 +16,7 @@ from bpevo import data
 from bpevo.evolution import SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
-from bpevo.training import REASONS, Candidate, OutOfMemory, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingSettings, to_examples
 
 CLASSES, PARTS, SEED = 4, 3, 11
 SETTINGS = TrainingSettings("mlp-8", "sgd", weight_decay=0.1, batch_size=8, epochs=3)
@@ -46,7 +46,7 @@ SPLIT = synthetic_split()
 
 
 def make_trainer(capacity: int, settings: TrainingSettings = SETTINGS, **options) -> Trainer:
-    candidate = Candidate(settings, CLASSES, len(SPLIT.train_labels), flip=False, pad=0)
+    candidate = Task(settings, CLASSES, len(SPLIT.train_labels), flip=False, pad=0)
     return Trainer(candidate, to_examples(SPLIT, settings.batch_size), capacity, PARTS, SEED, **options)
 
 
@@ -109,7 +109,7 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 
 def test_a_batch_larger_than_the_training_set_is_refused():
     with pytest.raises(ValueError, match="batch_size=8 is larger than the training set of 7 examples"):
-        Candidate(SETTINGS, CLASSES, 7, False, 0)
+        Task(SETTINGS, CLASSES, 7, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_schedule_equals_numbers_computed_by_hand(schedule, epochs, expected):
 
 def by_hand(settings: TrainingSettings, rate: float, replicate: int, momentum: float, factor):
     """Plain autodiff and plain SGD from the candidate's initial weights over its batches."""
-    candidate = Candidate(settings, CLASSES, len(SPLIT.train_labels), False, 0)
+    candidate = Task(settings, CLASSES, len(SPLIT.train_labels), False, 0)
     key = jax.random.fold_in(jax.random.key(SEED), replicate)
     variables = candidate._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
     params = [dict(variables["params"][name]) for name in sorted(variables["params"])]
@@ -349,7 +349,7 @@ def wide_resnet() -> Trainer:
     dataset = data.load("digits")
     split = data.train_validation_split(dataset, 512)
     settings = TrainingSettings("wrn-10-1", "sgd", 1e-3, 32, 3)
-    candidate = Candidate(settings, 10, 512, dataset.flip, dataset.pad)
+    candidate = Task(settings, 10, 512, dataset.flip, dataset.pad)
     return Trainer(candidate, to_examples(split, 32), 4, PARTS, devices=jax.devices()[:1])
 
 

@@ -11,7 +11,7 @@ from test_training import CLASSES, PARTS, SEED, SPLIT, make_trainer, parameters,
 
 from bpevo import data, layers, rules
 from bpevo.rules import InterpretedRule, blank_program
-from bpevo.training import TRANSFORMS, Candidate, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training import TRANSFORMS, Task, Trainer, Training, TrainingSettings, to_examples
 from bpevo.training.alignment import compare
 from bpevo.training.transforms import CLIP_NORM, block_normalised, clip_global_norm, transformed
 
@@ -46,7 +46,7 @@ SETTINGS = TrainingSettings("mlp-8-6", "sgd", weight_decay=0.0, batch_size=8, ep
 @pytest.fixture(scope="module")
 def both() -> Trainer:
     """A trainer with transforms that measures the alignment."""
-    candidate = Candidate(SETTINGS, CLASSES, len(SPLIT.train_labels), False, 0, measure_alignment=True)
+    candidate = Task(SETTINGS, CLASSES, len(SPLIT.train_labels), False, 0, measure_alignment=True)
     return Trainer(candidate, to_examples(SPLIT, 8), 4, PARTS, SEED, devices=jax.devices()[:1], transforms=True)
 
 
@@ -103,7 +103,7 @@ def test_the_alignment_compares_with_a_standard_backward_pass_at_the_same_parame
 
 
 def test_units_of_a_wide_resnet_are_named_in_forward_order():
-    candidate = Candidate(TrainingSettings("wrn-10-1", batch_size=8), 10, 50, False, 0, measure_alignment=True)
+    candidate = Task(TrainingSettings("wrn-10-1", batch_size=8), 10, 50, False, 0, measure_alignment=True)
     names = candidate.units(InterpretedRule(blank_program(PARTS)), (8, 8, 1))
     assert names == [f"Conv_{i}" for i in range(1, 9)] + ["Dense_0"]  # Conv_0, the stem, is no unit
 
@@ -116,7 +116,7 @@ def test_a_search_measures_nothing(plain):
 
 
 def test_a_specialised_trainer_trains_a_tree_and_agrees_with_the_interpreter(both):
-    candidate = Candidate(SETTINGS, CLASSES, len(SPLIT.train_labels), False, 0)
+    candidate = Task(SETTINGS, CLASSES, len(SPLIT.train_labels), False, 0)
     tree = rules.compile("(b_next @ W.T) * (dh + (g - g))")  # backprop, but no chain
     trainer = Trainer(candidate, to_examples(SPLIT, 8), 1, PARTS, SEED, rule=tree, transforms=True)
     found = run(trainer, {0: Training(tree.expression, 0.1, 0, "block_normalised")})[0]

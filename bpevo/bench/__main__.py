@@ -102,8 +102,8 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
         jax.clear_caches()
         compiled = compilations.count
         begin = time.perf_counter()
-        candidate, examples = engines.workload(setting)
-        trainer = Trainer(candidate, examples, 8)
+        task, examples = engines.workload(setting)
+        trainer = Trainer(task, examples, 8)
         workers = LocalWorkers(trainer)
         for equation in engines.equations(size, seed=1):
             workers.submit(Job(None, Training(equation, 1e-6)))

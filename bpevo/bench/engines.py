@@ -15,9 +15,9 @@ import optax
 from bpevo import data
 from bpevo.evolution.space import SearchSpace, feasible
 from bpevo.rules import CompiledRule, Equation, compile
-from bpevo.training import DTYPES, Candidate, Examples, Trainer, Training, TrainingSettings, to_examples
-from bpevo.training.candidate import Order
+from bpevo.training import DTYPES, Examples, Task, Trainer, Training, TrainingSettings, to_examples
 from bpevo.training.slots import slots
+from bpevo.training.task import Order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def equations(count: int, seed: int = 0) -> list[Equation]:
     return found
 
 
-def workload(setting: Setting, epochs: int = 1) -> tuple[Candidate, Examples]:
+def workload(setting: Setting, epochs: int = 1) -> tuple[Task, Examples]:
     """Random images: the time of a step does not depend on them. One epoch is `setting.steps` steps."""
     rng = np.random.default_rng(0)
     shape = (setting.steps * setting.batch, setting.size, setting.size, setting.channels)
@@ -77,7 +77,7 @@ def workload(setting: Setting, epochs: int = 1) -> tuple[Candidate, Examples]:
         setting.model, batch_size=setting.batch, epochs=epochs, compute_dtype=setting.compute_dtype
     )
     crop = setting.size == 32
-    return Candidate(settings, 10, len(images), crop, 4 if crop else 0), to_examples(split, setting.batch)
+    return Task(settings, 10, len(images), crop, 4 if crop else 0), to_examples(split, setting.batch)
 
 
 def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -93,9 +93,9 @@ def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repeats: int) -> Timing:
     """Equations as data in `capacity` slots over all devices."""
-    candidate, examples = workload(setting, 10_000)
+    task, examples = workload(setting, 10_000)
     start = time.perf_counter()
-    trainer = Trainer(candidate, examples, capacity)
+    trainer = Trainer(task, examples, capacity)
     for k in range(trainer.capacity):
         trainer.start(k, Training(rules[k % len(rules)], 1e-6))
     trainer.advance()
@@ -111,24 +111,24 @@ def _order(rule) -> Order:
     return Order(rule, np.uint32(0), np.int32(0), np.float32(1e-6), np.int32(0), np.bool_(True))
 
 
-def _specialised_call(candidate: Candidate, examples: Examples, rule: CompiledRule, device: jax.Device):
+def _specialised_call(task: Task, examples: Examples, rule: CompiledRule, device: jax.Device):
     """A program of one equation's own, and its arguments, on one device."""
     order = jax.tree.map(lambda x: np.asarray(x)[None], _order(rule))
-    blank = candidate.blank(rule, examples.mean.shape)
+    blank = task.blank(rule, examples.mean.shape)
     state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
-    program = slots(candidate.epoch, [device], donate=False)
+    program = slots(task.epoch, [device], donate=False)
     arguments = jax.device_put((order, state, examples), device)
     return program, arguments
 
 
 def specialised(setting: Setting, rules: Sequence[Equation], repeats: int) -> Timing:
     """A program per equation, dispatched over all devices at once."""
-    candidate, examples = workload(setting)
+    task, examples = workload(setting)
     devices = jax.local_devices()
     start = time.perf_counter()
     calls = []
     for i, equation in enumerate(rules):
-        program, arguments = _specialised_call(candidate, examples, compile(equation), devices[i % len(devices)])
+        program, arguments = _specialised_call(task, examples, compile(equation), devices[i % len(devices)])
         calls.append((program.lower(*arguments).compile(), arguments))
     compiling = time.perf_counter() - start
 
@@ -142,12 +142,12 @@ def specialised(setting: Setting, rules: Sequence[Equation], repeats: int) -> Ti
 
 def naive(setting: Setting, rules: Sequence[Equation]) -> tuple[float, float]:
     """Seconds per equation of the naive search: a fresh jit for each, one after the other; and their deviation."""
-    candidate, examples = workload(setting)
+    task, examples = workload(setting)
     times = []
     for equation in rules:
         start = time.perf_counter()
         jax.clear_caches()
-        program, arguments = _specialised_call(candidate, examples, compile(equation), jax.local_devices()[0])
+        program, arguments = _specialised_call(task, examples, compile(equation), jax.local_devices()[0])
         jax.device_get(program(*arguments)[1])
         times.append(time.perf_counter() - start)
     return statistics.mean(times), statistics.stdev(times)

@@ -18,8 +18,8 @@ from bpevo.training import (
     DTYPES,
     OPTIMIZERS,
     SCHEDULES,
-    Candidate,
     Examples,
+    Task,
     Trainer,
     TrainingSettings,
     most_slots,
@@ -138,8 +138,8 @@ class Setup:
     split: data.Split
     seed: int
 
-    def candidate(self) -> Candidate:
-        return Candidate(
+    def task(self) -> Task:
+        return Task(
             self.settings, self.dataset.num_classes, len(self.split.train_labels), self.dataset.flip, self.dataset.pad
         )
 
@@ -147,7 +147,7 @@ class Setup:
         return to_examples(self.split, self.settings.batch_size)
 
     def trainer(self, max_parts: int, slots: int | None) -> Trainer:
-        return Trainer(self.candidate(), self.examples(), slots, max_parts, self.seed)
+        return Trainer(self.task(), self.examples(), slots, max_parts, self.seed)
 
     def fingerprint(self) -> dict:
         """What two runs must share to be comparable."""
@@ -191,7 +191,7 @@ def setup(values: flags.FlagValues) -> Setup:
         dataset = data.load(values.dataset, values.data_dir)
         split = data.train_validation_split(dataset, values.train_examples)
         result = Setup(settings, rates, dataset, split, values.seed)
-        if settings.epochs * result.candidate().steps_per_epoch > MAX_STEPS:
+        if settings.epochs * result.task().steps_per_epoch > MAX_STEPS:
             raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
     except data.DataError:
         raise

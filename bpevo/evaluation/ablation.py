@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from bpevo.evaluation.treatments import Treatment
 from bpevo.rules import InfeasibleEquation
-from bpevo.rules.expression import Binary, Expression, Operand, Unary
+from bpevo.rules.expression import BinaryNode, Expression, OperandNode, UnaryNode
 
 
 def ablations(treatment: Treatment) -> list[Treatment]:
@@ -23,13 +23,13 @@ def ablations(treatment: Treatment) -> list[Treatment]:
 
 def _without_one(node: Expression) -> Iterator[Expression]:
     """Trees with one node removed, root first."""
-    if isinstance(node, Operand):
+    if isinstance(node, OperandNode):
         if node.modifier:
-            yield Operand(node.name)
-    elif isinstance(node, Unary):
+            yield OperandNode(node.name)
+    elif isinstance(node, UnaryNode):
         yield node.x
         yield from (dataclasses.replace(node, x=x) for x in _without_one(node.x))
-    elif isinstance(node, Binary):
+    elif isinstance(node, BinaryNode):
         yield node.left
         yield node.right
         yield from (dataclasses.replace(node, left=x) for x in _without_one(node.left))

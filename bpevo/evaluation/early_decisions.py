@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from bpevo.runs import Evaluation
+from bpevo.runs import Row
 
 MIN_CONFIGURATIONS = 9
 DRAWS, POOL, ETA = 2000, 9, 3
@@ -33,7 +33,7 @@ class EarlyDecisions:
         return self.best - self.picked
 
 
-def final_curves(evaluations: Sequence[Evaluation], text: str) -> np.ndarray:
+def final_curves(evaluations: Sequence[Row], text: str) -> np.ndarray:
     """Validation accuracy [n, epochs] of a treatment's tuning; 0 from where a training diverged."""
     own = [e.curve["eval_accuracy"] for e in evaluations if (e.stage, e.equation) == ("tuning", text)]
     epochs = max(map(len, own), default=0)
@@ -68,7 +68,7 @@ def successive_halving(curves: np.ndarray, rng: np.random.Generator, eta: int = 
     return int(alive[0]), spent
 
 
-def early_decisions(evaluations: Sequence[Evaluation], text: str) -> EarlyDecisions | None:
+def early_decisions(evaluations: Sequence[Row], text: str) -> EarlyDecisions | None:
     """None below MIN_CONFIGURATIONS or two epochs. Pools are drawn at random, DRAWS times, from a fixed seed."""
     curves = final_curves(evaluations, text)
     if len(curves) < MIN_CONFIGURATIONS or curves.shape[1] < 2:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.treatments import BACKPROP, BASELINES, Treatment
 from bpevo.rules import Expression
-from bpevo.runs.database import Evaluation, RunDatabase
+from bpevo.runs.database import Row, RunDatabase
 from bpevo.training import Training
 from bpevo.workers import Job, LocalWorkers, Outcome
 
@@ -22,7 +22,7 @@ FIRST_REPLICATE = {"tuning": 1000, "selection": 2000, "ablation": 2000, "test": 
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is evaluated, and how often."""
 
     named: tuple[Treatment, ...]  # given by hand: all are tested
@@ -44,23 +44,23 @@ Workplace = Callable[[bool, Expression | None], LocalWorkers]
 Wanted = tuple[Treatment, float, int]  # a training: treatment, learning rate, replicate
 
 
-class Experiment:
+class Evaluation:
     """Drives one evaluation. `watch(stage, done, wanted, outcomes)` is called after each epoch of training."""
 
     def __init__(
         self,
         database: RunDatabase,
         workplace: Workplace,
-        plan: Plan,
+        plan: EvaluationPlan,
         max_parts: int,
         watch: Callable[[str, int, int, Sequence[Outcome]], None] = lambda *_: None,
     ):
         self._database, self._workplace, self._plan, self._max_parts, self._watch = (
             database, workplace, plan, max_parts, watch,
         )  # fmt: skip
-        self.evaluations: list[Evaluation] = database.evaluations()
+        self.rows: list[Row] = database.rows()
         self._busy = self._stopping = False
-        self._ended = {(e.stage, e.equation, e.learning_rate, e.replicate) for e in self.evaluations}
+        self._ended = {(e.stage, e.equation, e.learning_rate, e.replicate) for e in self.rows}
 
     def run(self) -> None:
         """All stages. Idempotent."""
@@ -81,16 +81,14 @@ class Experiment:
 
     def rate(self, treatment: Treatment) -> float | None:
         """The learning rate of the best mean validation accuracy; None if every training diverged."""
-        return tuned_rate(self.evaluations, str(treatment))
+        return tuned_rate(self.rows, str(treatment))
 
     def validation(self, treatment: Treatment) -> float:
         """Mean validation accuracy at the tuned rate: on fresh seeds where selected, else as tuned."""
         rate, text = self.rate(treatment), str(treatment)
         for stage in ("selection", "tuning"):
             values = [
-                e.accuracy or 0.0
-                for e in self.evaluations
-                if (e.stage, e.equation, e.learning_rate) == (stage, text, rate)
+                e.accuracy or 0.0 for e in self.rows if (e.stage, e.equation, e.learning_rate) == (stage, text, rate)
             ]
             if values:
                 return statistics.mean(values)
@@ -152,8 +150,8 @@ class Experiment:
 
     def _store(self, outcome: Outcome) -> None:
         stage, text = outcome.job.tag
-        e = self._database.add_evaluation(stage, text, None, outcome)
-        self.evaluations.append(e)
+        e = self._database.add_row(stage, text, None, outcome)
+        self.rows.append(e)
         self._ended.add((e.stage, e.equation, e.learning_rate, e.replicate))
 
     def _measure_costs(self) -> None:
@@ -172,7 +170,7 @@ class Experiment:
                 self._database.add_cost(str(treatment), s / reference)
 
 
-def tuned_rate(evaluations: Sequence[Evaluation], text: str) -> float | None:
+def tuned_rate(evaluations: Sequence[Row], text: str) -> float | None:
     """The learning rate of a treatment with the best mean validation accuracy in "tuning"; a training that diverged counts
     as 0, ties go to the higher rate, as in the search. None if all diverged."""
     of_rate: dict[float, list[float]] = {}

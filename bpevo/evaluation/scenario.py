@@ -10,7 +10,7 @@ from absl import flags
 from bpevo import data
 from bpevo.command import flags as run_flags
 from bpevo.command.flags import Setup, UsageError
-from bpevo.evaluation.evaluation import Plan
+from bpevo.evaluation.evaluation import EvaluationPlan
 from bpevo.evaluation.treatments import read_treatments, winners
 from bpevo.rules import Expression, compile
 from bpevo.rules.equation import DEFAULT_PARTS
@@ -53,7 +53,7 @@ class Scenario:
 
     folder: pathlib.Path
     setup: Setup
-    plan: Plan
+    plan: EvaluationPlan
     slots: int | None
     train_examples: int | None
     eval_examples: int | None
@@ -99,10 +99,10 @@ class Workplace:
         if on_test:  # nothing else reads the test set
             split = _shortened(data.full_training_split(setup.dataset, s.train_examples), s.eval_examples)
             setup = dataclasses.replace(setup, split=split)
-        candidate = dataclasses.replace(setup.candidate(), measure_alignment=s.alignment)
+        task = dataclasses.replace(setup.task(), measure_alignment=s.alignment)
         return LocalWorkers(
             Trainer(
-                candidate,
+                task,
                 setup.examples(),
                 s.slots,
                 s.max_parts,
@@ -142,7 +142,7 @@ def scenario(values: flags.FlagValues) -> Scenario:
         raise UsageError(
             f"there is no search in {values.workdir} to take rules from: give --rules, such as --rules=table1"
         )
-    plan = Plan(
+    plan = EvaluationPlan(
         tuple(named),
         tuple(found),
         setup.learning_rates,

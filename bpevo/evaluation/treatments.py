@@ -104,7 +104,7 @@ def _expanded(text: str) -> list[str]:
 def winners(search: RunDatabase, top: int) -> list[Treatment]:
     """The `top` rules of a search by its own fitness, best first; baselines left out."""
     best: dict[str, tuple[int, float, int]] = {}
-    for e in search.evaluations("search"):
+    for e in search.rows("search"):
         if e.accuracy is not None and e.status == "done":
             fitness = (e.rungs, e.accuracy, -(e.proposal or 0))  # ties go to the older proposal, as in the search
             best[e.equation] = max(best.get(e.equation, fitness), fitness)

@@ -3,15 +3,15 @@
 Proposals are a pure function of settings and earlier results; nothing here trains or stores anything.
 """
 
+from bpevo.evolution.controllers import EvolutionSettings, PaperController, Proposal, Result, Rung, SpaceExhausted
 from bpevo.evolution.equivalence import functional_key
-from bpevo.evolution.proposer import EvolutionSettings, Proposal, Proposer, Result, Rung, SpaceExhausted
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
     "Change",
     "EvolutionSettings",
     "Proposal",
-    "Proposer",
+    "PaperController",
     "Result",
     "Rung",
     "SearchSpace",

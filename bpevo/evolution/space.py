@@ -12,7 +12,7 @@ import numpy as np
 
 from bpevo.rules import BINARIES, MODIFIERS, OPERANDS, UNARIES, Equation, InfeasibleEquation
 from bpevo.rules.equation import Argument, Part
-from bpevo.rules.expression import Operand, format_constant
+from bpevo.rules.expression import OperandNode, format_constant
 
 UnaryChoice = tuple[str, float]
 
@@ -23,7 +23,7 @@ def component_name(choice: UnaryChoice) -> str:
     return f"{name}:{format_constant(constant)}" if name in UNARIES and UNARIES[name].takes_constant else name
 
 
-ALL_OPERANDS = {str(o): o for o in (Operand(name, m) for name in OPERANDS for m in MODIFIERS)}
+ALL_OPERANDS = {str(o): o for o in (OperandNode(name, m) for name in OPERANDS for m in MODIFIERS)}
 ALL_UNARIES: dict[str, UnaryChoice] = {
     component_name(choice): choice
     for choice in [

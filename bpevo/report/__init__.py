@@ -1,7 +1,7 @@
 """What people look at: live progress, the leaderboard, and the tables, plots and page of an evaluation."""
 
-from bpevo.report.leaderboard import Row, leaderboard, table
+from bpevo.report.leaderboard import LeaderboardRow, leaderboard, table
 from bpevo.report.progress import Progress, Stages
 from bpevo.report.tables import standings_table
 
-__all__ = ["Progress", "Row", "Stages", "leaderboard", "standings_table", "table"]
+__all__ = ["Progress", "LeaderboardRow", "Stages", "leaderboard", "standings_table", "table"]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from bpevo.evolution import Change, Proposal
 from bpevo.rules import Expression, without_idle
-from bpevo.rules.expression import Binary, Unary
-from bpevo.runs import Evaluation
+from bpevo.rules.expression import BinaryNode, UnaryNode
+from bpevo.runs import Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Ancestor:
     accuracy: float | None
 
 
-def ranked(proposals: Sequence[Proposal], evaluations: Iterable[Evaluation]) -> list[tuple[Proposal, float]]:
+def ranked(proposals: Sequence[Proposal], evaluations: Iterable[Row]) -> list[tuple[Proposal, float]]:
     """Proposals that did not diverge with their accuracy, fittest first."""
     best: dict[int, tuple[int, float]] = {}
     for e in evaluations:
@@ -40,7 +40,7 @@ def ranked(proposals: Sequence[Proposal], evaluations: Iterable[Evaluation]) -> 
 def components(expression: Expression) -> set[str]:
     """Names of what an expression uses: operands with their mean, std or bn; functions without constants."""
     nodes = without_idle(expression).walk()
-    return {n.name if isinstance(n, Unary | Binary) else str(n) for n in nodes}
+    return {n.name if isinstance(n, UnaryNode | BinaryNode) else str(n) for n in nodes}
 
 
 def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: int = 16) -> list[Share]:
@@ -58,7 +58,7 @@ def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: in
     return sorted(found, key=lambda s: s.population - s.winners)
 
 
-def lineage(proposals: Sequence[Proposal], evaluations: Iterable[Evaluation], last: Proposal) -> list[Ancestor]:
+def lineage(proposals: Sequence[Proposal], evaluations: Iterable[Row], last: Proposal) -> list[Ancestor]:
     """From the first ancestor to `last`."""
     accuracies: dict[int, float] = {}
     for e in evaluations:

@@ -14,7 +14,7 @@ from bpevo.evaluation.treatments import stored
 from bpevo.evolution import Proposal
 from bpevo.report import ancestry, page, plots
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
-from bpevo.runs import Evaluation, RunDatabase, RunError
+from bpevo.runs import Row, RunDatabase, RunError
 
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
@@ -27,7 +27,7 @@ class Run:
     name: str
     settings: dict[str, Any]
     versions: dict[str, str]
-    evaluations: list[Evaluation]
+    rows: list[Row]
     proposals: list[Proposal]
     costs: dict[str, float]
 
@@ -57,7 +57,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     each.resolve().name,
                     settings,
                     database.versions(),
-                    database.evaluations(),
+                    database.rows(),
                     proposals,
                     database.costs(),
                 )
@@ -84,25 +84,25 @@ class Report:
             self._add(page.picture(figure, caption))
 
     def add_search(self, run: Run) -> None:
-        done = [e for e in run.evaluations if e.stage == "search"]
+        done = [e for e in run.rows if e.stage == "search"]
         self._add(
             page.heading(2, f"Search {run.name}"),
             page.note(_describe(run)),
             page.paragraph(f"{len(run.proposals)} equations, {len(done)} trainings."),
         )
-        self._plot("search_best", plots.best_so_far(run.evaluations), "Best validation accuracy so far")
-        self._plot("search_scores", plots.distribution(run.evaluations), "Distribution of validation accuracies")
-        ranked = ancestry.ranked(run.proposals, run.evaluations)
+        self._plot("search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
+        self._plot("search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")
+        ranked = ancestry.ranked(run.proposals, run.rows)
         winners = [p for p, _ in ranked[: max(MIN_WINNERS, int(WINNERS * len(ranked)))]]
         shares = ancestry.shares(run.proposals, winners)
         figure = plots.enrichment(shares, len(winners), len(run.proposals))
         self._plot("search_components", figure, "Components of the best rules against the whole population")
         if winners:
-            line = ancestry.lineage(run.proposals, run.evaluations, winners[0])
+            line = ancestry.lineage(run.proposals, run.rows, winners[0])
             self._add(page.heading(3, "Lineage of the best rule"), page.lineage_html(line))
 
-    def add_evaluation(self, run: Run) -> None:
-        rows = standings(run.evaluations, run.costs, run.settings)
+    def add_row(self, run: Run) -> None:
+        rows = standings(run.rows, run.costs, run.settings)
         name, sentences = run.name, verdict(rows)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
         self._add(page.standings_html(rows))
@@ -112,7 +112,7 @@ class Report:
             + f"\n{markdown(rows)}\n{LEGEND}\n"
         )
         self._latex.append(f"% {latex_text(name)}: {latex_text(_describe(run))}\n{latex(rows)}")
-        evaluations = run.evaluations
+        evaluations = run.rows
         self._plot(
             f"{name}_curves",
             plots.learning_curves(evaluations, rows),
@@ -128,13 +128,13 @@ class Report:
         self._early_decisions(run, rows)
 
     def _ablations(self, run: Run) -> None:
-        trained = {e.equation for e in run.evaluations if e.stage == "ablation"}
+        trained = {e.equation for e in run.rows if e.stage == "ablation"}
         candidates = [*run.settings.get("rules", ()), *run.settings.get("found", ())]
         wholes = [(text, stored(text)) for text in candidates if text in trained]
         parts = [(text, [str(p) for p in ablations(whole)]) for text, whole in wholes if whole]
         for i, (text, left) in enumerate((text, left) for text, left in parts if trained & set(left)):
             caption = f"{text} and what is left of it without one component, each at its own tuned learning rate"
-            self._plot(f"{run.name}_ablation_{i}", plots.ablation(run.evaluations, text, left), caption)
+            self._plot(f"{run.name}_ablation_{i}", plots.ablation(run.rows, text, left), caption)
 
     def _alignments(self, run: Run, rows: list[Standing]) -> None:
         for i, row in enumerate([r for r in plots.chosen(rows) if r.kind != "baseline"][:3]):
@@ -142,10 +142,10 @@ class Report:
                 f"{row.text}: cosine and norm ratio of its signal and the true one in each unit, dark at the bottom of the "
                 "network"
             )
-            self._plot(f"{run.name}_alignment_{i}", plots.alignment(run.evaluations, row), caption)
+            self._plot(f"{run.name}_alignment_{i}", plots.alignment(run.rows, row), caption)
 
     def _early_decisions(self, run: Run, rows: list[Standing]) -> None:
-        found = [d for d in (early_decisions(run.evaluations, r.text) for r in rows) if d]
+        found = [d for d in (early_decisions(run.rows, r.text) for r in rows) if d]
         if found:
             self._add(page.heading(3, "Early decisions"))
             self._plot(
@@ -192,7 +192,7 @@ def build(workdir: str | os.PathLike) -> list[pathlib.Path]:
     report = Report(f"bpevo: {folder.resolve().name}")
     for run in runs:
         if run.is_evaluation:
-            report.add_evaluation(run)
+            report.add_row(run)
         elif run.proposals:
             report.add_search(run)
     try:

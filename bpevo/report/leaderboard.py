@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bpevo.rules import NAMED, parse, without_idle
-from bpevo.runs import Evaluation
+from bpevo.runs import Row
 from bpevo.search import CONTROLS
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """Accuracies in %. `fresh` are those of the seeds that the search has not seen."""
 
     label: str  # name of a control, or place
@@ -35,7 +35,7 @@ class Row:
         return statistics.stdev(self.fresh) if len(self.fresh) > 1 else None
 
 
-def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int) -> list[Row]:
+def leaderboard(evaluations: list[Row], costs: dict[str, float], top: int) -> list[LeaderboardRow]:
     """Controls and the `top` rules of a search, best first: by fresh seeds where trained, else by the search's accuracy.
 
     A control that an early interrupt left without a result has a row that says so.
@@ -48,7 +48,9 @@ def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int
     found = itertools.islice((e for e in ranked if parse(e.equation).key not in known), top)
     texts = {NAMED[name]: name for name in CONTROLS}
     missing = texts.keys() - {str(parse(text)) for text in controls}
-    rows = [Row(texts[text], text, None, None, (), None, "not trained yet") for text in texts if text in missing]
+    rows = [
+        LeaderboardRow(texts[text], text, None, None, (), None, "not trained yet") for text in texts if text in missing
+    ]
     for e in [*controls.values(), *found]:
         fresh = [
             f for f in evaluations
@@ -60,24 +62,24 @@ def leaderboard(evaluations: list[Evaluation], costs: dict[str, float], top: int
         label = texts[str(parse(e.equation))] if e.stage == "control" else ""
         search = None if e.accuracy is None else 100 * e.accuracy
         readable = str(without_idle(parse(e.equation)))
-        rows.append(Row(label, readable, e.learning_rate, search, accuracies, costs.get(e.equation), status))
+        rows.append(LeaderboardRow(label, readable, e.learning_rate, search, accuracies, costs.get(e.equation), status))
     return sorted(rows, key=lambda r: (r.mean is not None, r.mean or r.search or 0.0), reverse=True)
 
 
-def _best(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
+def _best(evaluations: Iterable[Row]) -> dict[str, Row]:
     """Of each equation the fittest; ties go to the higher learning rate, as in the selection."""
-    best: dict[str, Evaluation] = {}
+    best: dict[str, Row] = {}
     for e in evaluations:
         if e.equation not in best or _fitness(e) > _fitness(best[e.equation]):
             best[e.equation] = e
     return best
 
 
-def _fitness(e: Evaluation) -> tuple[int, float, float]:
+def _fitness(e: Row) -> tuple[int, float, float]:
     return (e.rungs, e.accuracy, e.learning_rate) if e.accuracy is not None else (-1, 0.0, e.learning_rate)
 
 
-def table(rows: list[Row], title: str) -> Table:
+def table(rows: list[LeaderboardRow], title: str) -> Table:
     """A rich table; texts are shown as they are, never as markup."""
     t = Table(title=title, title_justify="left")
     t.add_column("equation", overflow="fold", ratio=1)

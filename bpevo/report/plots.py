@@ -13,7 +13,7 @@ from bpevo.evaluation.significance import summary
 from bpevo.evaluation.standings import Standing, baseline_name
 from bpevo.report.ancestry import Share
 from bpevo.rules import NAMED, parse
-from bpevo.runs import Evaluation
+from bpevo.runs import Row
 
 TOP = 5  # rules in one plot, beside the baselines
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
@@ -48,7 +48,7 @@ def _epochs(axis: Axes, count: int) -> np.ndarray:
     return np.arange(1, count + 1)
 
 
-def _controls(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+def _controls(evaluations: Sequence[Row]) -> dict[str, float]:
     """Best accuracy in % of a search's backprop and zero signal."""
     texts = {str(parse(NAMED[name])): name for name in ("backprop", "zero_signal")}
     found: dict[str, float] = {}
@@ -59,7 +59,7 @@ def _controls(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     return found
 
 
-def best_so_far(evaluations: Sequence[Evaluation]) -> Figure | None:
+def best_so_far(evaluations: Sequence[Row]) -> Figure | None:
     """The search's best validation accuracy against trainings and against wall time (pauses included)."""
     search = [e for e in evaluations if e.stage == "search"]
     if not search:
@@ -81,7 +81,7 @@ def best_so_far(evaluations: Sequence[Evaluation]) -> Figure | None:
     return figure
 
 
-def distribution(evaluations: Sequence[Evaluation]) -> Figure | None:
+def distribution(evaluations: Sequence[Row]) -> Figure | None:
     """Final validation accuracies of the search's trainings."""
     search = [e for e in evaluations if e.stage == "search"]
     scores = [100 * e.accuracy for e in search if e.accuracy is not None]
@@ -128,7 +128,7 @@ def _styles(rows: Sequence[Standing]) -> dict[str, dict]:
     return styles
 
 
-def learning_curves(evaluations: Sequence[Evaluation], rows: Sequence[Standing]) -> Figure | None:
+def learning_curves(evaluations: Sequence[Row], rows: Sequence[Standing]) -> Figure | None:
     """Test accuracy after each epoch, mean and 95 % interval over seeds. Nothing was chosen by it."""
     figure, (axis,) = _figure(height=4)
     styles, rates = _styles(rows), {r.text: r.learning_rate for r in rows}
@@ -174,7 +174,7 @@ def learning_rates(rows: Sequence[Standing]) -> Figure | None:
     return figure
 
 
-def ablation(evaluations: Sequence[Evaluation], whole: str, parts: Sequence[str]) -> Figure | None:
+def ablation(evaluations: Sequence[Row], whole: str, parts: Sequence[str]) -> Figure | None:
     """Validation accuracy of a rule and of what is left without one component, each at its own tuned rate."""
     values = {
         text: [100 * (e.accuracy or 0.0) for e in evaluations if (e.stage, e.equation) == ("ablation", text)]
@@ -193,7 +193,7 @@ def ablation(evaluations: Sequence[Evaluation], whole: str, parts: Sequence[str]
     return figure
 
 
-def alignment(evaluations: Sequence[Evaluation], row: Standing) -> Figure | None:
+def alignment(evaluations: Sequence[Row], row: Standing) -> Figure | None:
     """Cosine and norm ratio of the evolved and the true signal in each unit over training, mean over seeds."""
     curves = [
         e.curve for e in evaluations

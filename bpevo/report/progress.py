@@ -62,10 +62,10 @@ class Progress:
         rate = self._trained / elapsed
         left = search.max_evaluations - search.done
         leaders = search.leaders()
-        controls = {e.equation: e for e in search.evaluations if e.stage == "control" and e.accuracy is not None}
+        controls = {e.equation: e for e in search.rows if e.stage == "control" and e.accuracy is not None}
         baseline = max((e.accuracy or 0.0 for e in controls.values() if e.equation == NAMED["backprop"]), default=None)
         failures = collections.Counter(
-            e.reason or e.status for e in search.evaluations if e.stage == "search" and e.status != "done"
+            e.reason or e.status for e in search.rows if e.stage == "search" and e.status != "done"
         )
         drawn = len(search.proposals)
         infeasible = sum(p.infeasible for p in search.proposals)
@@ -86,7 +86,7 @@ class Progress:
 
 
 class Stages:
-    """Watches an Experiment: a line at most every LINE_SECONDS, and one at the end of each stage."""
+    """Watches an Evaluation: a line at most every LINE_SECONDS, and one at the end of each stage."""
 
     def __init__(self, console: Console):
         self._console = console

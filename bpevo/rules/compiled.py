@@ -30,11 +30,11 @@ class CompiledRule:
 
     @property
     def needs_noise(self) -> bool:
-        return any(isinstance(n, ex.Unary) and UNARIES[n.name].noisy for n in self.expression.walk())
+        return any(isinstance(n, ex.UnaryNode) and UNARIES[n.name].noisy for n in self.expression.walk())
 
     @property
     def operands(self) -> frozenset[str]:
-        return frozenset(n.name for n in self.expression.walk() if isinstance(n, ex.Operand))
+        return frozenset(n.name for n in self.expression.walk() if isinstance(n, ex.OperandNode))
 
     def _repr_latex_(self) -> str:
         return self.expression._repr_latex_()
@@ -58,14 +58,14 @@ def compile(expression: str | ex.Expression | Equation) -> CompiledRule:  # noqa
 
 
 def _is_statistic(node: ex.Expression) -> bool:
-    if isinstance(node, ex.Operand):
+    if isinstance(node, ex.OperandNode):
         return bool(node.modifier)
-    return isinstance(node, ex.Unary) and UNARIES[node.name].structure == "whiten"
+    return isinstance(node, ex.UnaryNode) and UNARIES[node.name].structure == "whiten"
 
 
 def _live(node: ex.Expression):
     """Nodes in order of evaluation, without what `left` ignores."""
-    ignored = isinstance(node, ex.Binary) and BINARIES[node.name].structure == "left"
+    ignored = isinstance(node, ex.BinaryNode) and BINARIES[node.name].structure == "left"
     for child in node.children[:1] if ignored else node.children:
         yield from _live(child)
     yield node
@@ -96,12 +96,12 @@ class _Evaluation:
         return jnp.broadcast_to(value, shape), {"m": self._m, "var": self._var, "step": self._step}
 
     def _value(self, node: ex.Expression) -> jax.Array:
-        if isinstance(node, ex.Operand):
+        if isinstance(node, ex.OperandNode):
             x = self._operand(node.name)
             return self._statistic(x, Type(OPERANDS[node.name].base), node.modifier) if node.modifier else x
-        if isinstance(node, ex.Unary):
+        if isinstance(node, ex.UnaryNode):
             return self._unary(node, self._value(node.x))
-        assert isinstance(node, ex.Binary)
+        assert isinstance(node, ex.BinaryNode)
         entry = BINARIES[node.name]
         left = self._value(node.left)
         if entry.structure == "left":
@@ -134,7 +134,7 @@ class _Evaluation:
                 return self._operand({"g": "gh", "fa": "fah", "dfa": "dfah"}[name]) * unit.dh
         return getattr(unit, name)
 
-    def _unary(self, node: ex.Unary, x: jax.Array) -> jax.Array:
+    def _unary(self, node: ex.UnaryNode, x: jax.Array) -> jax.Array:
         entry, kind = UNARIES[node.name], node.x.type
         c = jnp.float32(node.constant)
         if entry.structure == "transpose":

@@ -25,14 +25,14 @@ DEFAULT_PARTS = 3
 class Argument:
     """`unary(operand)` of one part; `operand` None stands for the previous result."""
 
-    operand: ex.Operand | None
+    operand: ex.OperandNode | None
     unary: str = "identity"
     constant: float = 0.0
 
     def expression(self, previous: ex.Expression | None = None) -> ex.Expression:
         x = self.operand or previous
         assert x is not None
-        return x if self.unary == "identity" else ex.Unary(self.unary, x, self.constant)
+        return x if self.unary == "identity" else ex.UnaryNode(self.unary, x, self.constant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Equation:
         def argument(i: int, j: int) -> Argument:
             index = int(np.asarray(self.operand)[i, j])
             modifier = MODIFIER_NAMES[int(np.asarray(self.modifier)[i, j])]
-            operand = None if index == PREVIOUS else ex.Operand(OPERAND_NAMES[index], modifier)
+            operand = None if index == PREVIOUS else ex.OperandNode(OPERAND_NAMES[index], modifier)
             unary = UNARY_NAMES[int(np.asarray(self.unary)[i, j])]
             return Argument(operand, unary, float(np.asarray(self.constant)[i, j]))
 
@@ -92,7 +92,7 @@ class Equation:
             left, right = part.left.expression(result), part.right.expression()
             short = i == len(parts) - 1 and part.binary == "left" and part.right == _idle(part.left)
             result = (
-                left if short and (i == 0 or part.left.unary != "identity") else ex.Binary(part.binary, left, right)
+                left if short and (i == 0 or part.left.unary != "identity") else ex.BinaryNode(part.binary, left, right)
             )
         assert result is not None
         return result
@@ -133,7 +133,7 @@ class Equation:
 
 def _idle(left: Argument) -> Argument:
     """The default of an ignored right gene: the left operand again, or g after a previous result."""
-    return Argument(left.operand or ex.Operand("g"))
+    return Argument(left.operand or ex.OperandNode("g"))
 
 
 def to_equation(expression: ex.Expression, max_parts: int = DEFAULT_PARTS) -> Equation:
@@ -141,21 +141,21 @@ def to_equation(expression: ex.Expression, max_parts: int = DEFAULT_PARTS) -> Eq
 
     def argument(node: ex.Expression, chain: list[Part]) -> Argument:
         unary, constant, inner = "identity", 0.0, node
-        if isinstance(node, ex.Unary):
+        if isinstance(node, ex.UnaryNode):
             unary, constant, inner = node.name, node.constant, node.x
-        if isinstance(inner, ex.Operand):
+        if isinstance(inner, ex.OperandNode):
             return Argument(inner, unary, constant)
         chain.extend(parts(inner))
         return Argument(None, unary, constant)
 
     def parts(node: ex.Expression) -> list[Part]:
         chain: list[Part] = []
-        if not isinstance(node, ex.Binary):
+        if not isinstance(node, ex.BinaryNode):
             left = argument(node, chain)
             return [*chain, Part("left", left, _idle(left))]
         left = argument(node.left, chain)
-        inner = node.right.x if isinstance(node.right, ex.Unary) else node.right
-        if not isinstance(inner, ex.Operand):
+        inner = node.right.x if isinstance(node.right, ex.UnaryNode) else node.right
+        if not isinstance(inner, ex.OperandNode):
             raise RuleSyntaxError(
                 f"{expression} is no chain of parts: the second operand of each part must be an operand with at most "
                 f"one unary function, but here it is {node.right}; write the longer side first or use it as a tree"

@@ -23,7 +23,7 @@ def format_constant(c: float) -> str:
 
 
 class Expression:
-    """A tree of `Operand`, `Unary` and `Binary` nodes. `str` is the text form and `bpevo.rules.parse` its inverse."""
+    """A tree of `OperandNode`, `UnaryNode` and `BinaryNode`. `str` is the text form and `bpevo.rules.parse` its inverse."""
 
     @functools.cached_property
     def type(self) -> Type:
@@ -72,7 +72,7 @@ class Expression:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Operand(Expression):
+class OperandNode(Expression):
     """An operand or, with a modifier "mean", "std" or "bn", what is taken of it."""
 
     name: str
@@ -92,13 +92,13 @@ class Operand(Expression):
 
 
 def _is_infix(node: Expression) -> bool:
-    return (isinstance(node, Unary) and UNARIES[node.name].infix) or (
-        isinstance(node, Binary) and BINARIES[node.name].infix
+    return (isinstance(node, UnaryNode) and UNARIES[node.name].infix) or (
+        isinstance(node, BinaryNode) and BINARIES[node.name].infix
     )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Unary(Expression):
+class UnaryNode(Expression):
     """A unary function of `x`; `constant` is a float32 value, 0 where the function takes none."""
 
     name: str
@@ -125,7 +125,7 @@ class Unary(Expression):
     def latex(self) -> str:
         entry = UNARIES[self.name]
         transpose = entry.structure == "transpose"
-        wrap = (entry.infix or transpose) and (_is_infix(self.x) or isinstance(self.x, Binary))
+        wrap = (entry.infix or transpose) and (_is_infix(self.x) or isinstance(self.x, BinaryNode))
         wrap = wrap or (transpose and "^" in self.x.latex)  # LaTeX refuses a second superscript
         x = rf"\left({self.x.latex}\right)" if wrap else self.x.latex
         if self.name == "shift" and self.constant < 0:
@@ -134,7 +134,7 @@ class Unary(Expression):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Binary(Expression):
+class BinaryNode(Expression):
     """A binary function of `left` and `right`."""
 
     name: str

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
-from bpevo.rules.expression import Binary, Expression, Operand, Unary, format_constant
+from bpevo.rules.expression import BinaryNode, Expression, OperandNode, UnaryNode, format_constant
 from bpevo.rules.types import RuleSyntaxError
 
 MAX_CHARACTERS, MAX_NESTING, MAX_NODES = 1000, 64, 64
@@ -103,9 +103,9 @@ class _Reader:
             case ast.Attribute(value=value, attr=attribute):
                 if attribute != "T":
                     raise self._error(node, f"only .T can follow an expression, not .{attribute}")
-                return Unary("transpose", self.expression(value))
+                return UnaryNode("transpose", self.expression(value))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return Unary("neg", self.expression(operand))
+                return UnaryNode("neg", self.expression(operand))
             case ast.UnaryOp(op=ast.UAdd()):
                 raise self._error(node, "there is no leading '+'; write x instead of +x")
             case ast.BinOp(left=left, op=op, right=right):
@@ -117,9 +117,9 @@ class _Reader:
                 raise self._error(node, "a number stands only in n*x, x*n, x + n, n + x, x - n and as a constant")
         raise self._error(node, f"{type(node).__name__} is not part of the language")
 
-    def _operand(self, node: ast.AST, name: str) -> Operand:
+    def _operand(self, node: ast.AST, name: str) -> OperandNode:
         if name in OPERANDS:
-            return Operand(name)
+            return OperandNode(name)
         if name in _CALLS or name in MODIFIERS:
             raise self._error(node, f"{name} is a function: write {name}(…)")
         raise self._unknown(node, name, "operand", list(OPERANDS))
@@ -140,14 +140,14 @@ class _Reader:
             arity(1, f"{name}(operand)")
             if not isinstance(args[0], ast.Name):
                 raise self._error(args[0], f"{name}(…) takes an operand alone, such as {name}(g)")
-            return Operand(self._operand(args[0], args[0].id).name, name)
+            return OperandNode(self._operand(args[0], args[0].id).name, name)
         if name not in _CALLS:
             if name in OPERANDS:
                 raise self._error(node, f"{name} is an operand and takes no arguments")
             raise self._unknown(node, name, "function", sorted(_CALLS | {m for m in MODIFIERS if m}))
         if name in BINARIES:
             arity(2, f"{name}(x, y)")
-            return Binary(name, self.expression(args[0]), self.expression(args[1]))
+            return BinaryNode(name, self.expression(args[0]), self.expression(args[1]))
         entry = UNARIES[name]
         arity(1 + entry.takes_constant, entry.spelling.format(x="x", c="number"))
         constant = 0.0
@@ -156,7 +156,7 @@ class _Reader:
             if number is None:
                 raise self._error(args[1], f"the second argument of {name} must be a number")
             constant = self._constant(args[1], name, number)
-        return Unary(name, self.expression(args[0]), constant)
+        return UnaryNode(name, self.expression(args[0]), constant)
 
     def _binary(self, node: ast.BinOp, op: ast.operator, left: ast.expr, right: ast.expr) -> Expression:
         name = _INFIX.get(type(op))
@@ -166,7 +166,7 @@ class _Reader:
             )
         numbers = self._number(left), self._number(right)
         if numbers == (None, None):
-            return Binary(name, self.expression(left), self.expression(right))
+            return BinaryNode(name, self.expression(left), self.expression(right))
         if None not in numbers:
             raise self._error(node, "an operation needs at least one operand that is no number")
         place, other = (left, right) if numbers[0] is not None else (right, left)
@@ -177,7 +177,7 @@ class _Reader:
             raise self._error(node, _FORMS[name].format(c=c, inverse=inverse))
         function = "scale" if name == "mul" else "shift"
         constant = self._constant(place, function, -number if name == "sub" else number)
-        return Unary(function, self.expression(other), constant)
+        return UnaryNode(function, self.expression(other), constant)
 
     def _number(self, node: ast.expr) -> float | None:
         """The number that `node` writes, folding signs; None if it is none."""

@@ -55,7 +55,7 @@ CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoc
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Row:
     """A row of `evaluations`. `curve` maps a column of EpochResult to its values per epoch."""
 
     stage: str
@@ -193,7 +193,7 @@ class RunDatabase:
 
     def take_over(self, other: "RunDatabase", settings: dict[str, Any], versions: dict[str, str]) -> None:
         """Everything in `other`, which may be growing, into this empty run together with its settings, or nothing."""
-        other.proposals(), other.evaluations()  # damage shows before anything is written
+        other.proposals(), other.rows()  # damage shows before anything is written
         with self._transaction() as c:
             other._connection.execute("BEGIN")  # one state of it for all tables
             try:
@@ -235,7 +235,7 @@ class RunDatabase:
 
         return self._read("proposals", rows, proposal)
 
-    def add_evaluation(self, stage: str, equation: str, proposal: int | None, outcome: Outcome) -> Evaluation:
+    def add_row(self, stage: str, equation: str, proposal: int | None, outcome: Outcome) -> Row:
         columns = [
             f.name for f in dataclasses.fields(outcome.curve[0]) if f.name not in ("epoch", "reason", "alignment")
         ]
@@ -244,7 +244,7 @@ class RunDatabase:
             for i, name in enumerate(("cosine", "norm_ratio")):
                 curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
         training = outcome.job.training
-        row = Evaluation(
+        row = Row(
             stage, equation, training.learning_rate, training.replicate, proposal, outcome.status, outcome.reason,
             outcome.accuracy, outcome.rungs, curve, outcome.seconds, _now(),
         )  # fmt: skip
@@ -253,7 +253,7 @@ class RunDatabase:
             c.execute(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values))})", values)
         return row
 
-    def evaluations(self, *stages: str) -> list[Evaluation]:
+    def rows(self, *stages: str) -> list[Row]:
         """All, or those of some stages, in order of finishing."""
         marks = ", ".join("?" * len(stages))
         where = f"WHERE stage IN ({marks})" if stages else ""
@@ -301,8 +301,8 @@ def to_result(proposal: Proposal, trainings: list[tuple[float | None, int, list[
     return Result(proposal.id, proposal.equation, accuracy, rungs, curves)
 
 
-def _evaluation(row: tuple) -> Evaluation:
-    e = Evaluation(*row[:9], json.loads(row[9]), *row[10:])
+def _evaluation(row: tuple) -> Row:
+    e = Row(*row[:9], json.loads(row[9]), *row[10:])
     texts, whole, real = (
         (e.stage, e.equation, e.status, e.reason, e.finished),
         (e.replicate, e.rungs),

@@ -40,7 +40,7 @@ def begin(
             database.take_over(other, settings | {"fork": fork}, versions)
             return plan, fork, f"forked from {source}: {fork['proposals']} proposals and their trainings are taken over"
         best: dict[str, tuple] = {}
-        for e in other.evaluations("search"):
+        for e in other.rows("search"):
             if e.accuracy is not None:
                 best[e.equation] = max(best.get(e.equation, (-1,)), (e.rungs, e.accuracy, -(e.proposal or 0)))
     initial = []

@@ -7,9 +7,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from bpevo.evolution import Proposal, Proposer, Result, SpaceExhausted
+from bpevo.evolution import PaperController, Proposal, Result, SpaceExhausted
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.runs.database import Evaluation, RunDatabase
+from bpevo.runs.database import Row, RunDatabase
 from bpevo.training import Training
 from bpevo.workers import Job, LocalWorkers, Outcome
 
@@ -33,7 +33,7 @@ class Search:
     def __init__(
         self,
         database: RunDatabase,
-        proposer: Proposer,
+        proposer: PaperController,
         workers: LocalWorkers,
         budget: Budget,
         watch: Callable[["Search", Sequence[Outcome]], None] = lambda search, outcomes: None,
@@ -45,8 +45,8 @@ class Search:
         self.exhausted = ""  # why the search ended before its budget
         self.proposals: list[Proposal] = []
         self.results: dict[int, Result] = {}
-        self.evaluations: list[Evaluation] = database.evaluations()
-        self._keys = {_key(e) for e in self.evaluations}
+        self.rows: list[Row] = database.rows()
+        self._keys = {_key(e) for e in self.rows}
         for proposal in database.proposals():
             proposer.adopt(proposal)
             self.proposals.append(proposal)
@@ -57,7 +57,7 @@ class Search:
     @property
     def done(self) -> int:
         """Trainings of the search that ended."""
-        return sum(e.stage == "search" for e in self.evaluations)
+        return sum(e.stage == "search" for e in self.rows)
 
     @property
     def max_evaluations(self) -> int:
@@ -134,7 +134,7 @@ class Search:
         """Controls and leaders, each once, with their best learning rate."""
         controls = {str(e): e for e in map(self._control, CONTROLS)}
         rates: dict[str, tuple[int, float, float]] = {}
-        for e in self.evaluations:
+        for e in self.rows:
             if e.stage == ("control" if e.equation in controls else "search") and e.accuracy is not None:
                 rates[e.equation] = max(rates.get(e.equation, (-1, -1.0, 0.0)), (e.rungs, e.accuracy, e.learning_rate))
         equations = controls | {str(r.equation): r.equation for r in self.leaders()}
@@ -186,8 +186,8 @@ class Search:
         for outcome in outcomes:
             stage, proposal = outcome.job.tag
             text = str(outcome.job.training.equation)
-            evaluation = self._database.add_evaluation(stage, text, proposal, outcome)
-            self.evaluations.append(evaluation)
+            evaluation = self._database.add_row(stage, text, proposal, outcome)
+            self.rows.append(evaluation)
             self._keys.add(_key(evaluation))
             if stage == "search":
                 result = self._database.result(self.proposals[proposal], self._budget.learning_rates)
@@ -196,5 +196,5 @@ class Search:
         self._watch(self, outcomes)
 
 
-def _key(e: Evaluation) -> tuple[str, str, float, int]:
+def _key(e: Row) -> tuple[str, str, float, int]:
     return e.stage, e.equation, e.learning_rate, e.replicate

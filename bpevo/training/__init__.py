@@ -3,9 +3,9 @@
 A `Trainer` knows equations, seeds and learning rates; it knows no evolution.
 """
 
-from bpevo.training.candidate import REASONS, Candidate, Examples, to_examples
 from bpevo.training.settings import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 from bpevo.training.slots import most_slots
+from bpevo.training.task import REASONS, Examples, Task, to_examples
 from bpevo.training.trainer import DeviceLost, EpochResult, OutOfMemory, Trainer, Training
 from bpevo.training.transforms import TRANSFORMS
 
@@ -15,7 +15,7 @@ __all__ = [
     "REASONS",
     "SCHEDULES",
     "TRANSFORMS",
-    "Candidate",
+    "Task",
     "DeviceLost",
     "EpochResult",
     "Examples",

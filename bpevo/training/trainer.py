@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
-from bpevo.training.candidate import REASONS, Candidate, Examples, Metrics, Order
 from bpevo.training.slots import fitting, most_slots, shardings, slots
+from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
 from bpevo.training.transforms import TRANSFORMS
 
 
@@ -52,7 +52,7 @@ class Trainer:
 
     def __init__(
         self,
-        candidate: Candidate,
+        task: Task,
         examples: Examples,
         capacity: int | None,
         max_parts: int = 3,
@@ -70,19 +70,19 @@ class Trainer:
         one of TRANSFORMS.
         """
         self._remake = functools.partial(
-            Trainer, candidate, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering,
+            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering,
             rule=rule, transforms=transforms,
         )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
         blank = rule or InterpretedRule(blank_program(max_parts))
-        self._fitting = fitting(candidate.bytes_needed(blank, examples.mean.shape), self._devices)
+        self._fitting = fitting(task.bytes_needed(blank, examples.mean.shape), self._devices)
         if capacity is None:
             most = most_slots(self._devices)
             capacity = min(most, self._fitting or most)
         if capacity < len(self._devices):
             self._devices = self._devices[:capacity]
         self.capacity = -(-capacity // len(self._devices)) * len(self._devices)
-        self.candidate, self.max_parts = candidate, max_parts
+        self.task, self.max_parts = task, max_parts
         self.rule = rule
         transform = np.int32(0) if transforms else None
         order = Order(
@@ -96,8 +96,8 @@ class Trainer:
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
-        self._program = slots(candidate.epoch, self._devices, lowering)
-        shapes = candidate.blank(order.rule, examples.mean.shape)
+        self._program = slots(task.epoch, self._devices, lowering)
+        shapes = task.blank(order.rule, examples.mean.shape)
         self._place = jax.jit(_placed, donate_argnums=0, out_shardings=self._sharded)
         try:
             self._examples = jax.device_put(examples, replicated)
@@ -105,8 +105,8 @@ class Trainer:
             self._states = jax.block_until_ready(jax.jit(allocate, out_shardings=self._sharded)())
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error) from error
-        measured = candidate.measure_alignment
-        self._units = candidate.units(order.rule, examples.mean.shape) if measured else []
+        measured = task.measure_alignment
+        self._units = task.units(order.rule, examples.mean.shape) if measured else []
         self.epochs_run = self.epochs_offered = 0
 
     @property
@@ -187,7 +187,7 @@ class Trainer:
             pairs = [] if metrics.alignment is None else metrics.alignment[k].tolist()
             measured = {name: (cosine, ratio) for name, (cosine, ratio) in zip(self._units, pairs, strict=True)}
             results[k] = EpochResult(int(self._orders.epoch[k]), *values, REASONS[int(metrics.reason[k])], measured)
-            if results[k].reason or results[k].epoch >= self.candidate.settings.epochs:
+            if results[k].reason or results[k].epoch >= self.task.settings.epochs:
                 self.stop(k)
         return results
 

@@ -132,7 +132,7 @@ class LocalWorkers:
     def _status(self, job: Job, result: EpochResult) -> str:
         if result.reason:
             return "diverged"
-        if result.epoch >= self.trainer.candidate.settings.epochs:
+        if result.epoch >= self.trainer.task.settings.epochs:
             return "done"
         return "stopped" if result.eval_accuracy < dict(job.bars).get(result.epoch, -math.inf) else ""
 

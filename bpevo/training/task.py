@@ -68,8 +68,8 @@ class Metrics(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-    """The functions of one candidate's training under `settings` on data of one shape."""
+class Task:
+    """What every candidate trains on: the functions of one training under `settings` on data of one shape."""
 
     settings: TrainingSettings
     classes: int

@@ -74,7 +74,7 @@ class EvolutionSettings:
             raise ValueError(f"mutations are non-negative weights of k = 1, 2, …, not all 0: {self.mutations}")
 
 
-class Proposer:
+class PaperController:
     """Draws proposals in id order.
 
     `initial` equations are the first proposals; empty means N random ones. `key` maps an equation to what makes it a

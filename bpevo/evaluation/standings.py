@@ -9,7 +9,7 @@ from bpevo.evaluation.evaluation import tuned_rate
 from bpevo.evaluation.significance import LEVEL, Difference, Summary, holm, paired, summary
 from bpevo.evaluation.treatments import BACKPROP, BASELINES
 from bpevo.rules import NAMED, PAPER
-from bpevo.runs import Row
+from bpevo.runs import Rows
 
 PAPER_SETUPS = ("a1", "a2", "a3", "b1")
 
@@ -57,7 +57,7 @@ def baseline_name(text: str) -> str:
     return names.get(text, "")
 
 
-def standings(evaluations: Sequence[Row], costs: Mapping[str, float], settings: Mapping[str, Any]) -> list[Standing]:
+def standings(evaluations: Rows, costs: Mapping[str, float], settings: Mapping[str, Any]) -> list[Standing]:
     """Of every treatment that was tuned, without ablations: tested ones first, best first."""
     found, named = set(settings.get("found", ())), set(settings.get("rules", ()))
     baselines = {str(t) for t in BASELINES}
@@ -107,8 +107,8 @@ class _Row:
     diverged: int
 
 
-def _row(text: str, evaluations: Sequence[Row]) -> _Row:
-    own = [e for e in evaluations if e.equation == text]
+def _row(text: str, evaluations: Rows) -> _Row:
+    own = evaluations.of(equation=text)
     rate = tuned_rate(own, text)
     of_rate: dict[float, list[float]] = {}
     for e in own:

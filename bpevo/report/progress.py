@@ -1,6 +1,5 @@
 """Live progress of a search: a panel in a terminal, plain lines elsewhere."""
 
-import collections
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bpevo.rules import NAMED, without_idle
+from bpevo.rules import without_idle
+from bpevo.runs import Row
 from bpevo.search import Search
-from bpevo.workers import Outcome
+from bpevo.workers import Stage
 
 COMPILING = "compiling the training program"
 LINE_SECONDS = 10.0  # between plain lines
@@ -37,12 +37,12 @@ class Progress:
             self._console.print(f"{self._stage} …")
             yield self
 
-    def __call__(self, search: Search, outcomes: Sequence[Outcome]) -> None:
+    def __call__(self, search: Search, rows: Sequence[Row]) -> None:
         if self._stage == COMPILING:
             self._stage = "search"
-        for outcome in outcomes:
-            self._stage = str(outcome.job.tag[0])
-        self._trained += sum(outcome.job.tag[0] == "search" for outcome in outcomes)
+        for row in rows:
+            self._stage = row.stage
+        self._trained += sum(row.stage == Stage.SEARCH for row in rows)
         facts = self._facts(search)
         if self._live:
             grid = Table.grid(padding=(0, 2))
@@ -50,37 +50,29 @@ class Progress:
                 grid.add_row(Text(name, style="dim"), Text(value))
             self._live.update(grid)
             return
-        leaders = search.leaders()
-        best = leaders[0].accuracy if leaders else None
+        best = search.best.accuracy if search.best else None
         new = best is not None and best > self._best
         if new or time.monotonic() - self._last > LINE_SECONDS:
             self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
             self._console.print(Text(", ".join(f"{k} {v}" for k, v in facts.items() if v)), soft_wrap=True)
 
     def _facts(self, search: Search) -> dict[str, str]:
+        """What the search's running figures say; costs the same however long it has run."""
         elapsed = time.monotonic() - self._start
         rate = self._trained / elapsed
-        left = search.max_evaluations - search.done
-        leaders = search.leaders()
-        controls = {e.equation: e for e in search.rows if e.stage == "control" and e.accuracy is not None}
-        baseline = max((e.accuracy or 0.0 for e in controls.values() if e.equation == NAMED["backprop"]), default=None)
-        failures = collections.Counter(
-            e.reason or e.status for e in search.rows if e.stage == "search" and e.status != "done"
-        )
-        drawn = len(search.proposals)
-        infeasible = sum(p.infeasible for p in search.proposals)
-        duplicates = sum(p.duplicates for p in search.proposals)
-        tries = max(1, drawn + infeasible + duplicates)
+        left = search.plan.max_evaluations - search.done
+        best, drawn = search.best, len(search.proposals)
+        tries = max(1, drawn + search.infeasible + search.duplicates)
         return {
             "stage": self._stage,
-            "evaluations": f"{search.done} of {search.max_evaluations} ({3600 * rate:,.0f}/h)",
+            "evaluations": f"{search.done} of {search.plan.max_evaluations} ({3600 * rate:,.0f}/h)",
             "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
-            "best": f"{100 * (leaders[0].accuracy or 0.0):.2f} % {without_idle(leaders[0].equation.to_expression())}"
-            if leaders
+            "best": f"{100 * (best.accuracy or 0.0):.2f} % {without_idle(best.equation.to_expression())}"
+            if best
             else "",
-            "backprop": "" if baseline is None else f"{100 * baseline:.2f} %",
-            "failures": "; ".join(f"{n} {reason}" for reason, n in failures.most_common()),
-            "draws": f"{drawn} drawn, {infeasible / tries:.0%} infeasible, {duplicates / tries:.0%} duplicate",
+            "backprop": "" if search.backprop is None else f"{100 * search.backprop:.2f} %",
+            "failures": "; ".join(f"{n} {reason}" for reason, n in search.failures.most_common()),
+            "draws": f"{drawn} drawn, {search.infeasible / tries:.0%} infeasible, {search.duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",
         }
 
@@ -92,15 +84,15 @@ class Stages:
         self._console = console
         self._stage, self._start, self._last, self._trained = "", 0.0, 0.0, 0
 
-    def __call__(self, stage: str, done: int, wanted: int, outcomes: Sequence[Outcome]) -> None:
+    def __call__(self, stage: str, done: int, wanted: int, rows: Sequence[Row]) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._start, self._trained = stage, now, 0
-        self._trained += len(outcomes)
+        self._trained += len(rows)
         if now - self._last < LINE_SECONDS and done < wanted:
             return
         self._last = now
         seconds = (now - self._start) / self._trained * (wanted - done) if self._trained and now > self._start else 0.0
         left = f", {seconds / 60:.1f} min left" if seconds else ""
-        last = f"; {outcomes[-1].job.tag[1]}" if outcomes else ""
+        last = f"; {rows[-1].equation}" if rows else ""
         self._console.print(Text(f"{stage}: {done} of {wanted} trainings{left}{last}"), soft_wrap=True)

@@ -43,6 +43,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
         proposer = PaperController(plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
+        interruption.notice = progress.notice
         search = interruption.search = Search(database, proposer, workers, plan.budget, progress)
         code = 0
         try:

@@ -1,7 +1,8 @@
-"""Live progress of a search: a panel in a terminal, plain lines elsewhere."""
+"""Live progress of a search and of an evaluation: a panel in a terminal that can move its cursor, plain lines elsewhere."""
 
 import collections
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bpevo.evolution import Result
 from bpevo.rules import NAMED, without_idle
 from bpevo.search import Search
 from bpevo.workers import Outcome
@@ -19,23 +21,40 @@ LINE_SECONDS = 10.0  # between plain lines
 
 
 class Progress:
-    """Watches a Search. Without a terminal it prints a line at most every LINE_SECONDS, and one per new best rule."""
+    """Watches a Search. Without a panel it prints a line at most every LINE_SECONDS, and one per new best rule."""
 
     def __init__(self, console: Console):
         self._console = console
         self._live: Live | None = None
-        self._start, self._last, self._trained = time.monotonic(), 0.0, 0
-        self._stage, self._best = COMPILING, -1.0
+        self._start, self._last, self._trained = time.monotonic(), -math.inf, 0
+        self._stage, self._best, self._notice = COMPILING, -1.0, ""
+        self._facts: dict[str, str] = {}
+        # Of the search's rows and proposals that were counted: an epoch costs the same however long the run is.
+        self._rows = self._proposals = self._done = self._infeasible = self._duplicates = 0
+        self._failures: collections.Counter[str] = collections.Counter()
+        self._backprop: float | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
-        if self._console.is_terminal:
-            with Live(Text(self._stage), console=self._console, refresh_per_second=4) as self._live:
-                yield self
-            self._live = None
-        else:
+        """Shows the panel, or says that it begins."""
+        # FORCE_COLOR makes a file a terminal to rich; cursor codes are for real ones.
+        if not (self._console.is_interactive and self._console.file.isatty()):
             self._console.print(f"{self._stage} …")
             yield self
+            return
+        try:
+            with Live(get_renderable=self._panel, console=self._console, refresh_per_second=4) as self._live:
+                yield self
+        finally:
+            self._live = None
+
+    def notice(self, line: str) -> bool:
+        """Shows `line` below the panel, which would wipe what others write; False without a panel.
+
+        For a signal handler: nothing is written before the panel's own next refresh.
+        """
+        self._notice = line
+        return self._live is not None
 
     def __call__(self, search: Search, outcomes: Sequence[Outcome]) -> None:
         if self._stage == COMPILING:
@@ -43,46 +62,53 @@ class Progress:
         for outcome in outcomes:
             self._stage = str(outcome.job.tag[0])
         self._trained += sum(outcome.job.tag[0] == "search" for outcome in outcomes)
-        facts = self._facts(search)
+        self._count(search)
+        best = next(iter(search.leaders()), None)
+        self._facts = self._told(search, best)
         if self._live:
-            grid = Table.grid(padding=(0, 2))
-            for name, value in facts.items():
-                grid.add_row(Text(name, style="dim"), Text(value))
-            self._live.update(grid)
             return
-        leaders = search.leaders()
-        best = leaders[0].accuracy if leaders else None
-        new = best is not None and best > self._best
-        if new or time.monotonic() - self._last > LINE_SECONDS:
-            self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
-            self._console.print(Text(", ".join(f"{k} {v}" for k, v in facts.items() if v)), soft_wrap=True)
+        accuracy = -1.0 if best is None or best.accuracy is None else best.accuracy
+        if accuracy > self._best or time.monotonic() - self._last > LINE_SECONDS:
+            self._last, self._best = time.monotonic(), max(self._best, accuracy)
+            self._console.print(Text(", ".join(f"{k} {v}" for k, v in self._facts.items() if v)), soft_wrap=True)
 
-    def _facts(self, search: Search) -> dict[str, str]:
-        elapsed = time.monotonic() - self._start
-        rate = self._trained / elapsed
-        left = search.max_evaluations - search.done
-        leaders = search.leaders()
-        controls = {e.equation: e for e in search.rows if e.stage == "control" and e.accuracy is not None}
-        baseline = max((e.accuracy or 0.0 for e in controls.values() if e.equation == NAMED["backprop"]), default=None)
-        failures = collections.Counter(
-            e.reason or e.status for e in search.rows if e.stage == "search" and e.status != "done"
-        )
-        drawn = len(search.proposals)
-        infeasible = sum(p.infeasible for p in search.proposals)
-        duplicates = sum(p.duplicates for p in search.proposals)
-        tries = max(1, drawn + infeasible + duplicates)
+    def _count(self, search: Search) -> None:
+        for e in search.rows[self._rows :]:
+            if e.stage == "search":
+                self._done += 1
+                self._failures.update([e.reason or e.status] if e.status != "done" else [])
+            elif e.stage == "control" and e.equation == NAMED["backprop"] and e.accuracy is not None:
+                self._backprop = max(self._backprop or 0.0, e.accuracy)
+        for proposal in search.proposals[self._proposals :]:
+            self._infeasible += proposal.infeasible
+            self._duplicates += proposal.duplicates
+        self._rows, self._proposals = len(search.rows), len(search.proposals)
+
+    def _told(self, search: Search, best: Result | None) -> dict[str, str]:
+        rate = self._trained / (time.monotonic() - self._start)
+        left = search.max_evaluations - self._done
+        drawn = self._proposals
+        tries = max(1, drawn + self._infeasible + self._duplicates)
         return {
             "stage": self._stage,
-            "evaluations": f"{search.done} of {search.max_evaluations} ({3600 * rate:,.0f}/h)",
+            "evaluations": f"{self._done} of {search.max_evaluations} ({3600 * rate:,.0f}/h)",
             "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
-            "best": f"{100 * (leaders[0].accuracy or 0.0):.2f} % {without_idle(leaders[0].equation.to_expression())}"
-            if leaders
+            "best": f"{100 * (best.accuracy or 0.0):.2f} % {without_idle(best.equation.to_expression())}"
+            if best
             else "",
-            "backprop": "" if baseline is None else f"{100 * baseline:.2f} %",
-            "failures": "; ".join(f"{n} {reason}" for reason, n in failures.most_common()),
-            "draws": f"{drawn} drawn, {infeasible / tries:.0%} infeasible, {duplicates / tries:.0%} duplicate",
+            "backprop": "" if self._backprop is None else f"{100 * self._backprop:.2f} %",
+            "failures": "; ".join(f"{n} {reason}" for reason, n in self._failures.most_common()),
+            "draws": f"{drawn} drawn, {self._infeasible / tries:.0%} infeasible, {self._duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",
         }
+
+    def _panel(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        for name, value in (self._facts or {"stage": self._stage}).items():
+            grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+        if self._notice:
+            grid.add_row("", Text(self._notice, style="bold"))
+        return grid
 
 
 class Stages:
@@ -90,7 +116,7 @@ class Stages:
 
     def __init__(self, console: Console):
         self._console = console
-        self._stage, self._start, self._last, self._trained = "", 0.0, 0.0, 0
+        self._stage, self._start, self._last, self._trained = "", 0.0, -math.inf, 0
 
     def __call__(self, stage: str, done: int, wanted: int, outcomes: Sequence[Outcome]) -> None:
         now = time.monotonic()

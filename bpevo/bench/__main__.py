@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpevo.bench import convolutions, engines, start
+from bpevo.command import process
 from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
 from bpevo.workers import Job, LocalWorkers
@@ -174,4 +175,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=process.parse_flags("bpevo.bench"))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import IO, Any, Protocol
 
 from absl import app, flags
@@ -12,6 +13,7 @@ from bpevo.runs import printable
 
 EXIT_ERROR = 2  # the command cannot do what was asked; starting again changes nothing
 EXIT_AGAIN = 75  # a device failed (EX_TEMPFAIL): the same command continues
+STOPPING = "stopping after the epoch in progress; once more stops at once"
 EXIT_SIGNAL = 128  # plus the signal's number: 129 terminal closed, 130 Ctrl-C, 143 terminated
 
 
@@ -28,6 +30,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self.search: Stoppable | None = None
+        # Shows a line in a live display, which would wipe what is written beside it; says whether there is one.
+        self.notice: Callable[[str], bool] = lambda line: False
         self._first = signal.SIGINT
 
     def install(self) -> None:
@@ -44,8 +48,9 @@ class Interruption:
         if self.search is None:
             raise KeyboardInterrupt
         self.search.stop()
-        with contextlib.suppress(OSError):  # no print: the signal may have come in the middle of one
-            os.write(2, b"stopping after the epoch in progress; once more stops at once\n")
+        if not self.notice(STOPPING):
+            with contextlib.suppress(OSError):  # no print: the signal may have come in the middle of one
+                os.write(2, f"{STOPPING}\n".encode())
 
 
 class Output:
@@ -90,11 +95,13 @@ def fail(command: str, error: object, code: int = EXIT_ERROR) -> int:
 
 
 def parse_flags(command: str):
-    """For `app.run(flags_parser=...)`: a wrong flag or flag file is one message and EXIT_ERROR."""
+    """For `app.run(flags_parser=...)`: a wrong flag or flag file is one message and EXIT_ERROR, --help is no error."""
 
     def parse(arguments: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(arguments)
+        except SystemExit:  # absl's --help, which would exit with 1
+            sys.exit(0)
         except flags.Error as error:
             sys.exit(fail(command, f"{error}; --help lists the flags"))
         except UnicodeDecodeError as error:

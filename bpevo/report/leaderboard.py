@@ -4,9 +4,7 @@ import dataclasses
 import itertools
 import statistics
 
-from rich.table import Table
-from rich.text import Text
-
+from bpevo.report.terminal import Line, TextTable
 from bpevo.rules import NAMED, parse, without_idle
 from bpevo.runs import Rows, fittest, ranked
 from bpevo.search import CONTROL_KEYS, CONTROLS
@@ -74,21 +72,19 @@ def leaderboard(rows: Rows, costs: dict[str, float], top: int) -> list[Leaderboa
     return sorted(board, key=lambda r: (r.mean is not None, r.mean or r.search or 0.0), reverse=True)
 
 
-def table(rows: list[LeaderboardRow], title: str) -> Table:
-    """A rich table; texts are shown as they are, never as markup."""
-    t = Table(title=title, title_justify="left")
-    t.add_column("equation", overflow="fold", ratio=1)
-    for column in ("lr", "search %", "fresh seeds %", "n", "cost"):
-        t.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        name = f"{row.label}: {row.equation}" if row.label else row.equation
-        spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-        t.add_row(
-            Text(name + (f"  ({row.status})" if row.status else ""), style="bold" if row.label else ""),
-            "" if row.learning_rate is None else f"{row.learning_rate:g}",
-            "" if row.search is None else f"{row.search:.2f}",
-            "" if row.mean is None else f"{row.mean:.2f}{spread}",
-            str(len(row.fresh) or ""),
-            "" if row.cost is None else f"{row.cost:.2f}x",
-        )
-    return t
+def table(board: list[LeaderboardRow], title: str) -> TextTable:
+    """For the terminal."""
+    return TextTable(title, "equation", ("lr", "search %", "fresh seeds %", "n", "cost"), [_line(row) for row in board])
+
+
+def _line(row: LeaderboardRow) -> Line:
+    name = f"{row.label}: {row.equation}" if row.label else row.equation
+    spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+    numbers = (
+        "" if row.learning_rate is None else f"{row.learning_rate:g}",
+        "" if row.search is None else f"{row.search:.2f}",
+        "" if row.mean is None else f"{row.mean:.2f}{spread}",
+        str(len(row.fresh) or ""),
+        "" if row.cost is None else f"{row.cost:.2f}x",
+    )
+    return Line(name + (f"  ({row.status})" if row.status else ""), numbers, "bold" if row.label else "")

@@ -1,6 +1,7 @@
-"""Live progress of a search: a panel in a terminal, plain lines elsewhere."""
+"""Live progress of a search and of an evaluation: a panel in a terminal that can move its cursor, plain lines elsewhere."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,23 +20,36 @@ LINE_SECONDS = 10.0  # between plain lines
 
 
 class Progress:
-    """Watches a Search. Without a terminal it prints a line at most every LINE_SECONDS, and one per new best rule."""
+    """Watches a Search. Without a panel it prints a line at most every LINE_SECONDS, and one per new best rule."""
 
     def __init__(self, console: Console):
         self._console = console
         self._live: Live | None = None
-        self._start, self._last, self._trained = time.monotonic(), 0.0, 0
-        self._stage, self._best = COMPILING, -1.0
+        self._start, self._last, self._trained = time.monotonic(), -math.inf, 0
+        self._stage, self._best, self._notice = COMPILING, -1.0, ""
+        self._facts: dict[str, str] = {}
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
-        if self._console.is_terminal:
-            with Live(Text(self._stage), console=self._console, refresh_per_second=4) as self._live:
-                yield self
-            self._live = None
-        else:
+        """Shows the panel, or says that it begins."""
+        # FORCE_COLOR makes a file a terminal to rich; cursor codes are for real ones.
+        if not (self._console.is_interactive and self._console.file.isatty()):
             self._console.print(f"{self._stage} …")
             yield self
+            return
+        try:
+            with Live(get_renderable=self._panel, console=self._console, refresh_per_second=4) as self._live:
+                yield self
+        finally:
+            self._live = None
+
+    def notice(self, line: str) -> bool:
+        """Shows `line` below the panel, which would wipe what others write; False without a panel.
+
+        For a signal handler: nothing is written before the panel's own next refresh.
+        """
+        self._notice = line
+        return self._live is not None
 
     def __call__(self, search: Search, rows: Sequence[Row]) -> None:
         if self._stage == COMPILING:
@@ -43,20 +57,16 @@ class Progress:
         for row in rows:
             self._stage = row.stage
         self._trained += sum(row.stage == Stage.SEARCH for row in rows)
-        facts = self._facts(search)
+        self._facts = self._told(search)
         if self._live:
-            grid = Table.grid(padding=(0, 2))
-            for name, value in facts.items():
-                grid.add_row(Text(name, style="dim"), Text(value))
-            self._live.update(grid)
             return
         best = search.best.accuracy if search.best else None
         new = best is not None and best > self._best
         if new or time.monotonic() - self._last > LINE_SECONDS:
             self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
-            self._console.print(Text(", ".join(f"{k} {v}" for k, v in facts.items() if v)), soft_wrap=True)
+            self._console.print(Text(", ".join(f"{k} {v}" for k, v in self._facts.items() if v)), soft_wrap=True)
 
-    def _facts(self, search: Search) -> dict[str, str]:
+    def _told(self, search: Search) -> dict[str, str]:
         """What the search's running figures say; costs the same however long it has run."""
         elapsed = time.monotonic() - self._start
         rate = self._trained / elapsed
@@ -76,13 +86,21 @@ class Progress:
             "occupancy": f"{search.occupancy:.0%} of slots",
         }
 
+    def _panel(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        for name, value in (self._facts or {"stage": self._stage}).items():
+            grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+        if self._notice:
+            grid.add_row("", Text(self._notice, style="bold"))
+        return grid
+
 
 class Stages:
     """Watches an Evaluation: a line at most every LINE_SECONDS, and one at the end of each stage."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._stage, self._start, self._last, self._trained = "", 0.0, 0.0, 0
+        self._stage, self._start, self._last, self._trained = "", 0.0, -math.inf, 0
 
     def __call__(self, stage: str, done: int, wanted: int, rows: Sequence[Row]) -> None:
         now = time.monotonic()

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from bpevo.command import main, process, selfcheck  # isort: skip (main comes before jax)
+from bpevo.command import jax_setup, main, process, selfcheck  # isort: skip (main comes before jax)
 import jax
 from absl import flags
 from rich.console import Console
@@ -26,7 +26,7 @@ def machine() -> Iterator[Finding]:
     """Versions, devices, memory, and whether they compute right numbers."""
     versions = provenance.versions()
     broken = selfcheck.BROKEN.get(versions["jax"], "")
-    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("device", "cores")), ""
+    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in provenance.MACHINE), ""
     missing = [k for k, v in versions.items() if v == "not installed" and k != "bpevo"]
     if missing:
         yield "packages", ", ".join(missing), "not installed: pip install . in a clone of bpevo"
@@ -44,10 +44,22 @@ def machine() -> Iterator[Finding]:
         yield "self-check", broken and f"jax {versions['jax']} {broken}", str(error)
 
 
+def environment() -> Iterator[Finding]:
+    """What the environment says about jax that is not heeded, or that changes numbers."""
+    ignored = jax_setup.not_heeded()
+    kept = ", ".join(f"{name}={os.environ[name]} is not heeded: {value} holds" for name, value in ignored.items())
+    yield "environment", kept or "nothing that bpevo has to overrule", ""
+    versions = provenance.versions()
+    yield "numbers", f"matmul precision {versions['matmul precision']}, XLA_FLAGS {versions['XLA_FLAGS'] or 'none'}", ""
+
+
 def folders(data_dir: str | None) -> Iterator[Finding]:
     """Compilation cache and data directory."""
     cache = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 (made at run time, so unknown to mypy)
-    yield "compilation cache", *_folder(cache)
+    if cache is None:
+        yield "compilation cache", "none: no home directory is known; set XDG_CACHE_HOME to keep compiled programs", ""
+    else:
+        yield "compilation cache", *_folder(cache)
     root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
     state, fault = _folder(root)
     prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
@@ -134,7 +146,8 @@ def examine(values: flags.FlagValues, console: Console, interruption: process.In
     del interruption
     if values.copy_to:
         return _copy(values.workdir, values.copy_to, console)
-    findings = [machine(), folders(values.data_dir)] + [run(folder) for folder in _runs(values.workdir)]
+    workdir = values.workdir and os.path.expanduser(values.workdir)
+    findings = [machine(), environment(), folders(values.data_dir)] + [run(folder) for folder in _runs(workdir)]
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
         console.out(f"{what:>18}  {printable(state)}", highlight=False)

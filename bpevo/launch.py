@@ -30,7 +30,7 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with RunDatabase.writing(command.workdir) as database:
+    with process.time_limit(command.max_hours), RunDatabase.writing(command.workdir) as database:
         command = _settled(command, database, say)
         plan, training = command.search, command.training
         say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
@@ -89,7 +89,8 @@ def _checkpoints(command: plans.SearchCommand, say) -> Checkpoints | None:
     versions = provenance.versions()
     identity = command.training.fingerprint() | {"max_parts": command.search.space.max_parts}
     identity |= {"numerics": provenance.NUMERICS, "device": jax.local_devices()[0].device_kind}
-    identity |= {k: versions[k] for k in ("bpevo", "jax", "jaxlib", "flax", "optax")}
+    kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")
+    identity |= {k: versions[k] for k in kinds}
     folder = os.path.join(command.workdir, "checkpoints")
     try:
         return Checkpoints(folder, identity, command.checkpoint_minutes, say)

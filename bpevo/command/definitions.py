@@ -40,6 +40,9 @@ def define_common() -> None:
         "Candidates in training at once, over all devices. Default: 4 a CPU device, what fits up to 16 an accelerator.",
     )
     flags.DEFINE_integer("seed", 0, "Root of everything random.")
+    flags.DEFINE_float(
+        "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
+    )
     flags.DEFINE_bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
 
 

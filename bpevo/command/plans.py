@@ -40,6 +40,7 @@ class SearchCommand:
     checkpoint_minutes: float  # 0: none
     fork_from: str | None
     selfcheck: bool
+    max_hours: float | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
@@ -58,6 +59,7 @@ class EvaluationCommand:
     eval_examples: int | None
     alignment: bool
     selfcheck: bool
+    max_hours: float | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
@@ -91,6 +93,14 @@ def _rates(values: flags.FlagValues) -> tuple[float, ...]:
     return rates
 
 
+def path_of(name: str, value: str) -> str:
+    """The path that a flag gives, `~` replaced by the home directory. Raises UsageError where none is known."""
+    path = os.path.expanduser(value)
+    if path.startswith("~") and value.partition("/")[0] == "~":
+        raise UsageError(f"--{name}={value}: no home directory is known; write the whole path")
+    return path
+
+
 def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UsageError(f"--{name}={value} must be at least {least}")
@@ -106,6 +116,8 @@ def training_plan(values: flags.FlagValues) -> TrainingPlan:
     for name in ("slots", "train_examples"):
         at_least(name, values[name].value, 1)
     at_least("seed", values.seed, 0)
+    if values.max_hours is not None and not 0 < values.max_hours < 10**5:
+        raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
     if values.seed >= 2**32:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
@@ -179,14 +191,15 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
     """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
     search = search_plan(values)
     return SearchCommand(
-        workdir=values.workdir,
+        workdir=path_of("workdir", values.workdir or ""),
         training=training_plan(values),
         search=search,
         lag=values.lag,
         slots=values.slots,
         checkpoint_minutes=values.checkpoint_minutes,
-        fork_from=values.fork_from,
+        fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
         selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
     )
 
 
@@ -222,7 +235,7 @@ def _initial(choice: str, max_parts: int) -> list[Equation]:
         names = ("backprop", "feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "frsf")
         known = [parse(NAMED[n]) for n in names]
         return [e.to_equation(max_parts) for e in known if len(e.to_equation(8).to_parts()) <= max_parts]
-    return read_equations(choice, max_parts)
+    return read_equations(path_of("initial", choice), max_parts)
 
 
 def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
@@ -269,17 +282,16 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
     training = training_plan(values)
     training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
     try:
-        named = read_treatments(values.rules) if values.rules else []
+        named = read_treatments(path_of("rules", values.rules)) if values.rules else []
     except ValueError as error:
         raise UsageError(f"--rules: {error}") from error
     found = []
-    if (pathlib.Path(values.workdir) / "run.sqlite").is_file():
-        with RunDatabase.reading(values.workdir) as search:
+    workdir = path_of("workdir", values.workdir)
+    if (pathlib.Path(workdir) / "run.sqlite").is_file():
+        with RunDatabase.reading(workdir) as search:
             found = [t for t in winners(search, values.top) if t not in named]
     elif not values.rules:
-        raise UsageError(
-            f"there is no search in {values.workdir} to take rules from: give --rules, such as --rules=table1"
-        )
+        raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
     plan = EvaluationPlan(
         named=tuple(named),
         found=tuple(found),
@@ -291,7 +303,7 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         ablate=values.ablate,
     )
     return EvaluationCommand(
-        folder=pathlib.Path(values.workdir) / values.scenario,
+        folder=pathlib.Path(workdir) / values.scenario,
         training=training,
         evaluation=plan,
         slots=values.slots,
@@ -299,4 +311,5 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         eval_examples=values.eval_examples,
         alignment=values.alignment,
         selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
     )

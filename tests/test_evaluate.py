@@ -154,9 +154,7 @@ def test_every_row_has_the_same_tuning_budget_and_the_rest_is_what_was_promised(
 
 
 def test_no_stage_sees_the_seeds_of_another_nor_of_the_search(undisturbed):
-    of_stage = {
-        s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in ("tuning", "selection", "test")
-    }
+    of_stage = {s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in ("tuning", "selection", "test")}
     seen = [r for replicates in of_stage.values() for r in replicates]
     assert len(seen) == len(set(seen)) and min(seen) >= 1000
 

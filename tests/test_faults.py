@@ -65,9 +65,7 @@ def test_a_full_disk_stops_with_one_message_and_the_search_goes_on_when_there_is
         ballast.write_bytes(b"x" * 150_000)
         counted = []
         with pytest.raises(RunError, match=r"run\.sqlite: .*(full|I/O).*free some space and start again"):
-            search(
-                disk / "run", DISTURBED, StandIn(4), lambda s, _: counted.append((len(s.proposals), len(s.rows)))
-            )
+            search(disk / "run", DISTURBED, StandIn(4), lambda s, _: counted.append((len(s.proposals), len(s.rows))))
         last = counted[-1]
         found = stored(disk / "run")
         assert found[0] >= last[0] and found[1] >= last[1] > 0  # everything that the search had counted is there

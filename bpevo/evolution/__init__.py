@@ -5,6 +5,7 @@ Proposals are a pure function of settings and earlier results; nothing here trai
 
 from bpevo.evolution.controllers import EvolutionSettings, PaperController, Proposal, Result, Rung, SpaceExhausted
 from bpevo.evolution.equivalence import functional_key
+from bpevo.evolution.fitness import fitness
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Rung",
     "SearchSpace",
     "SpaceExhausted",
+    "fitness",
     "functional_key",
 ]

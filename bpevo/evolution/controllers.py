@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bpevo.evolution.fitness import fitness
 from bpevo.evolution.space import Change, SearchSpace, feasible
 from bpevo.rules import Equation
 
@@ -31,8 +32,7 @@ class Result:
 
     @property
     def fitness(self) -> tuple[int, float]:
-        """Orders results; diverged ones below all."""
-        return (self.rungs, self.accuracy) if self.accuracy is not None else (-1, 0.0)
+        return fitness(self.accuracy, self.rungs)
 
 
 @dataclasses.dataclass(frozen=True)

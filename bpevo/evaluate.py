@@ -31,7 +31,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         selfcheck.check()
     with RunDatabase.writing(scenario.folder) as database:
         database.check_settings(scenario.fingerprint(), provenance.versions(), free=scenarios.FREE)
-        console.print(f"{scenario.setup.dataset.source}; {len(scenario.plan.treatments)} rows", highlight=False)
+        console.print(f"{scenario.training.dataset.source}; {len(scenario.plan.treatments)} rows", highlight=False)
         progress = report.Stages(console)
         workplace = scenarios.Workplace(scenario)
         experiment = interruption.search = Evaluation(database, workplace, scenario.plan, scenario.max_parts, progress)

@@ -18,17 +18,17 @@ from bpevo import report
 from bpevo.command import flags as run_flags
 from bpevo.command import process, selfcheck
 from bpevo.data import DataError
-from bpevo.evolution import PaperController, functional_key
+from bpevo.evolution import CONTROLLERS, functional_key
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.search import Search, fork
-from bpevo.training import DeviceLost, OutOfMemory
+from bpevo.training import DeviceLost, OutOfMemory, TrainingPlan
 from bpevo.workers import Checkpoints, LocalWorkers
 
 
 def run(values: flags.FlagValues, console: Console, interruption: process.Interruption | None = None) -> int:
     """Runs the search that the flags describe; returns the exit code."""
     plan = run_flags.search_setup(values)
-    training = run_flags.setup(values)
+    training = run_flags.training_plan(values)
     if values.selfcheck:
         selfcheck.check()
     interruption = interruption or process.Interruption()
@@ -41,9 +41,9 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         trainer = training.trainer(plan.space.max_parts, values.slots)
         workers = LocalWorkers(trainer, checkpoints, lambda line: console.print(line, markup=False, highlight=False))
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        proposer = PaperController(plan.space, plan.evolution, plan.initial, key)
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
-        search = interruption.search = Search(database, proposer, workers, plan.budget, progress)
+        search = interruption.search = Search(database, controller, workers, plan.budget, progress)
         code = 0
         try:
             with progress.running():
@@ -67,7 +67,7 @@ def _settled(
     values: flags.FlagValues,
     database: RunDatabase,
     plan: run_flags.SearchSetup,
-    training: run_flags.Setup,
+    training: TrainingPlan,
     console: Console,
 ) -> run_flags.SearchSetup:
     """The plan after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
@@ -91,7 +91,7 @@ def _settled(
 
 
 def _checkpoints(
-    values: flags.FlagValues, plan: run_flags.SearchSetup, training: run_flags.Setup, console: Console
+    values: flags.FlagValues, plan: run_flags.SearchSetup, training: TrainingPlan, console: Console
 ) -> Checkpoints | None:
     if not values.checkpoint_minutes:
         return None

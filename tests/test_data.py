@@ -31,7 +31,17 @@ def numbered(count: int) -> data.Dataset:
     """A dataset whose labels number its examples."""
     images = np.zeros((count, 1, 1, 1), np.uint8)
     numbers = np.arange(count, dtype=np.int32)
-    return data.Dataset("numbered", images, numbers, images[:7], -1 - numbers[:7], count, False, 0, "numbered")
+    return data.Dataset(
+        name="numbered",
+        train_images=images,
+        train_labels=numbers,
+        test_images=images[:7],
+        test_labels=-1 - numbers[:7],
+        num_classes=count,
+        flip=False,
+        pad=0,
+        source="numbered",
+    )
 
 
 @pytest.mark.parametrize("count, train, validation", [(50_000, 45_000, 5_000), (1437, 1197, 240), (10_000, 9000, 1000)])

@@ -18,6 +18,7 @@ from bpevo import data, launch
 from bpevo.command import flags as run_flags
 from bpevo.rules import NAMED
 from bpevo.runs import RunDatabase
+from bpevo.training import TrainingPlan
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -203,7 +204,7 @@ def files(tmp_path):
 def test_flags_that_cannot_be_honoured_are_refused_before_anything_starts(
     parsed, files, tmp_path, monkeypatch, arguments, message
 ):
-    monkeypatch.setattr(run_flags.Setup, "trainer", lambda *_: pytest.fail("compiles"))
+    monkeypatch.setattr(TrainingPlan, "trainer", lambda *_: pytest.fail("compiles"))
     extra = ["--max_parts=1"] if "long" in arguments else []
     values = parsed(f"--workdir={tmp_path / 'run'}", *SMALL, *arguments.format(**files).split(), *extra)
     with pytest.raises((run_flags.UsageError, data.DataError), match=message):
@@ -262,7 +263,7 @@ def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
 def test_the_fingerprint_changes_with_every_setting_that_changes_results(parsed):
     def fingerprint(*arguments):
         values = parsed("--workdir=x", *SMALL, *arguments)
-        return run_flags.setup(values).fingerprint() | run_flags.search_setup(values).fingerprint()
+        return run_flags.training_plan(values).fingerprint() | run_flags.search_setup(values).fingerprint()
 
     base = fingerprint()
     changes = ["--epochs=3", "--train_examples=130", "--learning_rates=0.2", "--seed=1", "--optimizer=momentum", "--lag=5",
@@ -279,10 +280,20 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
     def load(name, data_dir=None):
         size, count, pad = (8, 1437, 0) if name == "digits" else (32, 50_000, 4)
         images, labels = np.zeros((count, size, size, 1), np.uint8), np.zeros(count, np.int32)
-        return data.Dataset(name, images, labels, images[:10], labels[:10], 10, False, pad, "made up")
+        return data.Dataset(
+            name=name,
+            train_images=images,
+            train_labels=labels,
+            test_images=images[:10],
+            test_labels=labels[:10],
+            num_classes=10,
+            flip=False,
+            pad=pad,
+            source="made up",
+        )
 
     monkeypatch.setattr(data, "load", load)
     values = parsed(f"--flagfile={path}")
-    plan, training = run_flags.search_setup(values), run_flags.setup(values)
+    plan, training = run_flags.search_setup(values), run_flags.training_plan(values)
     assert plan.budget.max_evaluations >= 10 and training.task().steps_per_epoch >= 1
     assert path.read_text().startswith("# "), "a flag file says what it runs"

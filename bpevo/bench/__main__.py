@@ -103,7 +103,7 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
         compiled = compilations.count
         begin = time.perf_counter()
         task, examples = engines.workload(setting)
-        trainer = Trainer(task, examples, 8)
+        trainer = Trainer(task, examples, capacity=8)
         workers = LocalWorkers(trainer)
         for equation in engines.equations(size, seed=1):
             workers.submit(Job(None, Training(equation, 1e-6)))

@@ -3,27 +3,22 @@
 import dataclasses
 import math
 import os
-import zlib
 from collections.abc import Sequence
 
 import jax
 from absl import flags
 
 from bpevo import data, models
-from bpevo.evolution import EvolutionSettings, Rung, SearchSpace
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.runs.provenance import NUMERICS
 from bpevo.search.search import Budget
 from bpevo.training import (
     DTYPES,
     OPTIMIZERS,
     SCHEDULES,
-    Examples,
-    Task,
-    Trainer,
+    TrainingPlan,
     TrainingSettings,
     most_slots,
-    to_examples,
 )
 
 MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
@@ -46,7 +41,7 @@ def define_common() -> None:
     flags.DEFINE_string(
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
-    flags.DEFINE_enum("optimizer", _DEFAULTS.optimizer, OPTIMIZERS, "SGD without or with momentum 0.9.")
+    flags.DEFINE_enum("optimizer", _DEFAULTS.optimizer, tuple(OPTIMIZERS), "SGD without or with momentum 0.9.")
     flags.DEFINE_list("learning_rates", ["0.1"], "Each equation is trained with each of these; the best counts.")
     flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
@@ -54,7 +49,7 @@ def define_common() -> None:
     flags.DEFINE_enum(
         "schedule",
         _DEFAULTS.schedule,
-        SCHEDULES,
+        tuple(SCHEDULES),
         "Learning rate over time; paper: constant up to 50 epochs, then warmup_cosine.",
     )
     flags.DEFINE_enum(
@@ -77,6 +72,9 @@ def define_search() -> None:
     )
     flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
+    flags.DEFINE_enum(
+        "controller", "paper", tuple(CONTROLLERS), "What draws the equations: the paper's evolution, or random search."
+    )
     flags.DEFINE_integer("elite_size", 1000, "N: parents come from the N best with probability p, else from the rest.")
     flags.DEFINE_float("elite_probability", 0.7, "p.")
     flags.DEFINE_list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
@@ -128,41 +126,7 @@ def at_least(name: str, value: int | None, least: int) -> None:
         raise UsageError(f"--{name}={value} must be at least {least}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What the flags of a training command describe, data loaded."""
-
-    settings: TrainingSettings
-    learning_rates: tuple[float, ...]
-    dataset: data.Dataset
-    split: data.Split
-    seed: int
-
-    def task(self) -> Task:
-        return Task(
-            self.settings, self.dataset.num_classes, len(self.split.train_labels), self.dataset.flip, self.dataset.pad
-        )
-
-    def examples(self) -> Examples:
-        return to_examples(self.split, self.settings.batch_size)
-
-    def trainer(self, max_parts: int, slots: int | None) -> Trainer:
-        return Trainer(self.task(), self.examples(), slots, max_parts, self.seed)
-
-    def fingerprint(self) -> dict:
-        """What two runs must share to be comparable."""
-        digest = zlib.crc32(self.split.train_images.tobytes() + self.split.eval_images.tobytes())
-        return dataclasses.asdict(self.settings) | {
-            "dataset": self.dataset.name,
-            "dataset_crc32": digest,
-            "train_examples": len(self.split.train_labels),
-            "learning_rates": list(self.learning_rates),
-            "seed": self.seed,
-            "numerics": NUMERICS,
-        }
-
-
-def setup(values: flags.FlagValues) -> Setup:
+def training_plan(values: flags.FlagValues) -> TrainingPlan:
     """Checks the common flags and loads the data.
 
     Raises UsageError or bpevo.data.DataError.
@@ -179,29 +143,30 @@ def setup(values: flags.FlagValues) -> Setup:
     rates = _rates(values)
     try:
         settings = TrainingSettings(
-            values.model,
-            values.optimizer,
-            values.weight_decay,
-            values.batch_size,
-            values.epochs,
-            values.schedule,
-            values.compute_dtype,
+            model=values.model,
+            optimizer=values.optimizer,
+            weight_decay=values.weight_decay,
+            batch_size=values.batch_size,
+            epochs=values.epochs,
+            schedule=values.schedule,
+            compute_dtype=values.compute_dtype,
         )
         models.by_name(settings.model)
         dataset = data.load(values.dataset, values.data_dir)
         split = data.train_validation_split(dataset, values.train_examples)
-        result = Setup(settings, rates, dataset, split, values.seed)
-        if settings.epochs * result.task().steps_per_epoch > MAX_STEPS:
+        plan = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
+        if settings.epochs * plan.task().steps_per_epoch > MAX_STEPS:
             raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
     except data.DataError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return result
+    return plan
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSetup:
+    controller: str  # one of CONTROLLERS
     space: SearchSpace
     evolution: EvolutionSettings
     initial: list[Equation]
@@ -222,6 +187,7 @@ class SearchSetup:
     def fingerprint(self) -> dict:
         space = self.space
         return {
+            "controller": self.controller,
             "max_parts": space.max_parts,
             "operands": [str(o) for o in space.operands],
             "unaries": [f"{name}:{c}" for name, c in space.unaries],
@@ -254,7 +220,11 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
         settings = EvolutionSettings(
-            values.elite_size, values.elite_probability, _numbers("mutations", values.mutations), rungs, values.seed
+            elite_size=values.elite_size,
+            elite_probability=values.elite_probability,
+            mutations=_numbers("mutations", values.mutations),
+            rungs=rungs,
+            seed=values.seed,
         )
         initial = _initial(values.initial, values.max_parts)
     except UsageError:
@@ -262,7 +232,7 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
     except ValueError as error:
         raise UsageError(str(error)) from error
     budget = Budget(values.max_evaluations, rates, lag, tuple(r.epoch for r in rungs), values.top, values.repeats)
-    return SearchSetup(space, settings, initial, budget, values.equivalence)
+    return SearchSetup(values.controller, space, settings, initial, budget, values.equivalence)
 
 
 def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:

@@ -20,7 +20,7 @@ AUGMENTATION = {"cifar10": (True, 4), "cifar100": (True, 4), "digits": (False, 0
 OTHER_AUGMENTATION = (False, 4)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
     """A dataset in memory.
 

@@ -146,7 +146,7 @@ class Evaluation:
 
     def _training(self, treatment: Treatment, rate: float, replicate: int) -> Training:
         equation = treatment.chain(self._max_parts) or treatment.expression
-        return Training(equation, rate, replicate, treatment.transform)
+        return Training(equation, rate, replicate=replicate, transform=treatment.transform)
 
     def _store(self, outcome: Outcome) -> None:
         stage, text = outcome.job.tag

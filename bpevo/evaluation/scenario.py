@@ -9,13 +9,13 @@ from absl import flags
 
 from bpevo import data
 from bpevo.command import flags as run_flags
-from bpevo.command.flags import Setup, UsageError
+from bpevo.command.flags import UsageError
 from bpevo.evaluation.evaluation import EvaluationPlan
 from bpevo.evaluation.treatments import read_treatments, winners
 from bpevo.rules import Expression, compile
 from bpevo.rules.equation import DEFAULT_PARTS
 from bpevo.runs.database import RunDatabase
-from bpevo.training import Trainer
+from bpevo.training import Trainer, TrainingPlan
 from bpevo.workers import LocalWorkers
 
 # May change when a scenario is continued: they only add trainings.
@@ -52,7 +52,7 @@ class Scenario:
     """An evaluation ready to start."""
 
     folder: pathlib.Path
-    setup: Setup
+    training: TrainingPlan
     plan: EvaluationPlan
     slots: int | None
     train_examples: int | None
@@ -68,7 +68,7 @@ class Scenario:
     def fingerprint(self) -> dict:
         """What may change between sessions only where FREE says so."""
         plan = self.plan
-        return self.setup.fingerprint() | {
+        return self.training.fingerprint() | {
             "scenario": self.folder.name,
             "alignment": self.alignment,
             "tuning_repeats": plan.tuning_repeats,
@@ -95,18 +95,17 @@ class Workplace:
 
     def _make(self, on_test: bool, rule: Expression | None) -> LocalWorkers:
         s = self._scenario
-        setup = s.setup
+        training = s.training
         if on_test:  # nothing else reads the test set
-            split = _shortened(data.full_training_split(setup.dataset, s.train_examples), s.eval_examples)
-            setup = dataclasses.replace(setup, split=split)
-        task = dataclasses.replace(setup.task(), measure_alignment=s.alignment)
+            split = _shortened(data.full_training_split(training.dataset, s.train_examples), s.eval_examples)
+            training = dataclasses.replace(training, split=split)
         return LocalWorkers(
             Trainer(
-                task,
-                setup.examples(),
-                s.slots,
-                s.max_parts,
-                setup.seed,
+                training.task(measure_alignment=s.alignment),
+                training.examples(),
+                capacity=s.slots,
+                max_parts=s.max_parts,
+                seed=training.seed,
                 rule=None if rule is None else compile(rule),
                 transforms=True,
             )
@@ -128,8 +127,8 @@ def scenario(values: flags.FlagValues) -> Scenario:
         raise UsageError(f"--scenario={values.scenario} must be a name of letters, digits, _ and -")
     if values.scenario in ("report", "checkpoints"):
         raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
-    setup = run_flags.setup(values)
-    setup = dataclasses.replace(setup, split=_shortened(setup.split, values.eval_examples))
+    training = run_flags.training_plan(values)
+    training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
     try:
         named = read_treatments(values.rules) if values.rules else []
     except ValueError as error:
@@ -145,7 +144,7 @@ def scenario(values: flags.FlagValues) -> Scenario:
     plan = EvaluationPlan(
         tuple(named),
         tuple(found),
-        setup.learning_rates,
+        training.learning_rates,
         values.tuning_repeats,
         values.selection_repeats,
         values.finalists,
@@ -153,4 +152,4 @@ def scenario(values: flags.FlagValues) -> Scenario:
         values.ablate,
     )
     folder = pathlib.Path(values.workdir) / values.scenario
-    return Scenario(folder, setup, plan, values.slots, values.train_examples, values.eval_examples, values.alignment)
+    return Scenario(folder, training, plan, values.slots, values.train_examples, values.eval_examples, values.alignment)

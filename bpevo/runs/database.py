@@ -223,14 +223,14 @@ class RunDatabase:
             if number != position:
                 raise ValueError(f"proposal {position} is missing")
             return Proposal(
-                number,
-                parse(text).to_equation(max_parts),
-                key,
-                parent,
-                tuple(Change(**c) for c in json.loads(changes)),
-                tuple((int(e), float(a)) for e, a in json.loads(bars)),
-                infeasible,
-                duplicates,
+                id=number,
+                equation=parse(text).to_equation(max_parts),
+                key=key,
+                parent=parent,
+                changes=tuple(Change(**c) for c in json.loads(changes)),
+                bars=tuple((int(e), float(a)) for e, a in json.loads(bars)),
+                infeasible=infeasible,
+                duplicates=duplicates,
             )
 
         return self._read("proposals", rows, proposal)
@@ -298,7 +298,7 @@ def to_result(proposal: Proposal, trainings: list[tuple[float | None, int, list[
     alive = [(rungs, accuracy) for accuracy, rungs, _ in trainings if accuracy is not None]
     rungs, accuracy = max(alive) if alive else (0, None)
     curves = tuple(tuple(v for v in curve if v is not None) for _, _, curve in trainings)
-    return Result(proposal.id, proposal.equation, accuracy, rungs, curves)
+    return Result(id=proposal.id, equation=proposal.equation, accuracy=accuracy, rungs=rungs, curves=curves)
 
 
 def _evaluation(row: tuple) -> Row:

@@ -1,12 +1,10 @@
-"""Where a run's numbers come from: versions, machine, and the generation of this project's arithmetic."""
+"""Where a run's numbers come from: versions and machine."""
 
 import importlib.metadata
 import os
 import platform
 
 import jax
-
-NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from bpevo.rules import parse
 from bpevo.runs.database import RunDatabase, RunError
 
 # Settings that two comparable runs need not share; of the evolution's, only the rungs are shared.
-_FREE = ("operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork")
+_FREE = ("controller", "operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork")
 
 
 def begin(

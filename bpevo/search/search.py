@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from bpevo.evolution import PaperController, Proposal, Result, SpaceExhausted
+from bpevo.evolution import Controller, Proposal, Result, SpaceExhausted
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs.database import Row, RunDatabase
 from bpevo.training import Training
@@ -33,22 +33,23 @@ class Search:
     def __init__(
         self,
         database: RunDatabase,
-        proposer: PaperController,
+        controller: Controller,
         workers: LocalWorkers,
         budget: Budget,
         watch: Callable[["Search", Sequence[Outcome]], None] = lambda search, outcomes: None,
     ):
-        self._database, self._proposer, self._workers, self._budget = database, proposer, workers, budget
+        self._database, self._controller, self._workers, self._budget = database, controller, workers, budget
         self._watch = watch
         self._max_parts = workers.trainer.max_parts
         self._training = self._stopping = False
         self.exhausted = ""  # why the search ended before its budget
         self.proposals: list[Proposal] = []
         self.results: dict[int, Result] = {}
+        self._told = 0  # results with smaller ids, the controller knows
         self.rows: list[Row] = database.rows()
         self._keys = {_key(e) for e in self.rows}
         for proposal in database.proposals():
-            proposer.adopt(proposal)
+            controller.adopt(proposal)
             self.proposals.append(proposal)
             result = database.result(proposal, budget.learning_rates)
             if result:
@@ -97,7 +98,7 @@ class Search:
             equation = self._control(name)
             for rate in self._budget.learning_rates:
                 if not self._ended("control", equation, rate, SEARCH_REPLICATE):
-                    yield Job(("control", None), Training(equation, rate, SEARCH_REPLICATE))
+                    yield Job(("control", None), Training(equation, rate, replicate=SEARCH_REPLICATE))
 
     def _control(self, name: str) -> Equation:
         return parse(NAMED[name]).to_equation(self._max_parts)
@@ -111,12 +112,11 @@ class Search:
                 if not self._ended("search", proposal.equation, rate, SEARCH_REPLICATE):
                     yield self._search_job(proposal, rate)
         while issued + len(self._budget.learning_rates) <= self._budget.max_evaluations:
-            last = self._proposer.next_id - self._budget.lag
-            if any(i not in self.results for i in range(last + 1)):
+            if not self._tell(self._controller.next_id - self._budget.lag):
                 yield None
                 continue
             try:
-                proposal = self._proposer.propose([self.results[i] for i in range(last + 1)])
+                proposal = self._controller.ask()
             except SpaceExhausted as end:
                 self.exhausted = str(end)
                 return
@@ -126,8 +126,15 @@ class Search:
                 issued += 1
                 yield self._search_job(proposal, rate)
 
+    def _tell(self, last: int) -> bool:
+        """Tells the controller the results up to `last`, in id order; False while one of them is missing."""
+        while self._told <= last and self._told in self.results:
+            self._controller.tell(self.results[self._told])
+            self._told += 1
+        return self._told > last
+
     def _search_job(self, proposal: Proposal, rate: float) -> Job:
-        training = Training(proposal.equation, rate, SEARCH_REPLICATE)
+        training = Training(proposal.equation, rate, replicate=SEARCH_REPLICATE)
         return Job(("search", proposal.id), training, proposal.bars, self._budget.rung_epochs)
 
     def _selected(self) -> list[tuple[Equation, float]]:
@@ -144,7 +151,7 @@ class Search:
         for equation, rate in self._selected():
             for replicate in range(1, self._budget.repeats + 1):
                 if not self._ended("selection", equation, rate, replicate):
-                    yield Job(("selection", None), Training(equation, rate, replicate))
+                    yield Job(("selection", None), Training(equation, rate, replicate=replicate))
 
     def _measure_costs(self) -> None:
         known = self._database.costs()

@@ -1,5 +1,6 @@
 """Training: settings, one candidate against plain SGD written by hand, and slots that never touch each other."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,6 +267,35 @@ def test_replicates_learning_rates_and_equations_each_change_the_result(trainers
     orders = [training("g"), training("g", replicate=1), training("g", 0.2), training("fa")]
     curves = run(trainers[4], dict(enumerate(orders)))
     assert len({repr(c) for c in curves.values()}) == 4
+
+
+def test_an_epoch_is_traced_once_for_many_equations_rates_and_replicates(monkeypatch):
+    chex.clear_trace_counter()
+    monkeypatch.setattr(Task, "_epoch", chex.assert_max_traces(Task._epoch, n=1))
+    trainer = make_trainer(2, TrainingSettings(model="mlp-4", batch_size=8, epochs=1), devices=jax.devices()[:1])
+    for replicate, text in enumerate(("g", "unit_fro(fa) - h", "clip(g, 0.5)")):
+        curve = run(trainer, {replicate % 2: training(text, 0.1 * (1 + replicate), replicate)})[replicate % 2]
+        assert len(curve) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"train_images": np.zeros((50, 4, 4), np.uint8)},
+        {"train_images": np.zeros((50, 4, 4, 1), np.float32)},
+        {"eval_labels": np.zeros(29, np.int32)},
+        {"eval_images": np.zeros((30, 4, 5, 1), np.uint8)},
+    ],
+)
+def test_a_split_of_wrong_shapes_or_types_is_refused_before_anything_is_traced(fault):
+    with pytest.raises(AssertionError, match="\\[Chex\\]"):
+        to_examples(dataclasses.replace(SPLIT, **fault), 8)
+
+
+def test_a_trainer_refuses_examples_of_another_task():
+    task = dataclasses.replace(make_task(), examples=49)
+    with pytest.raises(AssertionError, match="\\[Chex\\]"):
+        Trainer(task, to_examples(SPLIT, 8), capacity=1)
 
 
 def test_every_equation_runs_in_the_one_compiled_program(trainers):

@@ -45,7 +45,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Of one way. Times in seconds."""
+    """What one way took. Times in seconds."""
 
     name: str
     step: float  # per candidate and step, median over repeats

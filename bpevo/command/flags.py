@@ -41,16 +41,15 @@ def define_common() -> None:
     flags.DEFINE_string(
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
-    flags.DEFINE_enum("optimizer", _DEFAULTS.optimizer, tuple(OPTIMIZERS), "SGD without or with momentum 0.9.")
+    flags.DEFINE_string("optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9.")
     flags.DEFINE_list("learning_rates", ["0.1"], "Each equation is trained with each of these; the best counts.")
     flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
     flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
-    flags.DEFINE_enum(
+    flags.DEFINE_string(
         "schedule",
         _DEFAULTS.schedule,
-        tuple(SCHEDULES),
-        "Learning rate over time; paper: constant up to 50 epochs, then warmup_cosine.",
+        f"Learning rate over time: {', '.join(SCHEDULES)}; paper: constant up to 50 epochs, then warmup_cosine.",
     )
     flags.DEFINE_enum(
         "compute_dtype", _DEFAULTS.compute_dtype, tuple(DTYPES), "Of the network; rules compute in float32."
@@ -72,8 +71,10 @@ def define_search() -> None:
     )
     flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
-    flags.DEFINE_enum(
-        "controller", "paper", tuple(CONTROLLERS), "What draws the equations: the paper's evolution, or random search."
+    flags.DEFINE_string(
+        "controller",
+        "paper",
+        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
     )
     flags.DEFINE_integer("elite_size", 1000, "N: parents come from the N best with probability p, else from the rest.")
     flags.DEFINE_float("elite_probability", 0.7, "p.")
@@ -214,6 +215,8 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
         raise UsageError(
             f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
         )
+    if values.controller not in CONTROLLERS:
+        raise UsageError(f"controller must be one of {', '.join(CONTROLLERS)}, not {values.controller!r}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
     lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)

@@ -61,6 +61,6 @@ class TrainingPlan:
 
     @functools.cached_property
     def _crc32(self) -> int:
-        """Of the images, read once: they may be hundreds of megabytes."""
+        """Checksum of the images, computed once: they may be hundreds of megabytes."""
         images = (self.split.train_images, self.split.eval_images)
         return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), images, 0)

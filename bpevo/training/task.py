@@ -63,7 +63,7 @@ class TrainingState:
 
 @struct.dataclass(kw_only=True)
 class Metrics:
-    """Of one epoch; float32 scalars. Training values are means over its steps."""
+    """What an epoch measured; float32 scalars. Training values are means over its steps."""
 
     train_loss: jax.Array
     train_accuracy: jax.Array
@@ -76,13 +76,20 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every candidate trains on: the functions of one training under `settings` on data of one shape."""
+    """What every candidate trains on: the functions of one training under `settings` on data of one shape.
+
+    Raises ValueError if a batch is larger than the training set.
+
+    >>> task = Task(settings=TrainingSettings(model="mlp-8", batch_size=32), classes=10, examples=100, flip=False, pad=0)
+    >>> task.steps_per_epoch
+    3
+    """
 
     settings: TrainingSettings
     classes: int
     examples: int  # N
-    flip: bool
-    pad: int
+    flip: bool  # augmentation: left to right
+    pad: int  # zeros on every side before a random crop
     measure_alignment: bool = False  # after each epoch, on a fixed batch: costs three backward passes
 
     def __post_init__(self):
@@ -133,7 +140,7 @@ class Task:
         return jax.eval_shape(start, images)
 
     def bytes_needed(self, rule: Rule, image_shape: tuple[int, ...]) -> tuple[int, int]:
-        """Of a candidate's state, and of what a step keeps for its backward pass. Read off shapes, nothing computed."""
+        """Bytes of a candidate's state, and of what a step keeps for its backward pass: read off shapes, nothing computed."""
 
         def kept(images, labels):
             variables = self._variables(rule, jax.random.key(0), images[:1])

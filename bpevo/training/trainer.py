@@ -50,7 +50,17 @@ class DeviceLost(RuntimeError):
 
 
 class Trainer:
-    """Trains up to `capacity` candidates at once, an epoch at a time. One compiled program, whatever the equations."""
+    """Trains up to `capacity` candidates at once, an epoch at a time. One compiled program, whatever the equations.
+
+    >>> from bpevo import data, rules
+    >>> from bpevo.training import Task, Trainer, Training, TrainingSettings, to_examples
+    >>> split = data.train_validation_split(data.load("digits"), train_examples=64)
+    >>> task = Task(settings=TrainingSettings(model="mlp-8", batch_size=32), classes=10, examples=64, flip=False, pad=0)
+    >>> trainer = Trainer(task, to_examples(split, 32), capacity=2, devices=jax.devices()[:1])
+    >>> trainer.start(0, Training(rules.parse("unit_fro(g)").to_equation(3), learning_rate=0.1))
+    >>> trainer.free  # trainer.advance() trains an epoch and returns {0: EpochResult(...)}
+    [1]
+    """
 
     def __init__(
         self,

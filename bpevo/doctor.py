@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bpevo.data.tfds_reader import default_data_dir
 from bpevo.runs import RunDatabase, RunError, printable, provenance
+from bpevo.training import NUMERICS
 
 EXIT_WRONG = 1
 LEAST_FREE = 2**30  # bytes on a disk below which it is told
@@ -92,8 +93,8 @@ def run(workdir: str) -> Iterator[Finding]:
     changed = provenance.changed_numerics(versions, provenance.versions())
     yield "last written by", printable(changed) or "these versions and this kind of device", ""
     numerics = settings.get("numerics")
-    wrong = "" if numerics in (None, provenance.NUMERICS) else "this release computes other numbers: use --fork_from"
-    yield "numerics", f"{numerics!r}, {provenance.NUMERICS} in this release", wrong
+    wrong = "" if numerics in (None, NUMERICS) else "this release computes other numbers: use --fork_from"
+    yield "numerics", f"{numerics!r}, {NUMERICS} in this release", wrong
     checkpoints = folder / "checkpoints"
     files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""

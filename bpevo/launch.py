@@ -37,7 +37,7 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         checkpoints = _checkpoints(command, say)
         workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        controller = CONTROLLERS["paper"](plan.space, plan.evolution, plan.initial, key)
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
         interruption.notice = progress.notice
         search = Search(database, controller, workers, plan, progress)
@@ -88,7 +88,7 @@ def _checkpoints(command: plans.SearchCommand, say) -> Checkpoints | None:
         return None
     versions = provenance.versions()
     identity = command.training.fingerprint() | {"max_parts": command.search.space.max_parts}
-    identity |= {"numerics": provenance.NUMERICS, "device": jax.local_devices()[0].device_kind}
+    identity |= {"device": jax.local_devices()[0].device_kind}
     kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")
     identity |= {k: versions[k] for k in kinds}
     folder = os.path.join(command.workdir, "checkpoints")

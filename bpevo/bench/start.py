@@ -48,7 +48,7 @@ def _first_results(name: str, cache: str) -> dict[str, float]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     start = time.perf_counter()
     task, examples = engines.workload(engines.SETTINGS[name], 2)
-    trainer, rules = Trainer(task, examples, 8), engines.equations(8)
+    trainer, rules = Trainer(task, examples, capacity=8), engines.equations(8)
     for slot, equation in enumerate(rules[: trainer.capacity]):
         functional_key(equation)
         trainer.start(slot, Training(equation, 1e-6))

@@ -14,10 +14,9 @@ from absl import flags
 from bpevo import data, models
 from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.treatments import read_treatments, winners
-from bpevo.evolution import EvolutionSettings, Rung, SearchSpace
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import RunDatabase
-from bpevo.runs.provenance import NUMERICS
 from bpevo.search import SearchPlan
 from bpevo.training import TrainingPlan, TrainingSettings, most_slots
 
@@ -44,7 +43,7 @@ class SearchCommand:
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
-        return self.training.fingerprint() | {"numerics": NUMERICS} | self.search.fingerprint()
+        return self.training.fingerprint() | self.search.fingerprint()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class EvaluationCommand:
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
-        of_training = self.training.fingerprint() | {"numerics": NUMERICS}
+        of_training = self.training.fingerprint()
         own = {"scenario": self.folder.name, "alignment": self.alignment}
         return of_training | own | self.evaluation.fingerprint()
 
@@ -125,13 +124,13 @@ def training_plan(values: flags.FlagValues) -> TrainingPlan:
     rates = _rates(values)
     try:
         settings = TrainingSettings(
-            values.model,
-            values.optimizer,
-            values.weight_decay,
-            values.batch_size,
-            values.epochs,
-            values.schedule,
-            values.compute_dtype,
+            model=values.model,
+            optimizer=values.optimizer,
+            weight_decay=values.weight_decay,
+            batch_size=values.batch_size,
+            epochs=values.epochs,
+            schedule=values.schedule,
+            compute_dtype=values.compute_dtype,
         )
         models.by_name(settings.model)
         dataset = data.load(values.dataset, values.data_dir)
@@ -161,13 +160,19 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         raise UsageError(
             f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
         )
+    if values.controller not in CONTROLLERS:
+        raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
     lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
         settings = EvolutionSettings(
-            values.elite_size, values.elite_probability, _numbers("mutations", values.mutations), rungs, values.seed
+            elite_size=values.elite_size,
+            elite_probability=values.elite_probability,
+            mutations=_numbers("mutations", values.mutations),
+            rungs=rungs,
+            seed=values.seed,
         )
         initial = _initial(values.initial, values.max_parts)
     except UsageError:
@@ -175,6 +180,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return SearchPlan(
+        controller=values.controller,
         space=space,
         evolution=settings,
         initial=tuple(initial),

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: versions, machine, and the generation of this project's arithmetic."""
+"""Where a run's numbers come from: versions and machine."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,6 @@ import platform
 import jax
 
 MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS")  # of `versions`: what is no release
-NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
 
 
 def versions() -> dict[str, str]:

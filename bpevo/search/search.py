@@ -89,7 +89,7 @@ class Search:
         return parse(NAMED[name]).to_equation(self.plan.space.max_parts)
 
     def _search_jobs(self) -> Iterator[Job | None]:
-        """Of the earlier proposals, then of new ones; None while the next may not be drawn yet."""
+        """First those of earlier proposals, then those of new ones; None while the next may not be drawn yet."""
         plan, issued = self.plan, 0
         for proposal in list(self.proposals):
             issued += len(plan.learning_rates)

@@ -52,7 +52,7 @@ def test_a_room_imports_only_rooms_before_it_and_no_entry_point(room):
 
 
 def test_importing_the_package_costs_nothing_and_its_rooms_come_when_they_are_asked_for():
-    code = "import sys, bpevo; assert 'jax' not in sys.modules; bpevo.rules.parse('g'), bpevo.layers.Dense; print(bpevo.__version__)"
+    code = "import sys, bpevo; assert 'jax' not in sys.modules; bpevo.rules.parse('g'); print(bpevo.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0 and done.stdout.strip() == bpevo.__version__, done.stderr
     assert {"rules", "layers", "models", "__version__"} <= set(dir(bpevo))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bpevo.evolution import SearchSpace, functional_key
-from bpevo.evolution.space import ALL_OPERANDS, ALL_UNARIES, component_name
+from bpevo.evolution.space import component_name, operand_choices, unary_choices
 from bpevo.rules import BINARIES, NAMED, UNARIES, Equation, parse
 
 GENES = ("operand1", "unary1", "operand2", "unary2", "binary")
@@ -174,7 +174,7 @@ def test_no_two_constants_of_a_function_merge_nor_with_no_function_at_all(name, 
 
 def test_norms_and_operands_that_differ_have_different_keys():
     norms = [f"{name}(g)" for name, u in UNARIES.items() if u.norm and name != "unit_elem2"]
-    operands = [str(o) for o in ALL_OPERANDS.values() if o.type == equation("g").to_expression().type]
+    operands = [str(o) for o in operand_choices().values() if o.type == equation("g").to_expression().type]
     keys = {t: functional_key(equation(t)) for t in {*norms, *operands}}
     merged = [(a, b) for a, b in itertools.combinations(sorted(keys), 2) if keys[a] == keys[b]]
     assert not merged
@@ -186,4 +186,4 @@ def test_the_key_is_the_same_in_every_process_and_names_what_is_infeasible():
     )
     with pytest.raises(ValueError, match="infeasible|must be|is"):
         functional_key(SearchSpace(1, ["W"], ["identity"], ["left"]).random(np.random.default_rng(0)))
-    assert len(ALL_UNARIES) > 50
+    assert len(unary_choices()) > 50

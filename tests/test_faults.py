@@ -324,7 +324,7 @@ def test_a_lost_device_ends_the_search_with_a_message_and_it_continues(tmp_path)
         with RunDatabase.writing(tmp_path) as database:
             database.check_settings({"max_parts": 3}, {}, ())
             proposer = PaperController(small.space, small.evolution, (), lambda e: e.key)
-            Search(database, proposer, LocalWorkers(trainer), small.budget, watch).run()
+            Search(database, proposer, LocalWorkers(trainer), small, watch).run()
 
     trainer = make_trainer(2)
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpevo.bench import convolutions, engines, proposals, start
+from bpevo.command import process
 from bpevo.evolution import CONTROLLERS
 from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
@@ -193,4 +194,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=process.parse_flags("bpevo.bench"))

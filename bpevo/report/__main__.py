@@ -4,28 +4,46 @@ Reads the search in --workdir and the evaluations in its folders, also while the
 file, no network), table.md, table.tex and the plots as SVG and PNG into --workdir/report.
 """
 
+import os
 import sys
 
 from absl import app, flags
 
+from bpevo.command import process
 from bpevo.runs import RunError
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}: settings are flags, --name=value")
-    from bpevo.report.build import build  # matplotlib takes a second to load, --help should not
-
+def run(workdir: str | None) -> int:
+    """Writes the report and prints what to open; returns the exit code."""
+    if not workdir:
+        raise RunError("--workdir=FOLDER is needed: the folder of the run")
+    os.environ.pop("MPLBACKEND", None)  # a name that matplotlib does not know fails its import
     try:
-        if not flags.FLAGS.workdir:
-            raise RunError("--workdir=FOLDER is needed: the folder of the run")
-        for path in build(flags.FLAGS.workdir):
-            print(path)
+        import matplotlib  # noqa: F401
+    except (ImportError, ValueError) as error:
+        raise RunError(f"matplotlib cannot be imported: {error}; check the matplotlibrc that it reads") from error
+    from bpevo.report.build import build  # takes a second to load; --help should not
+
+    output = process.Output(sys.stdout)
+    for path in build(workdir):
+        output.write(f"{path}\n")
+    output.flush()
+    return 0
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    interruption = process.Interruption()
+    interruption.install()
+    try:
+        code = run(flags.FLAGS.workdir)
     except RunError as error:
-        print(f"bpevo.report: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = process.fail("bpevo.report", error)
+    except KeyboardInterrupt:
+        code = interruption.code
+    sys.exit(code)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    app.run(main)
+    app.run(main, flags_parser=process.parse_flags("bpevo.report"))

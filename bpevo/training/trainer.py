@@ -172,8 +172,7 @@ class Trainer:
         """
         if self.rule is None:
             assert isinstance(training.equation, Equation)
-            for mine, theirs in zip(self._orders.rule.program, assemble(training.equation), strict=True):
-                mine[slot] = theirs
+            jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, assemble(training.equation))
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
@@ -262,6 +261,10 @@ class Trainer:
 
 def _zeros(shapes, capacity: int):
     return jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+
+
+def _write(slot: int, mine: np.ndarray, theirs: np.ndarray) -> None:
+    mine[slot] = theirs
 
 
 def _placed(states, slot, values):

@@ -1,104 +1,74 @@
-"""Command-line flags shared by the commands, and the objects they describe. Everything is checked before anything compiles."""
+"""The flags of a command, read once into typed plans. Everything is checked before anything compiles."""
 
 import dataclasses
 import math
 import os
+import pathlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
 
 from bpevo import data, models
+from bpevo.evaluation import EvaluationPlan
+from bpevo.evaluation.treatments import read_treatments, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.search.search import Budget
-from bpevo.training import (
-    DTYPES,
-    OPTIMIZERS,
-    SCHEDULES,
-    TrainingPlan,
-    TrainingSettings,
-    most_slots,
-)
+from bpevo.runs import RunDatabase
+from bpevo.search import SearchPlan
+from bpevo.training import TrainingPlan, TrainingSettings, most_slots
 
 MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
-
-_DEFAULTS = TrainingSettings()
 
 
 class UsageError(ValueError):
     """A flag that cannot be honoured; the message names it and says what to write."""
 
 
-def define_common() -> None:
-    """Flags of every command that trains."""
-    flags.DEFINE_string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
-    flags.DEFINE_string(
-        "dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set."
-    )
-    flags.DEFINE_string("data_dir", None, "TFDS directory; where the dataset is, or is prepared. Default: TFDS's own.")
-    flags.DEFINE_integer("train_examples", None, "Train on the first so many of the training examples. Default: all.")
-    flags.DEFINE_string(
-        "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
-    )
-    flags.DEFINE_string("optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9.")
-    flags.DEFINE_list("learning_rates", ["0.1"], "Each equation is trained with each of these; the best counts.")
-    flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
-    flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
-    flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
-    flags.DEFINE_string(
-        "schedule",
-        _DEFAULTS.schedule,
-        f"Learning rate over time: {', '.join(SCHEDULES)}; paper: constant up to 50 epochs, then warmup_cosine.",
-    )
-    flags.DEFINE_enum(
-        "compute_dtype", _DEFAULTS.compute_dtype, tuple(DTYPES), "Of the network; rules compute in float32."
-    )
-    flags.DEFINE_integer(
-        "slots",
-        None,
-        "Candidates in training at once, over all devices. Default: 4 a CPU device, what fits up to 16 an accelerator.",
-    )
-    flags.DEFINE_integer("seed", 0, "Root of everything random.")
-    flags.DEFINE_bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchCommand:
+    """What `bpevo.launch` was asked to do."""
+
+    workdir: str
+    training: TrainingPlan
+    search: SearchPlan
+    lag: int | None  # as given; None: the run's own, or the default in `search`
+    slots: int | None
+    checkpoint_minutes: float  # 0: none
+    fork_from: str | None
+    selfcheck: bool
+    max_hours: float | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two sessions of a run must share to be comparable."""
+        return self.training.fingerprint() | self.search.fingerprint()
 
 
-def define_search() -> None:
-    flags.DEFINE_float(
-        "checkpoint_minutes",
-        10.0,
-        "A training that lasts longer is saved so often, and continues from there. 0: never.",
-    )
-    flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
-    flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
-    flags.DEFINE_string(
-        "controller",
-        "paper",
-        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
-    )
-    flags.DEFINE_integer("elite_size", 1000, "N: parents come from the N best with probability p, else from the rest.")
-    flags.DEFINE_float("elite_probability", 0.7, "p.")
-    flags.DEFINE_list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
-    flags.DEFINE_string(
-        "initial", "random", "random (N equations), known (backprop and its kin), or a file, one equation per line."
-    )
-    flags.DEFINE_list("operands", [], "Only these, such as g,h,mean(g). Default: all.")
-    flags.DEFINE_list("unaries", [], "Only these, such as relu,clip (all its constants),clip:0.5. Default: all.")
-    flags.DEFINE_list("binaries", [], "Only these, such as add,mul,min. Default: all.")
-    flags.DEFINE_integer(
-        "lag",
-        None,
-        "Proposal n is drawn from the results up to n - lag. Default: what keeps the slots busy, at least 16.",
-    )
-    flags.DEFINE_list("stop_epochs", [], "Rungs: after these epochs the bad candidates stop.")
-    flags.DEFINE_float(
-        "stop_quantile", 0.5, "A candidate goes on only if it reaches this quantile of the earlier ones there."
-    )
-    flags.DEFINE_integer("halving_eta", 0, "Successive halving: rungs at epochs/η^k, go on in the top 1/η. 0: off.")
-    flags.DEFINE_bool("equivalence", True, "Train rules that compute the same only once.")
-    flags.DEFINE_integer("top", 5, "Best rules trained again on fresh seeds at the end.")
-    flags.DEFINE_integer("repeats", 5, "Fresh seeds of each.")
-    flags.DEFINE_string("fork_from", None, "Another run's workdir: a new run begins with what that one found.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationCommand:
+    """What `bpevo.evaluate` was asked to do."""
+
+    folder: pathlib.Path  # the scenario's, in the workdir
+    training: TrainingPlan
+    evaluation: EvaluationPlan
+    slots: int | None
+    train_examples: int | None
+    eval_examples: int | None
+    alignment: bool
+    selfcheck: bool
+    max_hours: float | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
+        of_training = self.training.fingerprint()
+        own = {"scenario": self.folder.name, "alignment": self.alignment}
+        return of_training | own | self.evaluation.fingerprint()
+
+    def test_split(self) -> data.Split:
+        """The full training set and the test set."""
+        return _shortened(data.full_training_split(self.training.dataset, self.train_examples), self.eval_examples)
 
 
 def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
@@ -122,6 +92,14 @@ def _rates(values: flags.FlagValues) -> tuple[float, ...]:
     return rates
 
 
+def path_of(name: str, value: str) -> str:
+    """The path that a flag gives, `~` replaced by the home directory. Raises UsageError where none is known."""
+    path = os.path.expanduser(value)
+    if path.startswith("~") and value.partition("/")[0] == "~":
+        raise UsageError(f"--{name}={value}: no home directory is known; write the whole path")
+    return path
+
+
 def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UsageError(f"--{name}={value} must be at least {least}")
@@ -137,6 +115,8 @@ def training_plan(values: flags.FlagValues) -> TrainingPlan:
     for name in ("slots", "train_examples"):
         at_least(name, values[name].value, 1)
     at_least("seed", values.seed, 0)
+    if values.max_hours is not None and not 0 < values.max_hours < 10**5:
+        raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
     if values.seed >= 2**32:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
@@ -155,52 +135,17 @@ def training_plan(values: flags.FlagValues) -> TrainingPlan:
         models.by_name(settings.model)
         dataset = data.load(values.dataset, values.data_dir)
         split = data.train_validation_split(dataset, values.train_examples)
-        plan = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
-        if settings.epochs * plan.task().steps_per_epoch > MAX_STEPS:
+        result = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
+        if settings.epochs * result.task().steps_per_epoch > MAX_STEPS:
             raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
     except data.DataError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return plan
+    return result
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchSetup:
-    controller: str  # one of CONTROLLERS
-    space: SearchSpace
-    evolution: EvolutionSettings
-    initial: list[Equation]
-    budget: Budget
-    equivalence: bool
-
-    def continuing(self, stored: dict, lag: int | None) -> "SearchSetup":
-        """The plan of a run with the settings `stored`: without `lag` its own, however many slots there are now; a fork
-        that took over equations alone keeps them as its initial ones."""
-        fork, plan = stored.get("fork"), self
-        if lag is None and "lag" in stored:
-            plan = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, lag=stored["lag"]))
-        if fork and not fork["trainings"]:
-            initial = [parse(text).to_equation(self.space.max_parts) for text in stored["initial"]]
-            plan = dataclasses.replace(plan, initial=initial)
-        return plan
-
-    def fingerprint(self) -> dict:
-        space = self.space
-        return {
-            "controller": self.controller,
-            "max_parts": space.max_parts,
-            "operands": [str(o) for o in space.operands],
-            "unaries": [f"{name}:{c}" for name, c in space.unaries],
-            "binaries": space.binaries,
-            "evolution": dataclasses.asdict(self.evolution),
-            "initial": [str(e) for e in self.initial],
-            "lag": self.budget.lag,
-            "equivalence": self.equivalence,
-        }
-
-
-def search_setup(values: flags.FlagValues) -> SearchSetup:
+def search_plan(values: flags.FlagValues) -> SearchPlan:
     """Checks the search flags. Raises UsageError."""
     for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
         at_least(name, values[name].value, 1)
@@ -216,7 +161,7 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
             f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
         )
     if values.controller not in CONTROLLERS:
-        raise UsageError(f"controller must be one of {', '.join(CONTROLLERS)}, not {values.controller!r}")
+        raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
     lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)
@@ -234,8 +179,34 @@ def search_setup(values: flags.FlagValues) -> SearchSetup:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
-    budget = Budget(values.max_evaluations, rates, lag, tuple(r.epoch for r in rungs), values.top, values.repeats)
-    return SearchSetup(values.controller, space, settings, initial, budget, values.equivalence)
+    return SearchPlan(
+        controller=values.controller,
+        space=space,
+        evolution=settings,
+        initial=tuple(initial),
+        equivalence=values.equivalence,
+        max_evaluations=values.max_evaluations,
+        learning_rates=rates,
+        lag=lag,
+        top=values.top,
+        repeats=values.repeats,
+    )
+
+
+def search_command(values: flags.FlagValues) -> SearchCommand:
+    """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
+    search = search_plan(values)
+    return SearchCommand(
+        workdir=path_of("workdir", values.workdir or ""),
+        training=training_plan(values),
+        search=search,
+        lag=values.lag,
+        slots=values.slots,
+        checkpoint_minutes=values.checkpoint_minutes,
+        fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
+        selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
+    )
 
 
 def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
@@ -270,7 +241,7 @@ def _initial(choice: str, max_parts: int) -> list[Equation]:
         names = ("backprop", "feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "frsf")
         known = [parse(NAMED[n]) for n in names]
         return [e.to_equation(max_parts) for e in known if len(e.to_equation(8).to_parts()) <= max_parts]
-    return read_equations(choice, max_parts)
+    return read_equations(path_of("initial", choice), max_parts)
 
 
 def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
@@ -297,3 +268,54 @@ def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
     if not equations:
         raise UsageError(f"{path} holds no equation")
     return equations
+
+
+def _shortened(split: data.Split, count: int | None) -> data.Split:
+    """`split` with the first `count` evaluation examples."""
+    return dataclasses.replace(split, eval_images=split.eval_images[:count], eval_labels=split.eval_labels[:count])
+
+
+def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
+    """All flags of `bpevo.evaluate`, data loaded, the search's winners read. Raises UsageError, DataError or RunError."""
+    for name in ("top", "finalists", "tuning_repeats", "selection_repeats", "eval_examples"):
+        at_least(name, values[name].value, 1)
+    for name in ("repeats", "ablate"):
+        at_least(name, values[name].value, 0)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", values.scenario):
+        raise UsageError(f"--scenario={values.scenario} must be a name of letters, digits, _ and -")
+    if values.scenario in ("report", "checkpoints"):
+        raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
+    training = training_plan(values)
+    training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
+    try:
+        named = read_treatments(path_of("rules", values.rules)) if values.rules else []
+    except ValueError as error:
+        raise UsageError(f"--rules: {error}") from error
+    found = []
+    workdir = path_of("workdir", values.workdir)
+    if (pathlib.Path(workdir) / "run.sqlite").is_file():
+        with RunDatabase.reading(workdir) as search:
+            found = [t for t in winners(search, values.top) if t not in named]
+    elif not values.rules:
+        raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
+    plan = EvaluationPlan(
+        named=tuple(named),
+        found=tuple(found),
+        learning_rates=training.learning_rates,
+        tuning_repeats=values.tuning_repeats,
+        selection_repeats=values.selection_repeats,
+        finalists=values.finalists,
+        repeats=values.repeats,
+        ablate=values.ablate,
+    )
+    return EvaluationCommand(
+        folder=pathlib.Path(workdir) / values.scenario,
+        training=training,
+        evaluation=plan,
+        slots=values.slots,
+        train_examples=values.train_examples,
+        eval_examples=values.eval_examples,
+        alignment=values.alignment,
+        selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
+    )

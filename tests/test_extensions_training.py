@@ -122,5 +122,5 @@ def test_random_search_breeds_nothing_and_an_unknown_controller_is_named(start, 
     start(tmp_path, "--controller=random", "--max_evaluations=14", "--lag=4", "--slots=4")
     with RunDatabase.reading(tmp_path) as database:
         assert [p.parent for p in database.proposals()] == [None] * 14
-    with pytest.raises(ValueError, match="controller must be one of paper, random, not 'rndom'"):
+    with pytest.raises(ValueError, match="--controller=rndom must be one of paper, random"):
         start(tmp_path / "other", "--controller=rndom")

@@ -142,9 +142,9 @@ def test_schedule_equals_numbers_computed_by_hand(schedule, epochs, expected):
 
 def by_hand(settings: TrainingSettings, rate: float, replicate: int, momentum: float, factor):
     """Plain autodiff and plain SGD from the candidate's initial weights over its batches."""
-    candidate = make_task(settings)
+    task = make_task(settings)
     key = jax.random.fold_in(jax.random.key(SEED), replicate)
-    variables = candidate._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
+    variables = task._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
     params = [dict(variables["params"][name]) for name in sorted(variables["params"])]
     mean = SPLIT.train_images.mean(0)
 

@@ -83,7 +83,7 @@ def test_the_alignment_compares_with_a_standard_backward_pass_at_the_same_parame
     last = run(both, {1: order})[1][-1]
     params = parameters(both, 1)
     key = jax.random.fold_in(jax.random.key(SEED), 2)
-    variables = both.candidate._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
+    variables = both.task._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
     feedback = variables[layers.FEEDBACK]
     x = np.asarray(data.normalise(SPLIT.train_images[:8], data.per_pixel_mean(SPLIT.train_images))).reshape(8, -1)
     weights = [(np.asarray(params[f"Dense_{i}"]["kernel"]), np.asarray(params[f"Dense_{i}"]["bias"])) for i in range(3)]

@@ -7,14 +7,13 @@ import collections
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator
 
-from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
+from bpevo.command import main, process, selfcheck  # isort: skip (main comes before jax)
 import jax
-from absl import app, flags
+from absl import flags
+from rich.console import Console
 
-from bpevo.command import process, selfcheck
 from bpevo.data.tfds_reader import default_data_dir
 from bpevo.runs import RunDatabase, RunError, printable, provenance
 
@@ -126,23 +125,22 @@ def _size(count: float | None) -> str:
     return f"{value:.4g} TiB"
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    interruption = process.Interruption()
-    interruption.install()
-    configure_jax()
-    values, output = flags.FLAGS, process.Output(sys.stdout)
+def examine(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
+    """Prints what was found; returns the exit code."""
+    del interruption
     findings = [machine(), folders(values.data_dir)] + [run(folder) for folder in _runs(values.workdir)]
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
-        output.write(f"{what:>18}  {printable(state)}\n")
+        console.out(f"{what:>18}  {printable(state)}", highlight=False)
         wrong += [f"{what}: {printable(fault)}"] if fault else []
-    output.write("\n".join(["", "wrong:", *wrong] if wrong else ["", "nothing is wrong"]) + "\n")
-    output.flush()
-    sys.exit(EXIT_WRONG if wrong else 0)
+    console.out("\n".join(["", "wrong:", *wrong] if wrong else ["", "nothing is wrong"]), highlight=False)
+    return EXIT_WRONG if wrong else 0
+
+
+def define() -> None:
+    flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
+    flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
-    flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
-    app.run(main, flags_parser=process.parse_flags("bpevo.doctor"))
+    main.start("bpevo.doctor", (define,), examine)

@@ -3,11 +3,23 @@
 Proposals are a pure function of settings and earlier results; nothing here trains or stores anything.
 """
 
-from bpevo.evolution.controllers import EvolutionSettings, PaperController, Proposal, Result, Rung, SpaceExhausted
+from bpevo.evolution.controllers import (
+    CONTROLLERS,
+    Controller,
+    EvolutionSettings,
+    PaperController,
+    Proposal,
+    Result,
+    Rung,
+    SpaceExhausted,
+)
 from bpevo.evolution.equivalence import functional_key
+from bpevo.evolution.fitness import fitness
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
+    "CONTROLLERS",
+    "Controller",
     "Change",
     "EvolutionSettings",
     "Proposal",
@@ -16,5 +28,6 @@ __all__ = [
     "Rung",
     "SearchSpace",
     "SpaceExhausted",
+    "fitness",
     "functional_key",
 ]

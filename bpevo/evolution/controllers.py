@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bpevo.evolution.fitness import fitness
 from bpevo.evolution.space import Change, SearchSpace, feasible
 from bpevo.rules import Equation
 
@@ -31,8 +32,7 @@ class Result:
 
     @property
     def fitness(self) -> tuple[int, float]:
-        """Orders results; diverged ones below all."""
-        return (self.rungs, self.accuracy) if self.accuracy is not None else (-1, 0.0)
+        return fitness(self.accuracy, self.rungs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,7 @@ class PaperController:
         self._space, self._settings, self._initial, self._key = space, settings, list(initial), key
         self._seen: dict[str, int] = {}
         self._roots: list[int] = []  # ids that hold an initial equation
+        self._snapshot: list[Result] = []
         self.next_id = 0
 
     def adopt(self, proposal: Proposal) -> None:
@@ -100,6 +101,12 @@ class PaperController:
         if proposal.id < len(self._initial) and proposal.parent is None:
             self._roots.append(proposal.id)
         self.next_id += 1
+
+    def tell(self, result: Result) -> None:
+        self._snapshot.append(result)
+
+    def ask(self) -> Proposal:
+        return self.propose(self._snapshot)
 
     def propose(self, snapshot: Sequence[Result]) -> Proposal:
         """The next proposal, given the results with ids ≤ next_id - lag. Raises SpaceExhausted."""
@@ -157,3 +164,7 @@ class PaperController:
             if len(reached) >= MIN_REFERENCES:
                 bars.append((rung.epoch, float(np.quantile(reached, rung.quantile, method="lower"))))
         return tuple(bars)
+
+
+CONTROLLERS = {"paper": PaperController}
+Controller = PaperController

@@ -14,7 +14,9 @@ from bpevo.evaluation.treatments import stored
 from bpevo.evolution import Proposal
 from bpevo.report import ancestry, drawing, page, plots
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
-from bpevo.runs import Row, RunDatabase, RunError
+from bpevo.runs import Rows, RunDatabase, RunError, ranked
+from bpevo.search import CONTROL_KEYS
+from bpevo.workers import Stage
 
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
@@ -27,7 +29,7 @@ class Run:
     name: str
     settings: dict[str, Any]
     versions: dict[str, str]
-    rows: list[Row]
+    rows: Rows
     proposals: list[Proposal]
     costs: dict[str, float]
 
@@ -93,8 +95,10 @@ class Report:
         )
         self._plot("search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
         self._plot("search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")
-        ranked = ancestry.ranked(run.proposals, run.rows)
-        winners = [p for p, _ in ranked[: max(MIN_WINNERS, int(WINNERS * len(ranked)))]]
+        found = list(ranked(run.rows.of(stage=Stage.SEARCH), CONTROL_KEYS))
+        by_id = {p.id: p for p in run.proposals}
+        best = found[: max(MIN_WINNERS, int(WINNERS * len(found)))]
+        winners = [by_id[row.proposal] for row in best if row.proposal in by_id]
         shares = ancestry.shares(run.proposals, winners)
         figure = plots.enrichment(shares, len(winners), len(run.proposals))
         self._plot("search_components", figure, "Components of the best rules against the whole population")

@@ -1,6 +1,5 @@
 """Live progress of a search and of an evaluation: a panel in a terminal that can move its cursor, plain lines elsewhere."""
 
-import collections
 import contextlib
 import math
 import time
@@ -11,10 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bpevo.evolution import Result
-from bpevo.rules import NAMED, without_idle
+from bpevo.rules import without_idle
+from bpevo.runs import Row
 from bpevo.search import Search
-from bpevo.workers import Outcome
+from bpevo.workers import Stage
 
 COMPILING = "compiling the training program"
 LINE_SECONDS = 10.0  # between plain lines
@@ -29,10 +28,6 @@ class Progress:
         self._start, self._last, self._trained = time.monotonic(), -math.inf, 0
         self._stage, self._best, self._notice = COMPILING, -1.0, ""
         self._facts: dict[str, str] = {}
-        # Of the search's rows and proposals that were counted: an epoch costs the same however long the run is.
-        self._rows = self._proposals = self._done = self._infeasible = self._duplicates = 0
-        self._failures: collections.Counter[str] = collections.Counter()
-        self._backprop: float | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
@@ -56,49 +51,38 @@ class Progress:
         self._notice = line
         return self._live is not None
 
-    def __call__(self, search: Search, outcomes: Sequence[Outcome]) -> None:
+    def __call__(self, search: Search, rows: Sequence[Row]) -> None:
         if self._stage == COMPILING:
             self._stage = "search"
-        for outcome in outcomes:
-            self._stage = str(outcome.job.tag[0])
-        self._trained += sum(outcome.job.tag[0] == "search" for outcome in outcomes)
-        self._count(search)
-        best = next(iter(search.leaders()), None)
-        self._facts = self._told(search, best)
+        for row in rows:
+            self._stage = row.stage
+        self._trained += sum(row.stage == Stage.SEARCH for row in rows)
+        self._facts = self._told(search)
         if self._live:
             return
-        accuracy = -1.0 if best is None or best.accuracy is None else best.accuracy
-        if accuracy > self._best or time.monotonic() - self._last > LINE_SECONDS:
-            self._last, self._best = time.monotonic(), max(self._best, accuracy)
+        best = search.best.accuracy if search.best else None
+        new = best is not None and best > self._best
+        if new or time.monotonic() - self._last > LINE_SECONDS:
+            self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
             self._console.print(Text(", ".join(f"{k} {v}" for k, v in self._facts.items() if v)), soft_wrap=True)
 
-    def _count(self, search: Search) -> None:
-        for e in search.rows[self._rows :]:
-            if e.stage == "search":
-                self._done += 1
-                self._failures.update([e.reason or e.status] if e.status != "done" else [])
-            elif e.stage == "control" and e.equation == NAMED["backprop"] and e.accuracy is not None:
-                self._backprop = max(self._backprop or 0.0, e.accuracy)
-        for proposal in search.proposals[self._proposals :]:
-            self._infeasible += proposal.infeasible
-            self._duplicates += proposal.duplicates
-        self._rows, self._proposals = len(search.rows), len(search.proposals)
-
-    def _told(self, search: Search, best: Result | None) -> dict[str, str]:
-        rate = self._trained / (time.monotonic() - self._start)
-        left = search.max_evaluations - self._done
-        drawn = self._proposals
-        tries = max(1, drawn + self._infeasible + self._duplicates)
+    def _told(self, search: Search) -> dict[str, str]:
+        """What the search's running figures say; costs the same however long it has run."""
+        elapsed = time.monotonic() - self._start
+        rate = self._trained / elapsed
+        left = search.plan.max_evaluations - search.done
+        best, drawn = search.best, len(search.proposals)
+        tries = max(1, drawn + search.infeasible + search.duplicates)
         return {
             "stage": self._stage,
-            "evaluations": f"{self._done} of {search.max_evaluations} ({3600 * rate:,.0f}/h)",
+            "evaluations": f"{search.done} of {search.plan.max_evaluations} ({3600 * rate:,.0f}/h)",
             "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
             "best": f"{100 * (best.accuracy or 0.0):.2f} % {without_idle(best.equation.to_expression())}"
             if best
             else "",
-            "backprop": "" if self._backprop is None else f"{100 * self._backprop:.2f} %",
-            "failures": "; ".join(f"{n} {reason}" for reason, n in self._failures.most_common()),
-            "draws": f"{drawn} drawn, {self._infeasible / tries:.0%} infeasible, {self._duplicates / tries:.0%} duplicate",
+            "backprop": "" if search.backprop is None else f"{100 * search.backprop:.2f} %",
+            "failures": "; ".join(f"{n} {reason}" for reason, n in search.failures.most_common()),
+            "draws": f"{drawn} drawn, {search.infeasible / tries:.0%} infeasible, {search.duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",
         }
 
@@ -118,15 +102,15 @@ class Stages:
         self._console = console
         self._stage, self._start, self._last, self._trained = "", 0.0, -math.inf, 0
 
-    def __call__(self, stage: str, done: int, wanted: int, outcomes: Sequence[Outcome]) -> None:
+    def __call__(self, stage: str, done: int, wanted: int, rows: Sequence[Row]) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._start, self._trained = stage, now, 0
-        self._trained += len(outcomes)
+        self._trained += len(rows)
         if now - self._last < LINE_SECONDS and done < wanted:
             return
         self._last = now
         seconds = (now - self._start) / self._trained * (wanted - done) if self._trained and now > self._start else 0.0
         left = f", {seconds / 60:.1f} min left" if seconds else ""
-        last = f"; {outcomes[-1].job.tag[1]}" if outcomes else ""
+        last = f"; {rows[-1].equation}" if rows else ""
         self._console.print(Text(f"{stage}: {done} of {wanted} trainings{left}{last}"), soft_wrap=True)

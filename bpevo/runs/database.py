@@ -15,9 +15,10 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from bpevo.evolution import Change, Proposal, Result
+from bpevo.evolution import Change, Proposal
 from bpevo.rules import parse
 from bpevo.runs.errors import RunError, printable
+from bpevo.runs.rows import Row, Rows
 from bpevo.workers import Outcome
 
 SCHEMA_VERSION = 1
@@ -52,24 +53,6 @@ CREATE TABLE evaluations (
 CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
 CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoch time over backprop's
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of `evaluations`. `curve` maps a column of EpochResult to its values per epoch."""
-
-    stage: str
-    equation: str
-    learning_rate: float
-    replicate: int
-    proposal: int | None
-    status: str
-    reason: str
-    accuracy: float | None
-    rungs: int
-    curve: dict[str, list[float | None]]
-    seconds: float
-    finished: str
 
 
 class RunDatabase:
@@ -235,7 +218,7 @@ class RunDatabase:
 
         return self._read("proposals", rows, proposal)
 
-    def add_row(self, stage: str, equation: str, proposal: int | None, outcome: Outcome) -> Row:
+    def add_row(self, outcome: Outcome) -> Row:
         columns = [
             f.name for f in dataclasses.fields(outcome.curve[0]) if f.name not in ("epoch", "reason", "alignment")
         ]
@@ -243,22 +226,32 @@ class RunDatabase:
         for unit in outcome.curve[0].alignment:
             for i, name in enumerate(("cosine", "norm_ratio")):
                 curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
-        training = outcome.job.training
+        job = outcome.job
         row = Row(
-            stage, equation, training.learning_rate, training.replicate, proposal, outcome.status, outcome.reason,
-            outcome.accuracy, outcome.rungs, curve, outcome.seconds, _now(),
-        )  # fmt: skip
+            stage=str(job.stage),
+            equation=job.subject,
+            learning_rate=job.training.learning_rate,
+            replicate=job.training.replicate,
+            proposal=job.proposal,
+            status=outcome.status,
+            reason=outcome.reason,
+            accuracy=outcome.accuracy,
+            rungs=outcome.rungs,
+            curve=curve,
+            seconds=outcome.seconds,
+            finished=_now(),
+        )
         values = [json.dumps(v) if isinstance(v, dict) else v for v in dataclasses.astuple(row)]
         with self._transaction() as c:
             c.execute(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values))})", values)
         return row
 
-    def rows(self, *stages: str) -> list[Row]:
+    def rows(self, *stages: str) -> Rows:
         """All, or those of some stages, in order of finishing."""
         marks = ", ".join("?" * len(stages))
         where = f"WHERE stage IN ({marks})" if stages else ""
         rows = self._connection.execute(f"SELECT * FROM evaluations {where} ORDER BY rowid", stages)
-        return self._read("evaluations", rows, lambda _, row: _evaluation(row))
+        return Rows(self._read("evaluations", rows, lambda _, row: _row(row)))
 
     def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
         """`convert(position, row)` of each; a row that it cannot take is a RunError."""
@@ -273,18 +266,6 @@ class RunDatabase:
                 ) from error
         return items
 
-    def result(self, proposal: Proposal, learning_rates: tuple[float, ...]) -> Result | None:
-        """A proposal's result once all its learning rates have ended."""
-        rows = self._connection.execute(
-            "SELECT accuracy, rungs, curve FROM evaluations WHERE stage = 'search' AND proposal = ? ORDER BY learning_rate",
-            (proposal.id,),
-        ).fetchall()
-        if len(rows) < len(learning_rates):
-            return None
-        return to_result(
-            proposal, [(accuracy, rungs, json.loads(curve)["eval_accuracy"]) for accuracy, rungs, curve in rows]
-        )
-
     def add_cost(self, equation: str, relative: float) -> None:
         with self._transaction() as c:
             c.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", (equation, relative))
@@ -293,16 +274,10 @@ class RunDatabase:
         return dict(self._connection.execute("SELECT equation, relative FROM costs"))
 
 
-def to_result(proposal: Proposal, trainings: list[tuple[float | None, int, list[float | None]]]) -> Result:
-    """A proposal's result from (accuracy, rungs, accuracy after each epoch) of its trainings: the fittest counts."""
-    alive = [(rungs, accuracy) for accuracy, rungs, _ in trainings if accuracy is not None]
-    rungs, accuracy = max(alive) if alive else (0, None)
-    curves = tuple(tuple(v for v in curve if v is not None) for _, _, curve in trainings)
-    return Result(proposal.id, proposal.equation, accuracy, rungs, curves)
-
-
-def _evaluation(row: tuple) -> Row:
-    e = Row(*row[:9], json.loads(row[9]), *row[10:])
+def _row(values: tuple) -> Row:
+    names = [f.name for f in dataclasses.fields(Row)]
+    columns = dict(zip(names, values, strict=True))
+    e = Row(**columns | {"curve": json.loads(columns["curve"])})
     texts, whole, real = (
         (e.stage, e.equation, e.status, e.reason, e.finished),
         (e.replicate, e.rungs),
@@ -315,7 +290,7 @@ def _evaluation(row: tuple) -> Row:
         and (e.accuracy is None or 0 <= e.accuracy <= 1)
         and isinstance(e.curve, dict)
     ):
-        raise ValueError(f"{row!r} are no values of its columns")
+        raise ValueError(f"{values!r} are no values of its columns")
     return e
 
 

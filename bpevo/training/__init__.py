@@ -3,6 +3,7 @@
 A `Trainer` knows equations, seeds and learning rates; it knows no evolution.
 """
 
+from bpevo.training.plan import TrainingPlan
 from bpevo.training.settings import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 from bpevo.training.slots import most_slots
 from bpevo.training.task import REASONS, Examples, Task, to_examples
@@ -22,6 +23,7 @@ __all__ = [
     "OutOfMemory",
     "Trainer",
     "Training",
+    "TrainingPlan",
     "TrainingSettings",
     "most_slots",
     "to_examples",

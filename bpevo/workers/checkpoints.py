@@ -121,8 +121,8 @@ class Checkpoints:
 
 def _description(job: Job) -> list:
     t = job.training
-    text = [repr(job.tag), str(t.equation), t.learning_rate, t.replicate, job.bars, job.rung_epochs]
-    return json.loads(json.dumps(text))
+    what = [*job.identity, job.proposal, str(t.equation), t.transform, job.bars, job.rung_epochs]
+    return json.loads(json.dumps(what))
 
 
 def _name(job: Job) -> str:

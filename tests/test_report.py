@@ -23,7 +23,7 @@ from bpevo.evaluation.standings import standings
 from bpevo.report import ancestry, page, tables
 from bpevo.report.build import build, read_runs
 from bpevo.rules import BINARIES, NAMED, OPERANDS, UNARIES, parse
-from bpevo.runs import RunDatabase, RunError
+from bpevo.runs import Rows, RunDatabase, RunError
 
 HOSTILE = """<script>document.title="owned"</script><img src=x onerror="document.title='owned'">"""
 
@@ -132,14 +132,14 @@ def test_tables_hold_every_row_and_only_significant_ones_are_bold(report, workdi
 
 def test_a_significant_row_is_bold_in_all_forms(workdir):
     run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
-    evaluations = [
+    rows = Rows(
         dataclasses.replace(e, accuracy=0.5 + 0.01 * (e.replicate % 7) + (e.equation == "fa") * (0.2 + 0.001 * (e.replicate % 3)))
         for e in run.rows
-    ]  # fmt: skip
-    rows = standings(evaluations, {}, run.settings)
-    better = [r.text for r in rows if r.better]
-    assert better == ["fa"] and "| **`fa`** |" in tables.markdown(rows) and r"\textbf{+2" in tables.latex(rows)
-    assert '<tr class="better">' in page.standings_html(rows)
+    )  # fmt: skip
+    table = standings(rows, {}, run.settings)
+    better = [r.text for r in table if r.better]
+    assert better == ["fa"] and "| **`fa`** |" in tables.markdown(table) and r"\textbf{+2" in tables.latex(table)
+    assert '<tr class="better">' in page.standings_html(table)
 
 
 def test_every_component_and_named_rule_becomes_an_image_of_its_equation():
@@ -184,9 +184,6 @@ def test_the_command_writes_the_report_also_while_a_run_is_being_written(workdir
 
 def test_lineages_lead_from_an_initial_equation_to_the_best(workdir):
     run = read_runs(workdir)[0]
-    ranked = ancestry.ranked(run.proposals, run.rows)
-    accuracies = [a for _, a in ranked]
-    assert len(ranked) > 40 and max(accuracies) <= 1
     deepest = max(run.proposals, key=lambda p: len(ancestry.lineage(run.proposals, run.rows, p)))
     line = ancestry.lineage(run.proposals, run.rows, deepest)
     assert len(line) > 2 and line[-1].id == deepest.id

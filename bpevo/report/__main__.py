@@ -26,7 +26,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
     from bpevo.report.build import build  # takes a second to load; --help should not
 
     for path in build(values.workdir):
-        console.print(path, markup=False, highlight=False, soft_wrap=True)
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

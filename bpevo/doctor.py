@@ -62,7 +62,11 @@ def run(workdir: str) -> Iterator[Finding]:
     try:
         with RunDatabase.reading(folder) as database:
             fault = database.fault()
-            yield "database", f"{_size(database.path.stat().st_size)}, integrity {'broken' if fault else 'ok'}", fault
+            log = database.path.with_name(database.path.name + "-wal")
+            size = f"{_size(database.path.stat().st_size)}, integrity {'broken' if fault else 'ok'}"
+            pending = log.stat().st_size if log.is_file() else 0
+            hint = f"; {_size(pending)} more in {log.name}: copy the run with --copy_to=FOLDER, not this file alone"
+            yield "database", size + (hint if pending else ""), fault
             proposals, evaluations = database.proposals(), database.rows()
             versions, settings = database.versions(), database.settings()
     except RunError as error:
@@ -128,6 +132,8 @@ def _size(count: float | None) -> str:
 def examine(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
     """Prints what was found; returns the exit code."""
     del interruption
+    if values.copy_to:
+        return _copy(values.workdir, values.copy_to, console)
     findings = [machine(), folders(values.data_dir)] + [run(folder) for folder in _runs(values.workdir)]
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
@@ -137,9 +143,28 @@ def examine(values: flags.FlagValues, console: Console, interruption: process.In
     return EXIT_WRONG if wrong else 0
 
 
+def _copy(workdir: str | None, target: str, console: Console) -> int:
+    """Complete copies of a workdir's databases, also of runs in progress."""
+    if not workdir:
+        raise RunError("--copy_to=FOLDER needs --workdir=FOLDER: the run to copy")
+    source = pathlib.Path(workdir)
+    databases = [p for p in (source / "run.sqlite", *sorted(source.glob("*/run.sqlite"))) if p.is_file()]
+    if not databases:
+        raise RunError(f"there is no run in {workdir} to copy")
+    for path in databases:
+        folder = pathlib.Path(target) / path.parent.relative_to(source)
+        with RunDatabase.reading(path.parent) as database:
+            database.copy_to(folder)
+        console.out(f"{path} -> {folder / path.name}", highlight=False)
+    return 0
+
+
 def define() -> None:
     flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
     flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
+    flags.DEFINE_string(
+        "copy_to", None, "Only copy the runs of --workdir, complete, also while they are running, into this new folder."
+    )
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path, damage):
     search(tmp_path, plan(20), StandIn(4))
     damage(tmp_path / "run.sqlite")
     for opened in (RunDatabase.reading, RunDatabase.writing):
-        with pytest.raises(RunError, match=r"run\.sqlite: .*if the file is damaged"), opened(tmp_path) as database:
+        with pytest.raises(RunError, match=r"run\.sqlite: .*the file is damaged"), opened(tmp_path) as database:
             database.settings(), database.proposals(), database.rows()
 
 

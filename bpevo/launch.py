@@ -39,8 +39,9 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
         controller = CONTROLLERS["paper"](plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
+        interruption.notice = progress.notice
         search = Search(database, controller, workers, plan, progress)
-        interruption.search, interruption.notice = search, progress.notice
+        interruption.search = search
         code = 0
         try:
             with progress.running():

@@ -93,7 +93,7 @@ def test_the_winners_of_a_search_are_its_fittest_finished_rules():
 
 
 def proposal(number: int, text: str, parent=None, changes=()) -> Proposal:
-    return Proposal(number, parse(text).to_equation(3), text, parent, changes)
+    return Proposal(id=number, equation=parse(text).to_equation(3), key=text, parent=parent, changes=changes)
 
 
 PROPOSALS = [

@@ -7,16 +7,16 @@ import collections
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator
 
-from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
+from bpevo.command import jax_setup, main, process, selfcheck  # isort: skip (main comes before jax)
 import jax
-from absl import app, flags
+from absl import flags
+from rich.console import Console
 
-from bpevo.command import process, selfcheck
 from bpevo.data.tfds_reader import default_data_dir
 from bpevo.runs import RunDatabase, RunError, printable, provenance
+from bpevo.training import NUMERICS
 
 EXIT_WRONG = 1
 LEAST_FREE = 2**30  # bytes on a disk below which it is told
@@ -27,7 +27,7 @@ def machine() -> Iterator[Finding]:
     """Versions, devices, memory, and whether they compute right numbers."""
     versions = provenance.versions()
     broken = selfcheck.BROKEN.get(versions["jax"], "")
-    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("device", "cores")), ""
+    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in provenance.MACHINE), ""
     missing = [k for k, v in versions.items() if v == "not installed" and k != "bpevo"]
     if missing:
         yield "packages", ", ".join(missing), "not installed: pip install . in a clone of bpevo"
@@ -45,10 +45,22 @@ def machine() -> Iterator[Finding]:
         yield "self-check", broken and f"jax {versions['jax']} {broken}", str(error)
 
 
+def environment() -> Iterator[Finding]:
+    """What the environment says about jax that is not heeded, or that changes numbers."""
+    ignored = jax_setup.not_heeded()
+    kept = ", ".join(f"{name}={os.environ[name]} is not heeded: {value} holds" for name, value in ignored.items())
+    yield "environment", kept or "nothing that bpevo has to overrule", ""
+    versions = provenance.versions()
+    yield "numbers", f"matmul precision {versions['matmul precision']}, XLA_FLAGS {versions['XLA_FLAGS'] or 'none'}", ""
+
+
 def folders(data_dir: str | None) -> Iterator[Finding]:
     """Compilation cache and data directory."""
     cache = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 (made at run time, so unknown to mypy)
-    yield "compilation cache", *_folder(cache)
+    if cache is None:
+        yield "compilation cache", "none: no home directory is known; set XDG_CACHE_HOME to keep compiled programs", ""
+    else:
+        yield "compilation cache", *_folder(cache)
     root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
     state, fault = _folder(root)
     prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
@@ -63,7 +75,11 @@ def run(workdir: str) -> Iterator[Finding]:
     try:
         with RunDatabase.reading(folder) as database:
             fault = database.fault()
-            yield "database", f"{_size(database.path.stat().st_size)}, integrity {'broken' if fault else 'ok'}", fault
+            log = database.path.with_name(database.path.name + "-wal")
+            size = f"{_size(database.path.stat().st_size)}, integrity {'broken' if fault else 'ok'}"
+            pending = log.stat().st_size if log.is_file() else 0
+            hint = f"; {_size(pending)} more in {log.name}: copy the run with --copy_to=FOLDER, not this file alone"
+            yield "database", size + (hint if pending else ""), fault
             proposals, evaluations = database.proposals(), database.rows()
             versions, settings = database.versions(), database.settings()
     except RunError as error:
@@ -77,8 +93,8 @@ def run(workdir: str) -> Iterator[Finding]:
     changed = provenance.changed_numerics(versions, provenance.versions())
     yield "last written by", printable(changed) or "these versions and this kind of device", ""
     numerics = settings.get("numerics")
-    wrong = "" if numerics in (None, provenance.NUMERICS) else "this release computes other numbers: use --fork_from"
-    yield "numerics", f"{numerics!r}, {provenance.NUMERICS} in this release", wrong
+    wrong = "" if numerics in (None, NUMERICS) else "this release computes other numbers: use --fork_from"
+    yield "numerics", f"{numerics!r}, {NUMERICS} in this release", wrong
     checkpoints = folder / "checkpoints"
     files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""
@@ -126,23 +142,44 @@ def _size(count: float | None) -> str:
     return f"{value:.4g} TiB"
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    interruption = process.Interruption()
-    interruption.install()
-    configure_jax()
-    values, output = flags.FLAGS, process.Output(sys.stdout)
-    findings = [machine(), folders(values.data_dir)] + [run(folder) for folder in _runs(values.workdir)]
+def examine(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
+    """Prints what was found; returns the exit code."""
+    del interruption
+    if values.copy_to:
+        return _copy(values.workdir, values.copy_to, console)
+    workdir = values.workdir and os.path.expanduser(values.workdir)
+    findings = [machine(), environment(), folders(values.data_dir)] + [run(folder) for folder in _runs(workdir)]
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
-        output.write(f"{what:>18}  {printable(state)}\n")
+        console.out(f"{what:>18}  {printable(state)}", highlight=False)
         wrong += [f"{what}: {printable(fault)}"] if fault else []
-    output.write("\n".join(["", "wrong:", *wrong] if wrong else ["", "nothing is wrong"]) + "\n")
-    output.flush()
-    sys.exit(EXIT_WRONG if wrong else 0)
+    console.out("\n".join(["", "wrong:", *wrong] if wrong else ["", "nothing is wrong"]), highlight=False)
+    return EXIT_WRONG if wrong else 0
+
+
+def _copy(workdir: str | None, target: str, console: Console) -> int:
+    """Complete copies of a workdir's databases, also of runs in progress."""
+    if not workdir:
+        raise RunError("--copy_to=FOLDER needs --workdir=FOLDER: the run to copy")
+    source = pathlib.Path(workdir)
+    databases = [p for p in (source / "run.sqlite", *sorted(source.glob("*/run.sqlite"))) if p.is_file()]
+    if not databases:
+        raise RunError(f"there is no run in {workdir} to copy")
+    for path in databases:
+        folder = pathlib.Path(target) / path.parent.relative_to(source)
+        with RunDatabase.reading(path.parent) as database:
+            database.copy_to(folder)
+        console.out(f"{path} -> {folder / path.name}", highlight=False)
+    return 0
+
+
+def define() -> None:
+    flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
+    flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
+    flags.DEFINE_string(
+        "copy_to", None, "Only copy the runs of --workdir, complete, also while they are running, into this new folder."
+    )
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
-    flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
-    app.run(main, flags_parser=process.parse_flags("bpevo.doctor"))
+    main.start("bpevo.doctor", (define,), examine)

@@ -7,65 +7,45 @@ test set is read. All results go into the database in --workdir/--scenario; star
 `python -m bpevo.report --workdir=…` makes tables, plots and a page of it.
 """
 
-import sys
-
-from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
-from absl import app, flags
+from bpevo.command import main, definitions, plans, process, selfcheck  # isort: skip (main comes before jax)
+from absl import flags
 from rich.console import Console
 
 from bpevo import report
-from bpevo.command import flags as run_flags
-from bpevo.command import process, selfcheck
-from bpevo.data import DataError
-from bpevo.evaluation import Evaluation, standings, verdict
-from bpevo.evaluation import scenario as scenarios
-from bpevo.runs import RunDatabase, RunError, provenance
-from bpevo.training import DeviceLost, OutOfMemory
+from bpevo.evaluation import Evaluation, LocalWorkplace, standings, verdict
+from bpevo.evaluation.plan import FREE
+from bpevo.runs import RunDatabase, provenance
 
 
-def run(values: flags.FlagValues, console: Console, interruption: process.Interruption | None = None) -> int:
-    """Runs the evaluation that the flags describe; returns the exit code."""
-    scenario = scenarios.scenario(values)
+def run(command: plans.EvaluationCommand, console: Console, interruption: process.Interruption | None = None) -> int:
+    """Runs an evaluation; returns the exit code."""
     interruption = interruption or process.Interruption()
-    if values.selfcheck:
+    if command.selfcheck:
         selfcheck.check()
-    with RunDatabase.writing(scenario.folder) as database:
-        database.check_settings(scenario.fingerprint(), provenance.versions(), free=scenarios.FREE)
-        console.print(f"{scenario.setup.dataset.source}; {len(scenario.plan.treatments)} rows", highlight=False)
-        progress = report.Stages(console)
-        workplace = scenarios.Workplace(scenario)
-        experiment = interruption.search = Evaluation(database, workplace, scenario.plan, scenario.max_parts, progress)
+    plan, training = command.evaluation, command.training
+    with process.time_limit(command.max_hours), RunDatabase.writing(command.folder) as database:
+        database.check_settings(command.fingerprint(), provenance.versions(), free=FREE)
+        console.print(f"{training.dataset.source}; {len(plan.treatments)} rows", highlight=False)
+        workplace = LocalWorkplace(
+            training, command.test_split, plan.max_parts, slots=command.slots, alignment=command.alignment
+        )
+        evaluation = interruption.search = Evaluation(database, workplace, plan, report.Stages(console))
         code = 0
         try:
-            experiment.run()
+            evaluation.run()
         except KeyboardInterrupt:
             code = interruption.code
             console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
-        rows = standings(experiment.rows, database.costs(), database.settings())
-        console.print(report.standings_table(rows, scenario.folder.name))
-        for sentence in verdict(rows):
+        table = standings(evaluation.rows, database.costs(), database.settings())
+        console.print(report.standings_table(table, command.folder.name))
+        for sentence in verdict(table):
             console.print(sentence, highlight=False, markup=False)
         return code
 
 
-def main(argv: list[str]) -> None:
-    interruption = process.Interruption()
-    interruption.install()
-    configure_jax()
-    try:
-        code = run(flags.FLAGS, Console(file=process.Output(sys.stdout)), interruption)
-    except (run_flags.UsageError, DataError, RunError, OutOfMemory) as error:
-        code = process.fail("bpevo.evaluate", error)
-    except DeviceLost as error:
-        code = process.fail("bpevo.evaluate", error, process.EXIT_AGAIN)
-    except KeyboardInterrupt:
-        code = interruption.code
-    sys.exit(code)
+def _run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
+    return run(plans.evaluation_command(values), console, interruption)
 
 
 if __name__ == "__main__":
-    run_flags.define_common()
-    scenarios.define_evaluation()
-    flags.adopt_module_key_flags(run_flags)  # for --help
-    flags.adopt_module_key_flags(scenarios)
-    app.run(main, flags_parser=process.parse_flags("bpevo.evaluate"))
+    main.start("bpevo.evaluate", (definitions.define_common, definitions.define_evaluation), _run)

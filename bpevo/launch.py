@@ -6,44 +6,42 @@ backprop and a control without any hidden signal stand beside the rules that wer
 """
 
 import contextlib
+import dataclasses
 import os
-import sys
 
-from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
+from bpevo.command import main, definitions, plans, process, selfcheck  # isort: skip (main comes before jax)
 import jax
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 from bpevo import report
-from bpevo.command import flags as run_flags
-from bpevo.command import process, selfcheck
-from bpevo.data import DataError
-from bpevo.evolution import PaperController, functional_key
+from bpevo.evolution import CONTROLLERS, functional_key
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.search import Search, fork
-from bpevo.training import DeviceLost, OutOfMemory
 from bpevo.workers import Checkpoints, LocalWorkers
 
 
-def run(values: flags.FlagValues, console: Console, interruption: process.Interruption | None = None) -> int:
-    """Runs the search that the flags describe; returns the exit code."""
-    plan = run_flags.search_setup(values)
-    training = run_flags.setup(values)
-    if values.selfcheck:
+def run(command: plans.SearchCommand, console: Console, interruption: process.Interruption | None = None) -> int:
+    """Runs a search; returns the exit code."""
+    if command.selfcheck:
         selfcheck.check()
     interruption = interruption or process.Interruption()
-    with RunDatabase.writing(values.workdir) as database:
-        plan = _settled(values, database, plan, training, console)
-        data = training.dataset
-        size = f"{len(training.split.train_labels):,} training examples"
-        console.print(f"{data.source}; {size}", highlight=False, soft_wrap=True)
-        checkpoints = _checkpoints(values, plan, training, console)
-        trainer = training.trainer(plan.space.max_parts, values.slots)
-        workers = LocalWorkers(trainer, checkpoints, lambda line: console.print(line, markup=False, highlight=False))
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with process.time_limit(command.max_hours), RunDatabase.writing(command.workdir) as database:
+        command = _settled(command, database, say)
+        plan, training = command.search, command.training
+        say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
+        checkpoints = _checkpoints(command, say)
+        workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        proposer = PaperController(plan.space, plan.evolution, plan.initial, key)
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
-        search = interruption.search = Search(database, proposer, workers, plan.budget, progress)
+        interruption.notice = progress.notice
+        search = Search(database, controller, workers, plan, progress)
+        interruption.search = search
         code = 0
         try:
             with progress.running():
@@ -52,82 +50,59 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
                 checkpoints.clear()
         except KeyboardInterrupt:
             code = interruption.code
-            console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
+            say("interrupted: every finished training is kept; the same command continues")
             with contextlib.suppress(KeyboardInterrupt):
                 workers.suspend()
         if search.exhausted:
-            console.print(search.exhausted, highlight=False)
-        rows = report.leaderboard(search.rows, database.costs(), plan.budget.top)
-        title = f"{values.model} on {data.name}, {values.optimizer}, {values.epochs} epochs, validation accuracy"
-        console.print(report.table(rows, title))
+            say(search.exhausted)
+        s = training.settings
+        title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
+        console.print(report.table(report.leaderboard(search.rows, database.costs(), plan.top), title))
         return code
 
 
-def _settled(
-    values: flags.FlagValues,
-    database: RunDatabase,
-    plan: run_flags.SearchSetup,
-    training: run_flags.Setup,
-    console: Console,
-) -> run_flags.SearchSetup:
-    """The plan after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
+def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.SearchCommand:
+    """The command after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
     stored, versions = database.settings(), provenance.versions()
     forked = stored.get("fork")
     if stored:
-        plan = plan.continuing(stored, values.lag)
+        command = dataclasses.replace(command, search=command.search.continuing(stored, command.lag))
         changed = provenance.changed_numerics(database.versions(), versions)
         if changed:
-            console.print(f"not bit-identical to its beginning: {changed}", markup=False, highlight=False)
-        if values.fork_from and (forked or {}).get("from") != os.path.realpath(values.fork_from):
+            say(f"not bit-identical to its beginning: {changed}")
+        if command.fork_from and (forked or {}).get("from") != os.path.realpath(command.fork_from):
             raise RunError(
-                f"{values.workdir} holds a run already: --fork_from={values.fork_from} needs another --workdir"
+                f"{command.workdir} holds a run already: --fork_from={command.fork_from} needs another --workdir"
             )
-    elif values.fork_from:
-        plan, forked, line = fork.begin(database, values.fork_from, plan, training.fingerprint(), versions)
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    settings = training.fingerprint() | plan.fingerprint() | {"max_evaluations": values.max_evaluations, "fork": forked}
-    database.check_settings(settings, versions, free=("max_evaluations", "fork"))
-    return plan
+    elif command.fork_from:
+        plan, forked, line = fork.begin(database, command.fork_from, command.search, command.fingerprint(), versions)
+        command = dataclasses.replace(command, search=plan)
+        say(line)
+    free = {"max_evaluations": command.search.max_evaluations, "fork": forked}
+    database.check_settings(command.fingerprint() | free, versions, free=tuple(free))
+    return command
 
 
-def _checkpoints(
-    values: flags.FlagValues, plan: run_flags.SearchSetup, training: run_flags.Setup, console: Console
-) -> Checkpoints | None:
-    if not values.checkpoint_minutes:
+def _checkpoints(command: plans.SearchCommand, say) -> Checkpoints | None:
+    if not command.checkpoint_minutes:
         return None
     versions = provenance.versions()
-    identity = training.fingerprint() | {"max_parts": plan.space.max_parts}
-    identity |= {k: versions[k] for k in ("bpevo", "jax", "jaxlib", "flax", "optax")}
+    identity = command.training.fingerprint() | {"max_parts": command.search.space.max_parts}
     identity |= {"device": jax.local_devices()[0].device_kind}
+    kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")
+    identity |= {k: versions[k] for k in kinds}
+    folder = os.path.join(command.workdir, "checkpoints")
     try:
-        return Checkpoints(
-            os.path.join(values.workdir, "checkpoints"), identity, values.checkpoint_minutes,
-            lambda line: console.print(line, markup=False, highlight=False),
-        )  # fmt: skip
+        return Checkpoints(folder, identity, command.checkpoint_minutes, say)
     except OSError as error:
         raise RunError(
-            f"cannot keep checkpoints in {values.workdir}/checkpoints: {error.strerror}; --checkpoint_minutes=0 does without"
+            f"cannot keep checkpoints in {folder}: {error.strerror}; --checkpoint_minutes=0 does without"
         ) from error
 
 
-def main(argv: list[str]) -> None:
-    interruption = process.Interruption()
-    interruption.install()
-    configure_jax()
-    console = Console(file=process.Output(sys.stdout))
-    try:
-        code = run(flags.FLAGS, console, interruption)
-    except (run_flags.UsageError, DataError, RunError, OutOfMemory) as error:
-        code = process.fail("bpevo.launch", error)
-    except DeviceLost as error:
-        code = process.fail("bpevo.launch", error, process.EXIT_AGAIN)
-    except KeyboardInterrupt:
-        code = interruption.code
-    sys.exit(code)
+def _run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
+    return run(plans.search_command(values), console, interruption)
 
 
 if __name__ == "__main__":
-    run_flags.define_common()
-    run_flags.define_search()
-    flags.adopt_module_key_flags(run_flags)  # for --help
-    app.run(main, flags_parser=process.parse_flags("bpevo.launch"))
+    main.start("bpevo.launch", (definitions.define_common, definitions.define_search), _run)

@@ -21,11 +21,11 @@ from test_runs import StandIn, plan, search
 
 import bpevo
 from bpevo import data, launch
-from bpevo.command import flags as run_flags
-from bpevo.command import process
+from bpevo.command import definitions, plans, process
 from bpevo.report import leaderboard, table
 from bpevo.rules import parse
 from bpevo.runs import RunDatabase, RunError, printable
+from bpevo.training import TrainingPlan
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = ("--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=2", "--slots=4", "--lag=4",
@@ -39,8 +39,8 @@ class Started(Exception):
 @pytest.fixture(scope="module")
 def defined():
     if "max_evaluations" not in flags.FLAGS:
-        run_flags.define_common()
-        run_flags.define_search()
+        definitions.define_common()
+        definitions.define_search()
     return flags.FLAGS
 
 
@@ -64,7 +64,7 @@ def quiet_place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cwd")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(run_flags.Setup, "trainer", start)
+        patch.setattr(TrainingPlan, "trainer", start)
         for name in ("http_proxy", "https_proxy"):
             patch.setenv(name, "http://127.0.0.1:9")
         yield folder
@@ -74,7 +74,7 @@ NAMES = [
     "workdir", "dataset", "data_dir", "train_examples", "model", "optimizer", "learning_rates", "weight_decay", "batch_size",
     "epochs", "schedule", "compute_dtype", "slots", "seed", "checkpoint_minutes", "selfcheck", "max_evaluations", "max_parts",
     "elite_size", "elite_probability", "mutations", "initial", "operands", "unaries", "binaries", "lag", "stop_epochs",
-    "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from",
+    "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
 ]  # fmt: skip
 VALUES = [
     "", "0", "1", "-1", "2", "3", "1.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400", "9" * 30, "-" + "9" * 30, "abc",
@@ -86,7 +86,7 @@ VALUES = [
 
 
 def test_every_flag_is_fuzzed():
-    text = pathlib.Path(run_flags.__file__).read_text(encoding="utf-8")
+    text = pathlib.Path(definitions.__file__).read_text(encoding="utf-8")
     assert set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text)) <= {*NAMES}
 
 
@@ -110,8 +110,8 @@ def attempt(defined, place, chosen) -> None:
     values.unparse_flags()
     try:
         values(["launch", f"--workdir={place}/run", *SMALL, *(f"--{n}={v}" for n, v in chosen)])
-        launch.run(values, Console(file=io.StringIO()))
-    except (flags.Error, run_flags.UsageError, data.DataError, RunError) as error:
+        launch.run(plans.search_command(values), Console(file=io.StringIO()))
+    except (flags.Error, plans.UsageError, data.DataError, RunError) as error:
         message = printable(str(error))
         assert message.strip() and "Traceback" not in message
     except Started:

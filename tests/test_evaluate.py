@@ -11,14 +11,23 @@ import types
 
 import numpy as np
 import pytest
-from test_runs import EPOCHS, PARTS, StandIn, plan, search
+from test_runs import EPOCHS, StandIn, plan, search
 
 from bpevo import data
-from bpevo.command import flags as run_flags
-from bpevo.evaluation import BASELINES, Evaluation, EvaluationPlan, Treatment, standings, verdict
-from bpevo.evaluation import scenario as scenarios
+from bpevo.command import plans
+from bpevo.evaluation import (
+    BASELINES,
+    Evaluation,
+    EvaluationPlan,
+    LocalWorkplace,
+    Treatment,
+    standings,
+    verdict,
+    workplace,
+)
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.evaluation import FIRST_REPLICATE
+from bpevo.evaluation.plan import FREE
 from bpevo.evaluation.treatments import BACKPROP, read_treatments, winners
 from bpevo.rules import NAMED, TABLE_1
 from bpevo.runs import RunDatabase, RunError
@@ -99,7 +108,16 @@ def test_ablations_lack_one_component_and_are_feasible(text, left):
 
 RULES = treatments("unit_fro(g)", "fa", "mul_noise(g, 0.1)")
 FOUND = treatments("dfa", "unit_elem2(g)", "sgn(g)", "min(g, h)", "(0.5*g) + fa")
-PLAN = EvaluationPlan(RULES, FOUND, (0.1, 0.3), tuning_repeats=2, selection_repeats=3, finalists=2, repeats=4, ablate=1)
+PLAN = EvaluationPlan(
+    named=RULES,
+    found=FOUND,
+    learning_rates=(0.1, 0.3),
+    tuning_repeats=2,
+    selection_repeats=3,
+    finalists=2,
+    repeats=4,
+    ablate=1,
+)
 
 
 class Places:
@@ -122,7 +140,7 @@ def evaluate(workdir, plan: EvaluationPlan = PLAN, places: Places | None = None,
             "scenario": "stand_in",
         }
         database.check_settings(settings | {"learning_rates": plan.learning_rates}, {}, ("rules", "found"))
-        made = Evaluation(database, places or Places(), plan, PARTS, watch)
+        made = Evaluation(database, places or Places(), plan, watch)
         made.run()
     return made
 
@@ -154,9 +172,7 @@ def test_every_row_has_the_same_tuning_budget_and_the_rest_is_what_was_promised(
 
 
 def test_no_stage_sees_the_seeds_of_another_nor_of_the_search(undisturbed):
-    of_stage = {
-        s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in ("tuning", "selection", "test")
-    }
+    of_stage = {s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in ("tuning", "selection", "test")}
     seen = [r for replicates in of_stage.values() for r in replicates]
     assert len(seen) == len(set(seen)) and min(seen) >= 1000
 
@@ -215,7 +231,7 @@ def test_a_stop_is_deferred_until_the_epoch_in_progress_is_stored(undisturbed, t
             experiment.stop()
 
     with RunDatabase.writing(tmp_path) as database:
-        experiment = Evaluation(database, Places(), PLAN, PARTS, watch)
+        experiment = Evaluation(database, Places(), PLAN, watch)
         with pytest.raises(KeyboardInterrupt):  # nothing trains yet
             experiment.stop()
         with pytest.raises(KeyboardInterrupt):
@@ -226,7 +242,7 @@ def test_a_stop_is_deferred_until_the_epoch_in_progress_is_stored(undisturbed, t
 
 def test_rules_that_are_no_chain_get_a_program_of_their_own(tmp_path):
     places = Places()
-    evaluate(tmp_path, EvaluationPlan(treatments(TREE), (), (0.1, 0.3), repeats=2), places)
+    evaluate(tmp_path, EvaluationPlan(named=treatments(TREE), learning_rates=(0.1, 0.3), repeats=2), places)
     tree = str(Treatment.parse(TREE))
     assert set(places.asked) == {(False, None), (False, tree), (True, None), (True, tree)}
 
@@ -277,6 +293,7 @@ def values(folder, **changes) -> Values:
         learning_rates=["0.3", "0.1"], weight_decay=1e-3, batch_size=32, epochs=2, schedule="paper",
         compute_dtype="float32", slots=4, seed=0, scenario="mine", rules="fa", top=3, finalists=2, tuning_repeats=1,
         selection_repeats=2, repeats=3, ablate=0, eval_examples=None, alignment=False,
+        selfcheck=False, max_hours=None,
     )  # fmt: skip
     return Values(**(common | changes))
 
@@ -298,41 +315,48 @@ def values(folder, **changes) -> Values:
     ],
 )
 def test_flags_that_cannot_be_honoured_are_refused(tmp_path, change, message):
-    with pytest.raises(run_flags.UsageError, match=message):
-        scenarios.scenario(values(tmp_path, **change))
+    with pytest.raises(plans.UsageError, match=message):
+        plans.evaluation_command(values(tmp_path, **change))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_rules_of_a_workdirs_search_join_those_given(tmp_path):
     search(tmp_path, plan(30, lag=12), StandIn(4))
-    made = scenarios.scenario(values(tmp_path))
-    assert [str(t) for t in made.plan.named] == ["fa"] and 1 <= len(made.plan.found) <= 3
-    assert made.folder == tmp_path / "mine" and made.max_parts == 3
+    made = plans.evaluation_command(values(tmp_path))
+    assert [str(t) for t in made.evaluation.named] == ["fa"] and 1 <= len(made.evaluation.found) <= 3
+    assert made.folder == tmp_path / "mine" and made.evaluation.max_parts == 3
 
 
 def test_a_continued_scenario_may_grow_but_not_change(tmp_path):
-    first = scenarios.scenario(values(tmp_path))
-    grown = scenarios.scenario(values(tmp_path, rules="fa;dfa", repeats=9, ablate=1))
-    changed = scenarios.scenario(values(tmp_path, learning_rates=["0.3"]))
+    first = plans.evaluation_command(values(tmp_path))
+    grown = plans.evaluation_command(values(tmp_path, rules="fa;dfa", repeats=9, ablate=1))
+    changed = plans.evaluation_command(values(tmp_path, learning_rates=["0.3"]))
     with RunDatabase.writing(first.folder) as database:
-        database.check_settings(first.fingerprint(), {}, scenarios.FREE)
-        database.check_settings(grown.fingerprint(), {}, scenarios.FREE)
+        database.check_settings(first.fingerprint(), {}, FREE)
+        database.check_settings(grown.fingerprint(), {}, FREE)
         with pytest.raises(RunError, match="learning_rates"):
-            database.check_settings(changed.fingerprint(), {}, scenarios.FREE)
+            database.check_settings(changed.fingerprint(), {}, FREE)
 
 
 DISGUISES = ("gh * dh", "(b_next @ W.T) * dh", "-(-g)", "(2.0*g) - g", "max(g, g)", "0.5*(2.0*g)", "1.001*g",
              "mul_noise(g, 0.01)", "add_noise(g, 0.0001)", "drop(g, 0.001)", "g + (g - g)")  # fmt: skip
 
 
+def workplace_of(command: plans.EvaluationCommand) -> LocalWorkplace:
+    parts = command.evaluation.max_parts
+    return LocalWorkplace(command.training, command.test_split, parts, command.slots, command.alignment)
+
+
 @pytest.fixture(scope="module")
 def disguised(tmp_path_factory):
     """A real evaluation of rules that all are backprop, one of them a tree, with a search's share of the seeds."""
     workdir = tmp_path_factory.mktemp("disguised")
-    made = scenarios.scenario(values(workdir, rules=";".join(DISGUISES), model="mlp-8", repeats=10, alignment=True))
+    made = plans.evaluation_command(
+        values(workdir, rules=";".join(DISGUISES), model="mlp-8", repeats=10, alignment=True)
+    )
     with RunDatabase.writing(made.folder) as database:
-        database.check_settings(made.fingerprint(), {}, scenarios.FREE)
-        experiment = Evaluation(database, scenarios.Workplace(made), made.plan, made.max_parts)
+        database.check_settings(made.fingerprint(), {}, FREE)
+        experiment = Evaluation(database, workplace_of(made), made.evaluation)
         experiment.run()
         return standings(experiment.rows, database.costs(), database.settings()), experiment.rows, workdir
 
@@ -358,16 +382,16 @@ def test_the_alignment_of_backprop_in_disguise_is_perfect(disguised):
 
 def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path, monkeypatch):
     dataset = data.load("digits")
-    made = scenarios.scenario(values(tmp_path, train_examples=None))
+    made = plans.evaluation_command(values(tmp_path, train_examples=None))
     sizes = {}
-    monkeypatch.setattr(scenarios, "Trainer", lambda candidate, examples, *_, **__: sizes.setdefault(
+    monkeypatch.setattr(workplace, "Trainer", lambda candidate, examples, *_, **__: sizes.setdefault(
         len(sizes), (candidate.examples, int((examples.eval_labels >= 0).sum()))))  # fmt: skip
-    monkeypatch.setattr(scenarios, "LocalWorkers", lambda trainer: trainer)
-    place = scenarios.Workplace(made)
+    monkeypatch.setattr(workplace, "LocalWorkers", lambda trainer: trainer)
+    place = workplace_of(made)
     place(False, None), place(True, None)
     assert sizes == {0: (1197, 240), 1: (len(dataset.train_labels), len(dataset.test_labels))}
-    made = scenarios.scenario(values(tmp_path, train_examples=64, eval_examples=50))
-    place = scenarios.Workplace(made)
+    made = plans.evaluation_command(values(tmp_path, train_examples=64, eval_examples=50))
+    place = workplace_of(made)
     place(False, None), place(True, None)
     assert (sizes[2], sizes[3]) == ((64, 50), (64, 50))
     subset = data.full_training_split(dataset, 100)
@@ -381,13 +405,13 @@ def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path, mon
 FLAG_FILES = """
 import sys
 from absl import flags
-from bpevo.command import flags as run_flags
-from bpevo.evaluation import scenario
-run_flags.define_common(); scenario.define_evaluation()
+from bpevo.command import definitions
+from bpevo.evaluation.treatments import read_treatments
+definitions.define_common(); definitions.define_evaluation()
 for path in sys.argv[1:]:
     flags.FLAGS.unparse_flags(); flags.FLAGS(["evaluate", f"--flagfile={path}"])
     v = flags.FLAGS
-    print(path, v.scenario, v.optimizer, len(scenario.read_treatments(v.rules)), v.repeats, sep=";")
+    print(path, v.scenario, v.optimizer, len(read_treatments(v.rules)), v.repeats, sep=";")
 """
 
 

@@ -65,9 +65,7 @@ def test_a_full_disk_stops_with_one_message_and_the_search_goes_on_when_there_is
         ballast.write_bytes(b"x" * 150_000)
         counted = []
         with pytest.raises(RunError, match=r"run\.sqlite: .*(full|I/O).*free some space and start again"):
-            search(
-                disk / "run", DISTURBED, StandIn(4), lambda s, _: counted.append((len(s.proposals), len(s.rows)))
-            )
+            search(disk / "run", DISTURBED, StandIn(4), lambda s, _: counted.append((len(s.proposals), len(s.rows))))
         last = counted[-1]
         found = stored(disk / "run")
         assert found[0] >= last[0] and found[1] >= last[1] > 0  # everything that the search had counted is there
@@ -326,7 +324,7 @@ def test_a_lost_device_ends_the_search_with_a_message_and_it_continues(tmp_path)
         with RunDatabase.writing(tmp_path) as database:
             database.check_settings({"max_parts": 3}, {}, ())
             proposer = PaperController(small.space, small.evolution, (), lambda e: e.key)
-            Search(database, proposer, LocalWorkers(trainer), small.budget, watch).run()
+            Search(database, proposer, LocalWorkers(trainer), small, watch).run()
 
     trainer = make_trainer(2)
 

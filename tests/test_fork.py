@@ -11,8 +11,10 @@ from rich.console import Console
 from test_runs import StandIn, rows
 
 from bpevo import launch
-from bpevo.command import flags as run_flags
+from bpevo.command import definitions, plans
 from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.training import TrainingPlan
+from bpevo.training import plan as training_plan
 
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
@@ -24,16 +26,16 @@ SMALL = (
 def start(monkeypatch):
     """Runs the command in this process on a stand-in for training; returns what it printed."""
     if "max_evaluations" not in flags.FLAGS:
-        run_flags.define_common()
-        run_flags.define_search()
-    monkeypatch.setattr(run_flags.Setup, "trainer", lambda self, max_parts, slots: StandIn(slots or 4))
+        definitions.define_common()
+        definitions.define_search()
+    monkeypatch.setattr(TrainingPlan, "trainer", lambda self, max_parts, slots: StandIn(slots or 4))
 
     def start(workdir, *arguments) -> str:
         values = copy.deepcopy(flags.FLAGS)
         values.unparse_flags()
         values(["launch", f"--workdir={workdir}", *SMALL, *map(str, arguments)])
         output = io.StringIO()
-        assert launch.run(values, Console(file=output, width=300)) == 0
+        assert launch.run(plans.search_command(values), Console(file=output, width=300)) == 0
         return output.getvalue()
 
     return start
@@ -62,7 +64,7 @@ def test_other_changes_are_refused_with_the_difference_and_the_way_out(start, tm
 
 def test_a_release_with_other_numerics_is_refused(start, tmp_path, monkeypatch):
     start(tmp_path, "--max_evaluations=8")
-    monkeypatch.setattr(run_flags, "NUMERICS", 10**6)
+    monkeypatch.setattr(training_plan, "NUMERICS", 10**6)
     with pytest.raises(RunError, match="numerics: 1 in the run, 1000000 now"):
         start(tmp_path, "--max_evaluations=8")
 

@@ -15,9 +15,10 @@ from absl import flags
 from rich.console import Console
 
 from bpevo import data, launch
-from bpevo.command import flags as run_flags
+from bpevo.command import definitions, plans
 from bpevo.rules import NAMED
 from bpevo.runs import RunDatabase
+from bpevo.training import TrainingPlan
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -130,8 +131,8 @@ def test_bad_flags_end_with_one_line_and_an_exit_code(finish, tmp_path):
 @pytest.fixture(scope="module")
 def defined():
     if "max_evaluations" not in flags.FLAGS:
-        run_flags.define_common()
-        run_flags.define_search()
+        definitions.define_common()
+        definitions.define_search()
     return flags.FLAGS
 
 
@@ -203,30 +204,30 @@ def files(tmp_path):
 def test_flags_that_cannot_be_honoured_are_refused_before_anything_starts(
     parsed, files, tmp_path, monkeypatch, arguments, message
 ):
-    monkeypatch.setattr(run_flags.Setup, "trainer", lambda *_: pytest.fail("compiles"))
+    monkeypatch.setattr(TrainingPlan, "trainer", lambda *_: pytest.fail("compiles"))
     extra = ["--max_parts=1"] if "long" in arguments else []
     values = parsed(f"--workdir={tmp_path / 'run'}", *SMALL, *arguments.format(**files).split(), *extra)
-    with pytest.raises((run_flags.UsageError, data.DataError), match=message):
-        launch.run(values, Console(file=io.StringIO()))
+    with pytest.raises((plans.UsageError, data.DataError), match=message):
+        launch.run(plans.search_command(values), Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_is_needed(parsed):
-    with pytest.raises(run_flags.UsageError, match="--workdir=FOLDER is needed"):
-        launch.run(parsed(*SMALL), Console(file=io.StringIO()))
+    with pytest.raises(plans.UsageError, match="--workdir=FOLDER is needed"):
+        launch.run(plans.search_command(parsed(*SMALL)), Console(file=io.StringIO()))
 
 
 def test_a_file_of_equations_may_hold_texts_names_and_comments(parsed, tmp_path):
     (tmp_path / "rules").write_text(
         "\ufeffg  # backprop\n\n# a comment\nsign_symmetry\nunit_fro(g) + (0.5*g)\n", encoding="utf-8"
     )
-    found = run_flags.read_equations(tmp_path / "rules", 3)
+    found = plans.read_equations(tmp_path / "rules", 3)
     assert [str(e) for e in found] == ["g", NAMED["sign_symmetry"], "unit_fro(g) + (0.5*g)"]
-    assert run_flags.search_setup(parsed(*SMALL, f"--initial={tmp_path / 'rules'}")).initial == found
+    assert plans.search_plan(parsed(*SMALL, f"--initial={tmp_path / 'rules'}")).initial == tuple(found)
 
 
 def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
-    three, one = (run_flags.search_setup(parsed(*SMALL, "--initial=known", f"--max_parts={n}")).initial for n in (3, 1))
+    three, one = (plans.search_plan(parsed(*SMALL, "--initial=known", f"--max_parts={n}")).initial for n in (3, 1))
     assert str(three[0]) == str(one[0]) == "g" and len(three) == 5 and len(one) == 3
 
 
@@ -242,27 +243,27 @@ def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
 )
 def test_the_lag_grows_with_the_slots_and_with_what_a_full_training_takes(parsed, arguments, lag):
     values = parsed("--slots=8", "--epochs=8", *arguments.split())
-    assert run_flags.search_setup(values).budget.lag == lag
+    assert plans.search_plan(values).lag == lag
 
 
 def test_no_learning_rate_is_refused_before_the_lag_is_worked_out_of_it(parsed):
-    with pytest.raises(run_flags.UsageError, match="--learning_rates= must be different positive numbers"):
-        run_flags.search_setup(parsed("--learning_rates="))
+    with pytest.raises(plans.UsageError, match="--learning_rates= must be different positive numbers"):
+        plans.search_plan(parsed("--learning_rates="))
 
 
 def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
-    plan = run_flags.search_setup(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
+    plan = plans.search_plan(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
     assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [
         (2, pytest.approx(2 / 3)),
         (6, pytest.approx(2 / 3)),
     ]
-    assert plan.budget.rung_epochs == (2, 6)
+    assert plan.rung_epochs == (2, 6)
 
 
 def test_the_fingerprint_changes_with_every_setting_that_changes_results(parsed):
     def fingerprint(*arguments):
         values = parsed("--workdir=x", *SMALL, *arguments)
-        return run_flags.setup(values).fingerprint() | run_flags.search_setup(values).fingerprint()
+        return plans.training_plan(values).fingerprint() | plans.search_plan(values).fingerprint()
 
     base = fingerprint()
     changes = ["--epochs=3", "--train_examples=130", "--learning_rates=0.2", "--seed=1", "--optimizer=momentum", "--lag=5",
@@ -279,10 +280,20 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
     def load(name, data_dir=None):
         size, count, pad = (8, 1437, 0) if name == "digits" else (32, 50_000, 4)
         images, labels = np.zeros((count, size, size, 1), np.uint8), np.zeros(count, np.int32)
-        return data.Dataset(name, images, labels, images[:10], labels[:10], 10, False, pad, "made up")
+        return data.Dataset(
+            name=name,
+            train_images=images,
+            train_labels=labels,
+            test_images=images[:10],
+            test_labels=labels[:10],
+            num_classes=10,
+            flip=False,
+            pad=pad,
+            source="made up",
+        )
 
     monkeypatch.setattr(data, "load", load)
     values = parsed(f"--flagfile={path}")
-    plan, training = run_flags.search_setup(values), run_flags.setup(values)
-    assert plan.budget.max_evaluations >= 10 and training.task().steps_per_epoch >= 1
+    plan, training = plans.search_plan(values), plans.training_plan(values)
+    assert plan.max_evaluations >= 10 and training.task().steps_per_epoch >= 1
     assert path.read_text().startswith("# "), "a flag file says what it runs"

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bpevo.command import flags as run_flags
+from bpevo.command import plans
 from bpevo.evolution import Change, EvolutionSettings, PaperController, Proposal, Rung, SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.report import leaderboard, table
 from bpevo.rules import NAMED, parse
-from bpevo.runs import RunDatabase, RunError
-from bpevo.search import CONTROLS, Budget, Search
+from bpevo.runs import Rows, RunDatabase, RunError
+from bpevo.search import CONTROLS, Search, SearchPlan
+from bpevo.search.search import to_result
 from bpevo.training import EpochResult, Training
-from bpevo.workers import Job, LocalWorkers, Outcome
+from bpevo.workers import Job, LocalWorkers, Outcome, Stage
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 EPOCHS, PARTS = 4, 3
@@ -86,24 +87,35 @@ class StandIn:
             state[:] = epoch, state[1] / 2 + chance(epoch, *what)
             reason = "loss not finite" if epoch == 2 and chance("diverges", *what) < 0.125 else ""
             accuracy = 0.0 if reason else (chance(*what) + 0.1 * state[1]) / 1.2
-            results[slot] = EpochResult(epoch, 1.0, accuracy, 1.0, float("nan"), accuracy, reason)
+            results[slot] = epoch_result(epoch, accuracy, reason, eval_loss=float("nan"))
             if reason or epoch >= EPOCHS:
                 self.stop(slot)
         return results
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchPlan:
-    budget: Budget
-    evolution: EvolutionSettings
-    initial: tuple = ()
-    space: SearchSpace = dataclasses.field(default_factory=lambda: SearchSpace(PARTS))
+def epoch_result(epoch: int, accuracy: float, reason: str, eval_loss: float) -> EpochResult:
+    return EpochResult(
+        epoch=epoch,
+        train_loss=1.5,
+        train_accuracy=0.5,
+        gradient_norm=2.0,
+        eval_loss=eval_loss,
+        eval_accuracy=accuracy,
+        reason=reason,
+    )
 
 
 def plan(max_evaluations=60, rates=(0.1,), lag=12, rungs=(), top=3, repeats=2, initial=(), **settings) -> SearchPlan:
-    epochs = tuple(r.epoch for r in rungs)
-    evolution = EvolutionSettings(**({"elite_size": 10, "seed": 3} | settings), rungs=tuple(rungs))
-    return SearchPlan(Budget(max_evaluations, rates, lag, epochs, top, repeats), evolution, tuple(initial))
+    return SearchPlan(
+        space=SearchSpace(PARTS),
+        evolution=EvolutionSettings(**({"elite_size": 10, "seed": 3} | settings), rungs=tuple(rungs)),
+        initial=tuple(initial),
+        max_evaluations=max_evaluations,
+        learning_rates=rates,
+        lag=lag,
+        top=top,
+        repeats=repeats,
+    )
 
 
 RUNGS = (Rung(1, 0.5), Rung(3, 0.3))
@@ -116,7 +128,7 @@ def search(
     with RunDatabase.writing(workdir) as database:
         database.check_settings(SETTINGS, {}, ())
         proposer = PaperController(plan.space, plan.evolution, plan.initial, lambda e: e.key)
-        made = Search(database, proposer, workers(trainer), plan.budget, watch)
+        made = Search(database, proposer, workers(trainer), plan, watch)
         made.run()
     return made
 
@@ -141,11 +153,16 @@ def python(code: str, *arguments, **options) -> subprocess.Popen:
 # The database.
 
 
-def outcome(text: str, status="done", accuracies=(0.25, 0.5), rate=0.1, replicate=0) -> Outcome:
+def outcome(
+    text: str, status="done", accuracies=(0.25, 0.5), rate=0.1, replicate=0, stage=Stage.SEARCH, proposal=0
+) -> Outcome:
     reason = "loss not finite" if status == "diverged" else ""
-    training = Training(parse(text).to_equation(PARTS), rate, replicate)
-    curve = tuple(EpochResult(i + 1, 1.5, 0.5, 2.0, float("inf"), a, reason) for i, a in enumerate(accuracies))
-    return Outcome(Job(("search", 0), training, (), (1, 2)), status, reason, curve, 1.25)
+    training = Training(parse(text).to_equation(PARTS), rate, replicate=replicate)
+    curve = tuple(epoch_result(i + 1, a, reason, eval_loss=float("inf")) for i, a in enumerate(accuracies))
+    return Outcome(
+        job=Job(stage=stage, subject=str(training.equation), proposal=proposal, training=training, rung_epochs=(1, 2)),
+        status=status, reason=reason, curve=curve, seconds=1.25,
+    )  # fmt: skip
 
 
 def test_proposals_come_back_as_they_were_stored(tmp_path):
@@ -157,7 +174,16 @@ def test_proposals_come_back_as_they_were_stored(tmp_path):
     equations += [SearchSpace(PARTS).padded(rng, parse(t).to_equation(PARTS)) for t in sorted(set(NAMED.values()))]
     changes = (Change(1, "unary1", "clip:0.5", "relu"), Change(0, "binary", "add", "mul"))
     stored = [
-        Proposal(i, e, f"key {i}", i - 1 if i else None, changes[: i % 3], ((1, 0.1 + 0.2), (3, 1 / 3)), 5, 7)
+        Proposal(
+            id=i,
+            equation=e,
+            key=f"key {i}",
+            parent=i - 1 if i else None,
+            changes=changes[: i % 3],
+            bars=((1, 0.1 + 0.2), (3, 1 / 3)),
+            infeasible=5,
+            duplicates=7,
+        )
         for i, e in enumerate(equations)
     ]
     with RunDatabase.writing(tmp_path) as database:
@@ -171,15 +197,14 @@ def test_proposals_come_back_as_they_were_stored(tmp_path):
 def test_evaluations_come_back_as_they_were_stored(tmp_path):
     with RunDatabase.writing(tmp_path) as database:
         database.check_settings(SETTINGS, {}, ())
-        proposal = Proposal(0, parse("g").to_equation(PARTS), "key")
+        proposal = Proposal(id=0, equation=parse("g").to_equation(PARTS), key="key")
         database.add_proposal(proposal)
-        first = database.add_row("search", "g", 0, outcome("g"))
-        assert database.result(proposal, (0.1, 0.2)) is None  # a learning rate is still missing
-        second = database.add_row("search", "g", 0, outcome("g", "diverged", (0.0,), 0.2))
-        control = database.add_row("control", "g", None, outcome("g"))
+        first = database.add_row(outcome("g"))
+        second = database.add_row(outcome("g", "diverged", (0.0,), 0.2))
+        control = database.add_row(outcome("g", stage=Stage.CONTROL, proposal=None))
         assert database.rows() == [first, second, control]
         assert database.rows("control") == [control]
-        result = database.result(proposal, (0.1, 0.2))
+    result = to_result(proposal, [first, second])
     assert (first.status, first.accuracy, first.rungs, first.seconds) == ("done", 0.5, 2, 1.25)
     assert first.curve["eval_accuracy"] == [0.25, 0.5] and first.curve["eval_loss"] == [None, None]
     assert (second.accuracy, second.reason) == (None, "loss not finite")
@@ -187,15 +212,19 @@ def test_evaluations_come_back_as_they_were_stored(tmp_path):
 
 
 def test_a_result_is_its_fittest_training_and_diverged_only_if_all_are(tmp_path):
+    proposals = [
+        Proposal(id=i, equation=parse(text).to_equation(PARTS), key=text) for i, text in enumerate(("g", "fa"))
+    ]
     with RunDatabase.writing(tmp_path) as database:
         database.check_settings(SETTINGS, {}, ())
-        for i, text in enumerate(("g", "fa")):
-            database.add_proposal(Proposal(i, parse(text).to_equation(PARTS), text))
-        database.add_row("search", "g", 0, outcome("g", "stopped", (0.9,), 0.1))
-        database.add_row("search", "g", 0, outcome("g", "done", (0.2, 0.3), 0.2))
+        for proposal in proposals:
+            database.add_proposal(proposal)
+        database.add_row(outcome("g", "stopped", (0.9,), 0.1))
+        database.add_row(outcome("g", "done", (0.2, 0.3), 0.2))
         for rate in (0.1, 0.2):
-            database.add_row("search", "fa", 1, outcome("fa", "diverged", (0.0,), rate))
-        best, lost = (database.result(p, (0.1, 0.2)) for p in database.proposals())
+            database.add_row(outcome("fa", "diverged", (0.0,), rate, proposal=1))
+        rows = database.rows()
+    best, lost = (to_result(p, rows.of(proposal=p.id)) for p in proposals)
     assert (best.rungs, best.accuracy) == (2, 0.3)  # rungs survived count before accuracy
     assert lost.accuracy is None
 
@@ -275,7 +304,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path, damage):
     search(tmp_path, plan(20), StandIn(4))
     damage(tmp_path / "run.sqlite")
     for opened in (RunDatabase.reading, RunDatabase.writing):
-        with pytest.raises(RunError, match=r"run\.sqlite: .*if the file is damaged"), opened(tmp_path) as database:
+        with pytest.raises(RunError, match=r"run\.sqlite: .*the file is damaged"), opened(tmp_path) as database:
             database.settings(), database.proposals(), database.rows()
 
 
@@ -317,7 +346,8 @@ def test_a_read_only_workdir_is_an_error_that_says_so(tmp_path):
 
 
 def job(text: str, bars=(), rung_epochs=()) -> Job:
-    return Job(text, Training(parse(text).to_equation(PARTS), 0.1), bars, rung_epochs)
+    training = Training(parse(text).to_equation(PARTS), 0.1)
+    return Job(stage=Stage.SEARCH, subject=text, training=training, bars=bars, rung_epochs=rung_epochs)
 
 
 def drain(workers: LocalWorkers) -> list[Outcome]:
@@ -333,7 +363,7 @@ def test_a_freed_slot_takes_the_next_job_at_once_and_no_slot_is_left_empty():
         workers.submit(job(text))
     assert workers.wanted == 0
     outcomes = drain(workers)
-    assert sorted(o.job.tag for o in outcomes) == ["dfa", "dh", "fa", "g", "h"]
+    assert sorted(o.job.subject for o in outcomes) == ["dfa", "dh", "fa", "g", "h"]
     assert workers.trainer.most == 2 and workers.wanted == 2
     assert all(o.seconds >= 0 and [e.epoch for e in o.curve] == list(range(1, len(o.curve) + 1)) for o in outcomes)
 
@@ -359,7 +389,7 @@ def test_cancelled_jobs_leave_every_slot_free():
     for text in ("g", "fa", "dfa"):
         workers.submit(job(text))
     workers.poll()
-    workers.cancel()
+    workers.close()
     assert workers.idle and workers.trainer.free == [0, 1] and workers.poll() == []
 
 
@@ -434,7 +464,7 @@ class Counted(StandIn):
 def test_slots_stay_busy_when_most_candidates_stop_early(tmp_path, rates):
     rungs = (Rung(1, 0.9),)
     trainer = Counted(8)
-    lag = run_flags.default_lag(8, len(rates), EPOCHS, rungs)
+    lag = plans.default_lag(8, len(rates), EPOCHS, rungs)
     made = search(tmp_path, plan(600, rates, lag=lag, rungs=rungs, top=1, repeats=1), trainer)
     early = sum(e.stage == "search" and len(e.curve["eval_accuracy"]) <= 2 for e in made.rows)
     assert early > 300 and trainer.epochs > 0.9 * trainer.offered
@@ -516,19 +546,19 @@ def test_leaderboards_hold_the_controls_and_the_best_rules_by_fresh_seeds(tmp_pa
     means = [r.mean for r in board if r.mean is not None]
     assert means == sorted(means, reverse=True) and all(len(r.fresh) <= 2 for r in board)
     assert all(row.cost is not None and row.fresh for row in board if not row.status)
-    leaders = {str(r.equation) for r in made.leaders()}
+    leaders = {r.equation for r in made.leaders()}
     selected = {e.equation for e in made.rows if e.stage == "selection"}
     assert selected == leaders | {NAMED[n] for n in CONTROLS}
 
 
 def test_a_leaderboard_before_the_first_fresh_seeds_ranks_by_the_search(tmp_path):
     made = search(tmp_path, plan(20), StandIn(4))
-    early = [e for e in made.rows if e.stage != "selection"]
+    early = Rows(e for e in made.rows if e.stage != "selection")
     board = leaderboard(early, {}, 4)
     assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 6
     assert [r.search for r in board] == sorted((r.search for r in board), key=lambda s: -(s or 0))
     assert all(r.mean is None and r.cost is None for r in board)
-    nothing = leaderboard([], {}, 4)
+    nothing = leaderboard(Rows(), {}, 4)
     assert [(row.label, row.learning_rate, row.status) for row in nothing] == [
         (name, None, "not trained yet") for name in CONTROLS
     ]
@@ -539,7 +569,7 @@ def test_a_leaderboard_before_the_first_fresh_seeds_ranks_by_the_search(tmp_path
 def test_ties_show_the_rules_and_learning_rates_that_were_selected(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "chance", lambda *what: 0.5)
     made = search(tmp_path, plan(24, rates=(0.1, 0.3)), StandIn(8))
-    for order in (made.rows, made.rows[::-1]):
+    for order in (made.rows, Rows(made.rows[::-1])):
         board = leaderboard(order, {}, 3)
         assert len(board) == 5 and all(len(r.fresh) == 2 and r.learning_rate == 0.3 for r in board)
 

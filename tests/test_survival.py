@@ -22,7 +22,7 @@ from bpevo.evolution import PaperController
 from bpevo.runs import RunDatabase
 from bpevo.search import Search
 from bpevo.training import REASONS
-from bpevo.workers import Checkpoints, Job, LocalWorkers
+from bpevo.workers import Checkpoints, Job, LocalWorkers, Stage
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -105,7 +105,7 @@ def real_search(workdir, slots: int, watch=lambda search, outcomes: None, worker
     with RunDatabase.writing(workdir) as database:
         database.check_settings({"max_parts": PARTS}, {}, ())
         proposer = PaperController(REAL.space, REAL.evolution, REAL.initial, lambda e: e.key)
-        made = Search(database, proposer, workers(trainer), REAL.budget, watch)
+        made = Search(database, proposer, workers(trainer), REAL, watch)
         made.run()
     return made
 
@@ -222,7 +222,8 @@ def other_trainer():
 
 
 JOBS = [
-    Job(("search", i), training(text)) for i, text in enumerate(("mul_noise(bn(fa), 0.1) + whiten(g)", "unit_fro(g)"))
+    Job(stage=Stage.SEARCH, subject=text, proposal=i, training=training(text))
+    for i, text in enumerate(("mul_noise(bn(fa), 0.1) + whiten(g)", "unit_fro(g)"))
 ]
 
 
@@ -230,7 +231,7 @@ def finish(workers: LocalWorkers, polls: int = 100) -> dict:
     curves = {}
     while not workers.idle and polls:
         polls -= 1
-        curves |= {outcome.job.tag: outcome.curve for outcome in workers.poll()}
+        curves |= {outcome.job.subject: outcome.curve for outcome in workers.poll()}
     return curves
 
 
@@ -245,7 +246,7 @@ def test_a_training_continues_from_its_checkpoint_bit_for_bit(trainer, other_tra
         for job in JOBS:
             first.submit(job)
         assert finish(first, polls) == {}
-        first.cancel()
+        first.close()
         assert len(list(folder.iterdir())) == 2
         second = LocalWorkers(other_trainer, Checkpoints(folder, {"a": (1,)}, 100.0, said.append))
         second.submit(JOBS[1])
@@ -293,7 +294,7 @@ def test_a_checkpoint_that_does_not_fit_is_said_so_and_the_training_starts_afres
     first = LocalWorkers(trainer, Checkpoints(tmp_path, {}, 0.0, said.append))
     first.submit(JOBS[1])
     first.poll()
-    first.cancel()
+    first.close()
     (path,) = tmp_path.iterdir()
     damage(path)
     second = LocalWorkers(trainer, Checkpoints(tmp_path, {}, 100.0, said.append))
@@ -442,12 +443,12 @@ def test_hostile_equations_touch_no_neighbour():
     neighbours = ("unit_fro(g)", "drop(dfa, 0.1) - g", "g")
     workers = LocalWorkers(trainer)
     for i, text in enumerate(neighbours):
-        workers.submit(Job(i, training(text)))
+        workers.submit(Job(stage=Stage.SEARCH, subject=text, proposal=i, training=training(text)))
     expected = finish(workers)
     for text in HOSTILE:
         for i, neighbour in enumerate(neighbours):
-            workers.submit(Job(i, training(neighbour)))
-        workers.submit(Job("hostile", training(text)))
+            workers.submit(Job(stage=Stage.SEARCH, subject=neighbour, proposal=i, training=training(neighbour)))
+        workers.submit(Job(stage=Stage.SEARCH, subject="hostile", training=training(text)))
         curves = finish(workers)
         hostile = curves.pop("hostile")
         assert curves == expected, text

@@ -4,14 +4,18 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
 from absl import app, flags
 
+from bpevo.command import flag_files
 from bpevo.runs import printable
 
 EXIT_ERROR = 2  # the command cannot do what was asked; starting again changes nothing
 EXIT_AGAIN = 75  # a device failed (EX_TEMPFAIL): the same command continues
+STOPPING = "stopping after the epoch in progress; once more stops at once"
 EXIT_SIGNAL = 128  # plus the signal's number: 129 terminal closed, 130 Ctrl-C, 143 terminated
 
 
@@ -28,6 +32,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self.search: Stoppable | None = None
+        # Shows a line in a live display, which would wipe what is written beside it; says whether there is one.
+        self.notice: Callable[[str], bool] = lambda line: False
         self._first = signal.SIGINT
 
     def install(self) -> None:
@@ -44,8 +50,9 @@ class Interruption:
         if self.search is None:
             raise KeyboardInterrupt
         self.search.stop()
-        with contextlib.suppress(OSError):  # no print: the signal may have come in the middle of one
-            os.write(2, b"stopping after the epoch in progress; once more stops at once\n")
+        if not self.notice(STOPPING):
+            with contextlib.suppress(OSError):  # no print: the signal may have come in the middle of one
+                os.write(2, f"{STOPPING}\n".encode())
 
 
 class Output:
@@ -81,6 +88,21 @@ class Output:
             os.close(nowhere)
 
 
+@contextlib.contextmanager
+def time_limit(hours: float | None) -> Iterator[None]:
+    """Sends this process SIGTERM after so many hours within; None: never."""
+    if hours is None:
+        yield
+        return
+    timer = threading.Timer(3600 * hours, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def fail(command: str, error: object, code: int = EXIT_ERROR) -> int:
     """Prints one message to standard error; returns the exit code."""
     with contextlib.suppress(OSError, AttributeError):
@@ -90,17 +112,17 @@ def fail(command: str, error: object, code: int = EXIT_ERROR) -> int:
 
 
 def parse_flags(command: str):
-    """For `app.run(flags_parser=...)`: a wrong flag or flag file is one message and EXIT_ERROR."""
+    """For `app.run(flags_parser=...)`: a wrong flag or flag file is one message and EXIT_ERROR, --help is no error."""
 
     def parse(arguments: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(arguments)
+            rest = flags.FLAGS([arguments[0], *flag_files.expanded(arguments[1:])])
+        except SystemExit:  # absl's --help, which would exit with 1
+            sys.exit(0)
         except flags.Error as error:
             sys.exit(fail(command, f"{error}; --help lists the flags"))
-        except UnicodeDecodeError as error:
-            sys.exit(fail(command, f"the flag file is not a UTF-8 text: {error.reason} at byte {error.start}"))
-        except (OSError, ValueError, RecursionError) as error:
-            sys.exit(fail(command, f"the flags cannot be read: {error}"))
+        except ValueError as error:
+            sys.exit(fail(command, error))
         if len(rest) > 1:
             sys.exit(fail(command, f"unknown argument {rest[1]!r}: settings are flags, --name=value"))
         return rest

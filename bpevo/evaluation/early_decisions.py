@@ -6,12 +6,12 @@ with them is read off their curves, nothing is trained again. Source: 1808.02822
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-from bpevo.runs import Row
+from bpevo.runs import Rows
+from bpevo.workers import Stage
 
 MIN_CONFIGURATIONS = 9
 DRAWS, POOL, ETA = 2000, 9, 3
@@ -19,7 +19,7 @@ DRAWS, POOL, ETA = 2000, 9, 3
 
 @dataclasses.dataclass(frozen=True)
 class EarlyDecisions:
-    """Of one treatment over `n` configurations. Accuracies in %."""
+    """How early one treatment's final accuracies can be told, over `n` configurations. Accuracies in %."""
 
     text: str
     n: int
@@ -33,20 +33,19 @@ class EarlyDecisions:
         return self.best - self.picked
 
 
-def final_curves(evaluations: Sequence[Row], text: str) -> np.ndarray:
+def final_curves(rows: Rows, text: str) -> np.ndarray:
     """Validation accuracy [n, epochs] of a treatment's tuning; 0 from where a training diverged."""
-    own = [e.curve["eval_accuracy"] for e in evaluations if (e.stage, e.equation) == ("tuning", text)]
-    epochs = max(map(len, own), default=0)
-    lost = [e.accuracy is None for e in evaluations if (e.stage, e.equation) == ("tuning", text)]
-    curves = np.zeros((len(own), epochs))
-    for row, curve, diverged in zip(curves, own, lost, strict=True):
-        values = curve[:-1] if diverged else curve
-        row[: len(values)] = [v or 0.0 for v in values]
+    own = rows.of(stage=Stage.TUNING, equation=text)
+    curves = np.zeros((len(own), max((len(e.curve["eval_accuracy"]) for e in own), default=0)))
+    for curve, e in zip(curves, own, strict=True):
+        values = e.curve["eval_accuracy"]
+        values = values[:-1] if e.accuracy is None else values
+        curve[: len(values)] = [v or 0.0 for v in values]
     return curves
 
 
 def rank_correlations(curves: np.ndarray) -> tuple[float, ...]:
-    """Of each epoch's accuracies with the last epoch's; nan where one of them does not vary."""
+    """Spearman's, of each epoch's accuracies with the last epoch's; nan where one of them does not vary."""
 
     def correlation(x: np.ndarray, y: np.ndarray) -> float:
         return float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else math.nan
@@ -68,9 +67,9 @@ def successive_halving(curves: np.ndarray, rng: np.random.Generator, eta: int = 
     return int(alive[0]), spent
 
 
-def early_decisions(evaluations: Sequence[Row], text: str) -> EarlyDecisions | None:
+def early_decisions(rows: Rows, text: str) -> EarlyDecisions | None:
     """None below MIN_CONFIGURATIONS or two epochs. Pools are drawn at random, DRAWS times, from a fixed seed."""
-    curves = final_curves(evaluations, text)
+    curves = final_curves(rows, text)
     if len(curves) < MIN_CONFIGURATIONS or curves.shape[1] < 2:
         return None
     rng = np.random.default_rng(0)

@@ -1,83 +1,62 @@
 """An evaluation: every treatment tuned alike, the search's best selected on fresh seeds, then the test set.
 
-Stages, each a row of `evaluations` per training: "tuning" (every learning rate, validation), "selection" (the search's
-rules, fresh seeds, validation), "ablation" (components of the best removed, validation), "test" (full training set, test
-accuracy). Nothing is ever chosen by a test accuracy. All state is in the database: only missing repetitions run.
+Stages, each a row per training: tuning (every learning rate, validation), selection (the search's rules, fresh seeds,
+validation), ablation (components of the best removed, validation), test (full training set, test accuracy). Nothing is
+ever chosen by a test accuracy. All state is in the database: only missing repetitions run.
 """
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
 
 from bpevo.evaluation.ablation import ablations
+from bpevo.evaluation.plan import EvaluationPlan
 from bpevo.evaluation.treatments import BACKPROP, BASELINES, Treatment
+from bpevo.evaluation.workplace import Workplace
 from bpevo.rules import Expression
-from bpevo.runs.database import Row, RunDatabase
+from bpevo.runs import Driver, Row, Rows, RunDatabase
 from bpevo.training import Training
-from bpevo.workers import Job, LocalWorkers, Outcome
+from bpevo.workers import Job, Stage
 
 # First replicate of each stage: no stage sees a seed of another's, nor of a search's (0, and 1, 2, … at its end).
-FIRST_REPLICATE = {"tuning": 1000, "selection": 2000, "ablation": 2000, "test": 3000}
+FIRST_REPLICATE = {Stage.TUNING: 1000, Stage.SELECTION: 2000, Stage.ABLATION: 2000, Stage.TEST: 3000}
 
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationPlan:
-    """What is evaluated, and how often."""
-
-    named: tuple[Treatment, ...]  # given by hand: all are tested
-    found: tuple[Treatment, ...]  # the best of a search: selected first
-    learning_rates: tuple[float, ...]
-    tuning_repeats: int = 1
-    selection_repeats: int = 5
-    finalists: int = 10  # of `found` that are tested
-    repeats: int = 10
-    ablate: int = 0  # rules whose components are removed in turn
-
-    @property
-    def treatments(self) -> list[Treatment]:
-        return list(dict.fromkeys([*BASELINES, *self.named, *self.found]))
-
-
-# (whether on the full training set and the test set, the rule of a specialised program or None) -> workers
-Workplace = Callable[[bool, Expression | None], LocalWorkers]
 Wanted = tuple[Treatment, float, int]  # a training: treatment, learning rate, replicate
 
 
 class Evaluation:
-    """Drives one evaluation. `watch(stage, done, wanted, outcomes)` is called after each epoch of training."""
+    """Drives one evaluation. `watch(stage, done, wanted, rows)` is called after each epoch of training."""
 
     def __init__(
         self,
         database: RunDatabase,
         workplace: Workplace,
         plan: EvaluationPlan,
-        max_parts: int,
-        watch: Callable[[str, int, int, Sequence[Outcome]], None] = lambda *_: None,
+        watch: Callable[[str, int, int, Sequence[Row]], None] = lambda *_: None,
     ):
-        self._database, self._workplace, self._plan, self._max_parts, self._watch = (
-            database, workplace, plan, max_parts, watch,
-        )  # fmt: skip
-        self.rows: list[Row] = database.rows()
-        self._busy = self._stopping = False
-        self._ended = {(e.stage, e.equation, e.learning_rate, e.replicate) for e in self.rows}
+        self._database, self._workplace, self._plan, self._watch = database, workplace, plan, watch
+        self._max_parts = plan.max_parts
+        self._driver = Driver(database)
+
+    @property
+    def rows(self) -> Rows:
+        """All rows of the run."""
+        return self._driver.rows
 
     def run(self) -> None:
         """All stages. Idempotent."""
         plan = self._plan
         self._tune(plan.treatments)
-        self._stage("selection", self._tuned(plan.found, plan.selection_repeats))
+        self._stage(Stage.SELECTION, self._tuned(plan.found, plan.selection_repeats))
         ablated = self._ablated()
         self._tune(ablated)
-        self._stage("ablation", self._tuned(ablated, plan.selection_repeats))
+        self._stage(Stage.ABLATION, self._tuned(ablated, plan.selection_repeats))
         self._measure_costs()
-        self._stage("test", self._tuned(self.finalists(), plan.repeats))
+        self._stage(Stage.TEST, self._tuned(self.finalists(), plan.repeats))
 
     def stop(self) -> None:
-        """As Search.stop: `run` ends with KeyboardInterrupt once the epoch in progress is over and stored, or at once."""
-        if self._stopping or not self._busy:
-            raise KeyboardInterrupt
-        self._stopping = True
+        """As Driver.stop."""
+        self._driver.stop()
 
     def rate(self, treatment: Treatment) -> float | None:
         """The learning rate of the best mean validation accuracy; None if every training diverged."""
@@ -86,12 +65,10 @@ class Evaluation:
     def validation(self, treatment: Treatment) -> float:
         """Mean validation accuracy at the tuned rate: on fresh seeds where selected, else as tuned."""
         rate, text = self.rate(treatment), str(treatment)
-        for stage in ("selection", "tuning"):
-            values = [
-                e.accuracy or 0.0 for e in self.rows if (e.stage, e.equation, e.learning_rate) == (stage, text, rate)
-            ]
-            if values:
-                return statistics.mean(values)
+        for stage in (Stage.SELECTION, Stage.TUNING):
+            rows = self.rows.of(stage=stage, equation=text, learning_rate=rate)
+            if rows:
+                return statistics.mean(row.accuracy or 0.0 for row in rows)
         return 0.0
 
     def finalists(self) -> list[Treatment]:
@@ -106,7 +83,7 @@ class Evaluation:
 
     def _tune(self, treatments: Sequence[Treatment]) -> None:
         plan = self._plan
-        self._stage("tuning", [(t, rate, plan.tuning_repeats) for t in treatments for rate in plan.learning_rates])
+        self._stage(Stage.TUNING, [(t, rate, plan.tuning_repeats) for t in treatments for rate in plan.learning_rates])
 
     def _ablated(self) -> list[Treatment]:
         """The best rules by validation and, of each, all that is left without one component."""
@@ -114,26 +91,24 @@ class Evaluation:
         best = sorted(dict.fromkeys(rules), key=self.validation, reverse=True)[: self._plan.ablate]
         return list(dict.fromkeys(t for whole in best for t in (whole, *ablations(whole))))
 
-    def _stage(self, stage: str, wanted: Sequence[tuple[Treatment, float, int]]) -> None:
+    def _stage(self, stage: Stage, wanted: Sequence[tuple[Treatment, float, int]]) -> None:
         """Runs what is missing of (treatment, learning rate, repeats)."""
         first = FIRST_REPLICATE[stage]
-        all_of_it = [(t, rate, first + i) for t, rate, repeats in wanted for i in range(repeats)]
-        missing = [w for w in all_of_it if (stage, str(w[0]), w[1], w[2]) not in self._ended]
-        done, on_test = len(all_of_it) - len(missing), stage == "test"
-        for rule, trainings in self._by_program(missing).items():
-            workers = self._workplace(on_test, rule)
-            for treatment, rate, replicate in trainings:
-                workers.submit(Job((stage, str(treatment)), self._training(treatment, rate, replicate)))
-            self._busy = True
-            while not workers.idle:
-                outcomes = workers.poll()
-                for outcome in outcomes:
-                    self._store(outcome)
-                done += len(outcomes)
-                self._watch(stage, done, len(all_of_it), outcomes)
-                if self._stopping:
-                    raise KeyboardInterrupt
-            self._busy = False
+        trainings = [(t, rate, first + i) for t, rate, repeats in wanted for i in range(repeats)]
+        groups = {
+            rule: self._driver.missing(self._job(stage, *training) for training in group)
+            for rule, group in self._by_program(trainings).items()
+        }
+        done = len(trainings) - sum(map(len, groups.values()))
+
+        def stored(rows: list[Row]) -> None:
+            nonlocal done
+            done += len(rows)
+            self._watch(stage, done, len(trainings), rows)
+
+        for rule, jobs in groups.items():
+            if jobs:
+                self._driver.drain(iter(jobs), self._workplace(stage == Stage.TEST, rule), stored)
 
     def _by_program(self, trainings: Sequence[Wanted]) -> dict[Expression | None, list[Wanted]]:
         """Chains share the interpreted program (None); any other rule has one of its own."""
@@ -144,15 +119,12 @@ class Evaluation:
             groups.setdefault(rule, []).append(training)
         return groups
 
+    def _job(self, stage: Stage, treatment: Treatment, rate: float, replicate: int) -> Job:
+        return Job(stage=stage, subject=str(treatment), training=self._training(treatment, rate, replicate))
+
     def _training(self, treatment: Treatment, rate: float, replicate: int) -> Training:
         equation = treatment.chain(self._max_parts) or treatment.expression
-        return Training(equation, rate, replicate, treatment.transform)
-
-    def _store(self, outcome: Outcome) -> None:
-        stage, text = outcome.job.tag
-        e = self._database.add_row(stage, text, None, outcome)
-        self.rows.append(e)
-        self._ended.add((e.stage, e.equation, e.learning_rate, e.replicate))
+        return Training(equation, rate, replicate=replicate, transform=treatment.transform)
 
     def _measure_costs(self) -> None:
         """Wall time of an epoch over backprop's in the interpreted slots; the program that trained the rule is timed."""
@@ -170,13 +142,12 @@ class Evaluation:
                 self._database.add_cost(str(treatment), s / reference)
 
 
-def tuned_rate(evaluations: Sequence[Row], text: str) -> float | None:
-    """The learning rate of a treatment with the best mean validation accuracy in "tuning"; a training that diverged counts
-    as 0, ties go to the higher rate, as in the search. None if all diverged."""
+def tuned_rate(rows: Rows, text: str) -> float | None:
+    """The learning rate of a treatment with the best mean validation accuracy in the tuning; a training that diverged
+    counts as 0, ties go to the higher rate, as in the search. None if all diverged."""
     of_rate: dict[float, list[float]] = {}
-    for e in evaluations:
-        if (e.stage, e.equation) == ("tuning", text):
-            of_rate.setdefault(e.learning_rate, []).append(e.accuracy or 0.0)
+    for row in rows.of(stage=Stage.TUNING, equation=text):
+        of_rate.setdefault(row.learning_rate, []).append(row.accuracy or 0.0)
     means = {rate: statistics.mean(values) for rate, values in of_rate.items()}
     best = max(means, key=lambda rate: (means[rate], rate), default=None)
     return best if best is not None and means[best] > 0 else None

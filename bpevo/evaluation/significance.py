@@ -12,7 +12,7 @@ LEVEL = 0.05  # family-wise: the chance that a table of rules no better than the
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Of n values; `deviation` is the sample standard deviation, `margin` half the 95 % t-interval. nan below n = 2."""
+    """What n values say: `deviation` is the sample standard deviation, `margin` half the 95 % t-interval. nan below n = 2."""
 
     n: int
     mean: float
@@ -21,7 +21,7 @@ class Summary:
 
 
 def summary(values: Sequence[float], level: float = LEVEL) -> Summary:
-    """Raises ValueError without values."""
+    """Mean, deviation and interval of `values`. Raises ValueError without any."""
     n = len(values)
     if not n:
         raise ValueError("a summary needs at least one value")
@@ -34,7 +34,7 @@ def summary(values: Sequence[float], level: float = LEVEL) -> Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of pairs that share a seed: mean, half the 95 % t-interval, and the p-value of the two-sided paired t-test."""
+    """What pairs of one seed say: mean difference, half the 95 % t-interval, and the p-value of the two-sided paired t-test."""
 
     pairs: Summary
     p: float

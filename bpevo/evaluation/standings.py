@@ -9,7 +9,8 @@ from bpevo.evaluation.evaluation import tuned_rate
 from bpevo.evaluation.significance import LEVEL, Difference, Summary, holm, paired, summary
 from bpevo.evaluation.treatments import BACKPROP, BASELINES
 from bpevo.rules import NAMED, PAPER
-from bpevo.runs import Row
+from bpevo.runs import Rows
+from bpevo.workers import Stage
 
 PAPER_SETUPS = ("a1", "a2", "a3", "b1")
 
@@ -57,81 +58,81 @@ def baseline_name(text: str) -> str:
     return names.get(text, "")
 
 
-def standings(evaluations: Sequence[Row], costs: Mapping[str, float], settings: Mapping[str, Any]) -> list[Standing]:
-    """Of every treatment that was tuned, without ablations: tested ones first, best first."""
-    found, named = set(settings.get("found", ())), set(settings.get("rules", ()))
-    baselines = {str(t) for t in BASELINES}
-    texts = dict.fromkeys(e.equation for e in evaluations if e.stage == "tuning")
-    shown = baselines | found | named
-    rows = {text: _row(text, evaluations) for text in texts if text in shown}
-    baseline = rows.get(str(BACKPROP))
-    differences = {}
-    for text, row in rows.items():
-        if text != str(BACKPROP) and baseline and row.tested and baseline.tested and not row.diverged:
-            difference = paired(row.tested, baseline.tested)
-            if difference:
-                differences[text] = difference
+def standings(rows: Rows, costs: Mapping[str, float], settings: Mapping[str, Any]) -> list[Standing]:
+    """The table of an evaluation: its treatments as far as they are tuned, without ablations.
+
+    Args:
+      rows: of the evaluation's database, in any order.
+      costs: epoch time over backprop's, by treatment.
+      settings: of the evaluation; `rules` and `found` name its treatments, `scenario` and `optimizer` the paper's column.
+
+    Returns:
+      Tested treatments first, best mean test accuracy first; then the others by validation.
+    """
+    baselines, named = {str(t) for t in BASELINES}, set(settings.get("rules", ()))
+    shown = baselines | named | set(settings.get("found", ()))
+    texts = dict.fromkeys(e.equation for e in rows.of(stage=Stage.TUNING) if e.equation in shown)
+    trained = {text: _trained(text, rows.of(equation=text)) for text in texts}
+    differences = _differences(trained)
     adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
-    made = []
-    for text, row in rows.items():
-        kind = "baseline" if text in baselines else "named" if text in named else "found"
-        tested = summary(list(row.tested.values())) if row.tested else None
-        made.append(
-            Standing(
-                text,
-                kind,
-                row.rate,
-                row.at_edge,
-                row.tuning,
-                row.selection,
-                tested,
-                row.diverged,
-                differences.get(text),
-                adjusted.get(text),
-                costs.get(text),
-                paper_numbers(text, settings),
-            )
+    table = [
+        Standing(
+            text=text,
+            kind="baseline" if text in baselines else "named" if text in named else "found",
+            learning_rate=t.rate,
+            at_edge=len(t.tuning) > 1 and t.rate in (min(t.tuning), max(t.tuning)),
+            tuning=t.tuning,
+            selection=summary(t.selected) if t.selected else None,
+            test=summary(list(t.tested.values())) if t.tested else None,
+            diverged=t.diverged,
+            difference=differences.get(text),
+            p=adjusted.get(text),
+            cost=costs.get(text),
+            paper=paper_numbers(text, settings),
         )
+        for text, t in trained.items()
+    ]
     return sorted(
-        made, key=lambda r: (r.test is not None, r.test.mean if r.test else r.validation or 0.0), reverse=True
+        table, key=lambda r: (r.test is not None, r.test.mean if r.test else r.validation or 0.0), reverse=True
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
+class _Trained:
+    """What the trainings of one treatment gave; accuracies in %."""
+
     rate: float | None
-    at_edge: bool
     tuning: dict[float, float]
-    selection: Summary | None
-    tested: dict[int, float]
+    selected: list[float]
+    tested: dict[int, float]  # by replicate
     diverged: int
 
 
-def _row(text: str, evaluations: Sequence[Row]) -> _Row:
-    own = [e for e in evaluations if e.equation == text]
-    rate = tuned_rate(own, text)
+def _trained(text: str, rows: Rows) -> _Trained:
+    rate = tuned_rate(rows, text)
     of_rate: dict[float, list[float]] = {}
-    for e in own:
-        if e.stage == "tuning":
-            of_rate.setdefault(e.learning_rate, []).append(100 * (e.accuracy or 0.0))
-
-    def accuracies(stage: str) -> dict[int, float]:
-        return {
-            e.replicate: 100 * e.accuracy
-            for e in own
-            if (e.stage, e.learning_rate) == (stage, rate) and e.accuracy is not None
-        }
-
-    selection = accuracies("selection")
-    lost = sum(e.accuracy is None for e in own if (e.stage, e.learning_rate) == ("test", rate))
-    return _Row(
-        rate,
-        len(of_rate) > 1 and rate in (min(of_rate), max(of_rate)),
-        {r: statistics.mean(values) for r, values in sorted(of_rate.items())},
-        summary(list(selection.values())) if selection else None,
-        accuracies("test"),
-        lost,
+    for e in rows.of(stage=Stage.TUNING):
+        of_rate.setdefault(e.learning_rate, []).append(100 * (e.accuracy or 0.0))
+    selected, tested = (rows.of(stage=stage, learning_rate=rate) for stage in (Stage.SELECTION, Stage.TEST))
+    return _Trained(
+        rate=rate,
+        tuning={r: statistics.mean(values) for r, values in sorted(of_rate.items())},
+        selected=[100 * e.accuracy for e in selected if e.accuracy is not None],
+        tested={e.replicate: 100 * e.accuracy for e in tested if e.accuracy is not None},
+        diverged=sum(e.accuracy is None for e in tested),
     )
+
+
+def _differences(trained: Mapping[str, _Trained]) -> dict[str, Difference]:
+    """Test accuracies against tuned backprop's, where no training diverged and two seeds are shared."""
+    baseline = trained.get(str(BACKPROP))
+    found: dict[str, Difference] = {}
+    for text, t in trained.items():
+        if text != str(BACKPROP) and baseline and not t.diverged:
+            difference = paired(t.tested, baseline.tested)
+            if difference:
+                found[text] = difference
+    return found
 
 
 def paper_numbers(text: str, settings: Mapping[str, Any]) -> str:
@@ -149,13 +150,13 @@ def paper_numbers(text: str, settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{setup.upper()} {optimizer} {mean:.2f}" for (setup, _, optimizer), mean in shown.items())
 
 
-def verdict(rows: Sequence[Standing]) -> list[str]:
-    """What the table says, in sentences; only what survives the correction is called better."""
-    baseline = next((r for r in rows if r.text == str(BACKPROP)), None)
+def verdict(table: Sequence[Standing]) -> list[str]:
+    """What the standings say, in sentences; only what survives the correction is called better."""
+    baseline = next((r for r in table if r.text == str(BACKPROP)), None)
     if baseline is None or baseline.test is None:
         return ["Backprop has not been tested yet: no verdict."]
-    zero = next((r for r in rows if r.name == "zero_signal"), None)
-    rules = [r for r in rows if r.kind != "baseline" and r.test is not None]
+    zero = next((r for r in table if r.name == "zero_signal"), None)
+    rules = [r for r in table if r.kind != "baseline" and r.test is not None]
     better, worse = [r for r in rules if r.better], [r for r in rules if r.worse]
     said = [
         f"Backprop, tuned like every row (learning rate {baseline.learning_rate:g}), reaches {number(baseline.test)} % "
@@ -177,10 +178,10 @@ def verdict(rows: Sequence[Standing]) -> list[str]:
         )
     said.append(f"Significantly worse: {len(worse)}.")
     said += _untuned(baseline, rules)
-    cousins = [r for r in rows if r.kind == "baseline" and r.better]
+    cousins = [r for r in table if r.kind == "baseline" and r.better]
     if cousins:
         said.append(f"Significantly better is also, of the hand-made cousins, {' and '.join(r.name for r in cousins)}.")
-    edges = [r.name or r.text for r in rows if r.at_edge and r.test is not None]
+    edges = [r.name or r.text for r in table if r.at_edge and r.test is not None]
     if edges:
         said.append(
             f"The tuned learning rate of {len(edges)} rows lies at the edge of those tried (marked *): more might be in them."

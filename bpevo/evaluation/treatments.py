@@ -8,8 +8,10 @@ import difflib
 import pathlib
 
 from bpevo.rules import NAMED, TABLE_1, Equation, Expression, RuleSyntaxError, resolve, without_idle
-from bpevo.runs.database import RunDatabase
+from bpevo.runs import RunDatabase, ranked
+from bpevo.search import CONTROL_KEYS
 from bpevo.training import TRANSFORMS
+from bpevo.workers import Stage
 
 TABLE = "table1"
 SETUPS = tuple(dict.fromkeys(name.rpartition("_")[0] for name in TABLE_1))  # a1_sgd, a1_momentum, …
@@ -27,7 +29,7 @@ class Treatment:
 
     @classmethod
     def parse(cls, text: str) -> "Treatment":
-        """Of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
+        """The treatment of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
         rule, bar, transform = (part.strip() for part in text.partition("|"))
         known = [name for name in TRANSFORMS if name]
         if bar and transform not in known:
@@ -68,7 +70,7 @@ BASELINES = (
 
 
 def read_treatments(choice: str) -> list[Treatment]:
-    """Of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
+    """The treatments of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
 
     Each once, baselines left out. Raises ValueError.
     """
@@ -102,11 +104,7 @@ def _expanded(text: str) -> list[str]:
 
 
 def winners(search: RunDatabase, top: int) -> list[Treatment]:
-    """The `top` rules of a search by its own fitness, best first; baselines left out."""
-    best: dict[str, tuple[int, float, int]] = {}
-    for e in search.rows("search"):
-        if e.accuracy is not None and e.status == "done":
-            fitness = (e.rungs, e.accuracy, -(e.proposal or 0))  # ties go to the older proposal, as in the search
-            best[e.equation] = max(best.get(e.equation, fitness), fitness)
-    ranked = [Treatment.parse(text) for text in sorted(best, key=best.__getitem__, reverse=True)]
-    return [t for t in dict.fromkeys(ranked) if t not in BASELINES][:top]
+    """The `top` rules of a search by its own fitness, best first; what computes as one of the search's controls is none."""
+    finished = search.rows(Stage.SEARCH).of(status="done")
+    found = dict.fromkeys(Treatment.parse(row.equation) for row in ranked(finished, CONTROL_KEYS))
+    return list(found)[:top]

@@ -1,20 +1,37 @@
-"""The search: component space, mutations, the paper's controller, and the keys under which duplicates are found.
+"""The search: component space, mutations, controllers, and the keys under which duplicates are found.
 
 Proposals are a pure function of settings and earlier results; nothing here trains or stores anything.
 """
 
-from bpevo.evolution.controllers import EvolutionSettings, PaperController, Proposal, Result, Rung, SpaceExhausted
+from bpevo.evolution.controllers import (
+    CONTROLLERS,
+    Controller,
+    ControllerFactory,
+    Draw,
+    DrawingController,
+    PaperController,
+    RandomController,
+)
 from bpevo.evolution.equivalence import functional_key
+from bpevo.evolution.fitness import fitness
+from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
+    "CONTROLLERS",
     "Change",
+    "Controller",
+    "ControllerFactory",
+    "Draw",
+    "DrawingController",
     "EvolutionSettings",
-    "Proposal",
     "PaperController",
+    "Proposal",
+    "RandomController",
     "Result",
     "Rung",
     "SearchSpace",
     "SpaceExhausted",
+    "fitness",
     "functional_key",
 ]

@@ -65,10 +65,20 @@ class SearchSpace:
         unaries: Sequence[str] = (),
         binaries: Sequence[str] = (),
     ):
-        """An empty subset means the paper's components, "all" also the registered ones.
+        """An empty subset means the paper's components, `all` also the registered ones.
 
-        Operands: `g`, `mean(g)`; unaries: `clip` (all its constants) or `clip:0.5`. Raises ValueError for an unknown
-        component, naming the nearest.
+        Args:
+          max_parts: of the longest equation.
+          operands: such as `g`, `mean(g)`.
+          unaries: such as `relu`, `clip` (all its constants), `clip:0.5`.
+          binaries: such as `add`.
+
+        Raises:
+          ValueError: a component is unknown; the message names the nearest.
+
+        >>> space = SearchSpace(2, operands=["g", "h"], unaries=["identity", "clip"], binaries=["add"])
+        >>> str(space.random(np.random.default_rng(0)))
+        '(clip(h, 0.5) + clip(g, 0.01)) + g'
         """
         if max_parts < 1:
             raise ValueError(f"max_parts must be at least 1, not {max_parts}")
@@ -121,6 +131,7 @@ class SearchSpace:
 
 
 def feasible(equation: Equation) -> bool:
+    """Whether the symbols of its shapes fit, for dense and convolution units alike."""
     try:
         equation.check()
     except InfeasibleEquation:

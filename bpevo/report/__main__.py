@@ -4,28 +4,35 @@ Reads the search in --workdir and the evaluations in its folders, also while the
 file, no network), table.md, table.tex and the plots as SVG and PNG into --workdir/report.
 """
 
-import sys
+import os
 
-from absl import app, flags
+from absl import flags
+from rich.console import Console
 
+from bpevo.command import main, process
 from bpevo.runs import RunError
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}: settings are flags, --name=value")
-    from bpevo.report.build import build  # matplotlib takes a second to load, --help should not
-
+def run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
+    """Writes the report and prints what to open; returns the exit code."""
+    del interruption
+    if not values.workdir:
+        raise RunError("--workdir=FOLDER is needed: the folder of the run")
+    os.environ.pop("MPLBACKEND", None)  # a name that matplotlib does not know fails its import
     try:
-        if not flags.FLAGS.workdir:
-            raise RunError("--workdir=FOLDER is needed: the folder of the run")
-        for path in build(flags.FLAGS.workdir):
-            print(path)
-    except RunError as error:
-        print(f"bpevo.report: {error}", file=sys.stderr)
-        sys.exit(2)
+        import matplotlib  # noqa: F401
+    except (ImportError, ValueError) as error:
+        raise RunError(f"matplotlib cannot be imported: {error}; check the matplotlibrc that it reads") from error
+    from bpevo.report.build import build  # takes a second to load; --help should not
+
+    for path in build(values.workdir):
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _define() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
-    app.run(main)
+    main.start("bpevo.report", (_define,), run)

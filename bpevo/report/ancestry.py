@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bpevo.evolution import Change, Proposal
 from bpevo.rules import Expression, without_idle
 from bpevo.rules.expression import BinaryNode, UnaryNode
-from bpevo.runs import Row
+from bpevo.runs import Rows, fittest
+from bpevo.workers import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +26,6 @@ class Ancestor:
     equation: str
     changes: tuple[Change, ...]  # from its parent
     accuracy: float | None
-
-
-def ranked(proposals: Sequence[Proposal], evaluations: Iterable[Row]) -> list[tuple[Proposal, float]]:
-    """Proposals that did not diverge with their accuracy, fittest first."""
-    best: dict[int, tuple[int, float]] = {}
-    for e in evaluations:
-        if e.stage == "search" and e.proposal is not None and e.accuracy is not None:
-            best[e.proposal] = max(best.get(e.proposal, (0, 0.0)), (e.rungs, e.accuracy))
-    alive = [p for p in proposals if p.id in best]
-    return [(p, best[p.id][1]) for p in sorted(alive, key=lambda p: (best[p.id], -p.id), reverse=True)]
 
 
 def components(expression: Expression) -> set[str]:
@@ -58,12 +49,9 @@ def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: in
     return sorted(found, key=lambda s: s.population - s.winners)
 
 
-def lineage(proposals: Sequence[Proposal], evaluations: Iterable[Row], last: Proposal) -> list[Ancestor]:
+def lineage(proposals: Sequence[Proposal], rows: Rows, last: Proposal) -> list[Ancestor]:
     """From the first ancestor to `last`."""
-    accuracies: dict[int, float] = {}
-    for e in evaluations:
-        if e.stage == "search" and e.proposal is not None and e.accuracy is not None:
-            accuracies[e.proposal] = max(accuracies.get(e.proposal, 0.0), e.accuracy)
+    accuracies = {row.proposal: row.accuracy for row in fittest(rows.of(stage=Stage.SEARCH)).values()}
     by_id, line = {p.id: p for p in proposals}, []
     following: Proposal | None = last
     while following is not None:

@@ -12,9 +12,11 @@ from bpevo.evaluation.early_decisions import DRAWS, POOL, early_decisions
 from bpevo.evaluation.standings import Standing, standings, verdict
 from bpevo.evaluation.treatments import stored
 from bpevo.evolution import Proposal
-from bpevo.report import ancestry, page, plots
+from bpevo.report import ancestry, drawing, page, plots
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
-from bpevo.runs import Row, RunDatabase, RunError
+from bpevo.runs import Rows, RunDatabase, RunError, ranked
+from bpevo.search import CONTROL_KEYS
+from bpevo.workers import Stage
 
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
@@ -27,7 +29,7 @@ class Run:
     name: str
     settings: dict[str, Any]
     versions: dict[str, str]
-    rows: list[Row]
+    rows: Rows
     proposals: list[Proposal]
     costs: dict[str, float]
 
@@ -54,7 +56,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
             proposals = [] if "scenario" in settings or not settings else database.proposals()
             runs.append(
                 Run(
-                    each.resolve().name,
+                    _name(each),
                     settings,
                     database.versions(),
                     database.rows(),
@@ -71,7 +73,7 @@ class Report:
     def __init__(self, title: str):
         self._title = title
         self._sections: list[str] = [page.heading(1, title)]
-        self._figures: dict[str, Figure] = {}
+        self._images: dict[str, bytes] = {}
         self._markdown: list[str] = []
         self._latex: list[str] = []
 
@@ -80,11 +82,12 @@ class Report:
 
     def _plot(self, name: str, figure: Figure | None, caption: str) -> None:
         if figure is not None:
-            self._figures[name] = figure
-            self._add(page.picture(figure, caption))
+            image = drawing.svg(figure)
+            self._images |= {f"{name}.svg": image, f"{name}.png": drawing.png(figure)}
+            self._add(page.picture(image, caption))
 
     def add_search(self, run: Run) -> None:
-        done = [e for e in run.rows if e.stage == "search"]
+        done = run.rows.of(stage=Stage.SEARCH)
         self._add(
             page.heading(2, f"Search {run.name}"),
             page.note(_describe(run)),
@@ -92,8 +95,10 @@ class Report:
         )
         self._plot("search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
         self._plot("search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")
-        ranked = ancestry.ranked(run.proposals, run.rows)
-        winners = [p for p, _ in ranked[: max(MIN_WINNERS, int(WINNERS * len(ranked)))]]
+        found = list(ranked(run.rows.of(stage=Stage.SEARCH), CONTROL_KEYS))
+        by_id = {p.id: p for p in run.proposals}
+        best = found[: max(MIN_WINNERS, int(WINNERS * len(found)))]
+        winners = [by_id[row.proposal] for row in best if row.proposal in by_id]
         shares = ancestry.shares(run.proposals, winners)
         figure = plots.enrichment(shares, len(winners), len(run.proposals))
         self._plot("search_components", figure, "Components of the best rules against the whole population")
@@ -101,34 +106,33 @@ class Report:
             line = ancestry.lineage(run.proposals, run.rows, winners[0])
             self._add(page.heading(3, "Lineage of the best rule"), page.lineage_html(line))
 
-    def add_row(self, run: Run) -> None:
-        rows = standings(run.rows, run.costs, run.settings)
-        name, sentences = run.name, verdict(rows)
+    def add_evaluation(self, run: Run) -> None:
+        table = standings(run.rows, run.costs, run.settings)
+        name, sentences = run.name, verdict(table)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
-        self._add(page.standings_html(rows))
+        self._add(page.standings_html(table))
         self._markdown.append(
             f"## {name}\n\n{_describe(run)}\n\n"
             + "".join(f"- {s}\n" for s in sentences)
-            + f"\n{markdown(rows)}\n{LEGEND}\n"
+            + f"\n{markdown(table)}\n{LEGEND}\n"
         )
-        self._latex.append(f"% {latex_text(name)}: {latex_text(_describe(run))}\n{latex(rows)}")
-        evaluations = run.rows
+        self._latex.append(f"% {latex_text(name)}: {latex_text(_describe(run))}\n{latex(table)}")
         self._plot(
             f"{name}_curves",
-            plots.learning_curves(evaluations, rows),
+            plots.learning_curves(run.rows, table),
             "Learning curves: test accuracy, mean and 95 % interval over seeds; nothing was chosen by them",
         )
         self._plot(
             f"{name}_learning_rates",
-            plots.learning_rates(rows),
+            plots.learning_rates(table),
             "Validation accuracy against the learning rate",
         )
         self._ablations(run)
-        self._alignments(run, rows)
-        self._early_decisions(run, rows)
+        self._alignments(run, table)
+        self._early_decisions(run, table)
 
     def _ablations(self, run: Run) -> None:
-        trained = {e.equation for e in run.rows if e.stage == "ablation"}
+        trained = {e.equation for e in run.rows.of(stage=Stage.ABLATION)}
         candidates = [*run.settings.get("rules", ()), *run.settings.get("found", ())]
         wholes = [(text, stored(text)) for text in candidates if text in trained]
         parts = [(text, [str(p) for p in ablations(whole)]) for text, whole in wholes if whole]
@@ -136,16 +140,16 @@ class Report:
             caption = f"{text} and what is left of it without one component, each at its own tuned learning rate"
             self._plot(f"{run.name}_ablation_{i}", plots.ablation(run.rows, text, left), caption)
 
-    def _alignments(self, run: Run, rows: list[Standing]) -> None:
-        for i, row in enumerate([r for r in plots.chosen(rows) if r.kind != "baseline"][:3]):
+    def _alignments(self, run: Run, table: list[Standing]) -> None:
+        for i, row in enumerate([r for r in plots.chosen(table) if r.kind != "baseline"][:3]):
             caption = (
                 f"{row.text}: cosine and norm ratio of its signal and the true one in each unit, dark at the bottom of the "
                 "network"
             )
             self._plot(f"{run.name}_alignment_{i}", plots.alignment(run.rows, row), caption)
 
-    def _early_decisions(self, run: Run, rows: list[Standing]) -> None:
-        found = [d for d in (early_decisions(run.rows, r.text) for r in rows) if d]
+    def _early_decisions(self, run: Run, table: list[Standing]) -> None:
+        found = [d for d in (early_decisions(run.rows, r.text) for r in table) if d]
         if found:
             self._add(page.heading(3, "Early decisions"))
             self._plot(
@@ -171,15 +175,12 @@ class Report:
     def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
         """Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"report.html": page.page(self._title, self._sections)}
+        texts = {"report.html": page.page(self._title, self._sections)}
         if self._markdown:
-            files |= {"table.md": "\n".join(self._markdown), "table.tex": "\n".join(self._latex)}
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        for name, figure in self._figures.items():
-            (folder / f"{name}.svg").write_bytes(page.svg(figure))
-            figure.savefig(folder / f"{name}.png", dpi=150)
-        return [folder / name for name in files]
+            texts |= {"table.md": "\n".join(self._markdown), "table.tex": "\n".join(self._latex)}
+        for name, content in ({n: t.encode("utf-8", "replace") for n, t in texts.items()} | self._images).items():
+            (folder / os.fsdecode(name.encode())).write_bytes(content)
+        return [folder / name for name in texts]
 
 
 def build(workdir: str | os.PathLike) -> list[pathlib.Path]:
@@ -188,17 +189,22 @@ def build(workdir: str | os.PathLike) -> list[pathlib.Path]:
     Raises RunError.
     """
     folder = pathlib.Path(workdir)
-    runs = read_runs(folder)
-    report = Report(f"bpevo: {folder.resolve().name}")
-    for run in runs:
-        if run.is_evaluation:
-            report.add_row(run)
-        elif run.proposals:
-            report.add_search(run)
+    report = Report(f"bpevo: {_name(folder)}")
+    with drawing.fixed_style():
+        for run in read_runs(folder):
+            if run.is_evaluation:
+                report.add_evaluation(run)
+            elif run.proposals:
+                report.add_search(run)
     try:
         return report.write(folder / "report")
     except OSError as error:
         raise RunError(f"cannot write {folder / 'report'}: {error.strerror}") from error
+
+
+def _name(folder: pathlib.Path) -> str:
+    """A folder's name as text, also where Python takes names for ASCII, or they are no UTF-8."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
 
 
 def _describe(run: Run) -> str:
@@ -209,5 +215,5 @@ def _describe(run: Run) -> str:
         "batch": s.get("batch_size"), "training examples": s.get("train_examples"), "weight decay": s.get("weight_decay"),
         "learning rates": ", ".join(f"{r:g}" for r in s.get("learning_rates", ())), "seed": s.get("seed"),
     }  # fmt: skip
-    settings = "; ".join(f"{name} {value}".strip() for name, value in shown.items() if value is not None)
+    settings = "; ".join(f"{name} {value}".strip() for name, value in shown.items() if value not in (None, ""))
     return f"{settings}. {', '.join(f'{name} {version}' for name, version in v.items())}"

@@ -3,42 +3,41 @@
 import base64
 import functools
 import html
-import io
 from collections.abc import Iterable, Sequence
-
-import matplotlib
-from matplotlib import mathtext
-from matplotlib.figure import Figure
 
 from bpevo.evaluation.early_decisions import EarlyDecisions
 from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import stored
+from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
+# A table where it fits; on less than a desktop's width each row is a card: the rule, and below it the names and numbers.
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 0 auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 0 auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 p, li, code { overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
+p, ul { max-width: 60rem; }
 table { border-collapse: collapse; font-size: 0.85rem; }
-th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th:first-child { min-width: 16rem; }
 tr.better td { font-weight: bold; }
 tr.worse td { color: #777; }
 figure { margin: 1rem 0; }
 figure img { width: 100%; max-width: 46rem; height: auto; }
 figcaption, .note { font-size: 0.85rem; color: #555; }
-img.equation { vertical-align: middle; }
+img.equation { vertical-align: middle; max-width: 100%; }
+@media (max-width: 75rem) {
+  table, tbody, tr { display: block; }
+  thead { display: none; }
+  tr { border-bottom: 1px solid #ddd; padding: 0.5rem 0; }
+  td, td.text { display: inline-block; border: 0; padding: 0 1rem 0 0; max-width: 100%; text-align: left; }
+  td:first-child { display: block; padding: 0 0 0.25rem; }
+  td:empty { display: none; }
+  td:not(:first-child)::before { content: attr(data-column) " "; color: #777; font-weight: normal; }
+}
 """
-SVG_OPTIONS = {"svg.hashsalt": "bpevo", "svg.fonttype": "path"}  # the same bytes for the same rows
-
-
-def svg(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(SVG_OPTIONS):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def _data_uri(image: bytes) -> str:
@@ -52,10 +51,8 @@ def equation(text: str) -> str:
     treatment = stored(text)
     if treatment is None:
         return code
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(SVG_OPTIONS | {"mathtext.fontset": "cm", "font.size": 13}):
-        mathtext.math_to_image(rf"$b_i^p \leftarrow {treatment.expression.latex}$", buffer, format="svg")
-    image = f'<img class="equation" alt="{html.escape(text, quote=True)}" src="{_data_uri(buffer.getvalue())}">'
+    address = _data_uri(drawing.equation(treatment.expression.latex))
+    image = f'<img class="equation" alt="{html.escape(text, quote=True)}" src="{address}">'
     return f"{image}<br>{code}"
 
 
@@ -75,25 +72,29 @@ def listing(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(i)}</li>" for i in items) + "</ul>"
 
 
-def picture(figure: Figure | None, caption: str) -> str:
-    """Nothing where there is no figure."""
-    if figure is None:
-        return ""
-    alternative = html.escape(caption, quote=True)
-    image = f'<img alt="{alternative}" src="{_data_uri(svg(figure))}">'
+def picture(svg: bytes, caption: str) -> str:
+    image = f'<img alt="{html.escape(caption, quote=True)}" src="{_data_uri(svg)}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+_TEXTS = ("rule", "equation", "mutation", "paper %")  # columns whose cells may break into lines
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Rows are (class, cells); cells are HTML."""
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(f'<tr class="{kind}">' + "".join(f"<td>{c}</td>" for c in cs) + "</tr>" for kind, cs in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    attributes = [f'class="text" data-column="{c}"' if c in _TEXTS else f'data-column="{c}"' for c in columns]
+    names = [html.escape(c) for c in columns]
+    head = "".join(f"<th {a}>{n}</th>" for a, n in zip(attributes, names, strict=True))
+    body = "".join(
+        f'<tr class="{kind}">' + "".join(f"<td {a}>{c}</td>" for a, c in zip(attributes, cells, strict=True)) + "</tr>"
+        for kind, cells in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def standings_html(rows: Sequence[Standing]) -> str:
+def standings_html(standings: Sequence[Standing]) -> str:
     made = []
-    for row in rows:
+    for row in standings:
         name = f"{html.escape(row.name)}<br>" if row.name else ""
         kind = "better" if row.better else "worse" if row.worse else ""
         made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))

@@ -1,7 +1,7 @@
-"""Live progress of a search: a panel in a terminal, plain lines elsewhere."""
+"""Live progress of a search and of an evaluation: a panel in a terminal that can move its cursor, plain lines elsewhere."""
 
-import collections
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -10,79 +10,89 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bpevo.rules import NAMED, without_idle
+from bpevo.rules import without_idle
+from bpevo.runs import Row
 from bpevo.search import Search
-from bpevo.workers import Outcome
+from bpevo.workers import Stage
 
 COMPILING = "compiling the training program"
 LINE_SECONDS = 10.0  # between plain lines
 
 
 class Progress:
-    """Watches a Search. Without a terminal it prints a line at most every LINE_SECONDS, and one per new best rule."""
+    """Watches a Search. Without a panel it prints a line at most every LINE_SECONDS, and one per new best rule."""
 
     def __init__(self, console: Console):
         self._console = console
         self._live: Live | None = None
-        self._start, self._last, self._trained = time.monotonic(), 0.0, 0
-        self._stage, self._best = COMPILING, -1.0
+        self._start, self._last, self._trained = time.monotonic(), -math.inf, 0
+        self._stage, self._best, self._notice = COMPILING, -1.0, ""
+        self._facts: dict[str, str] = {}
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
-        if self._console.is_terminal:
-            with Live(Text(self._stage), console=self._console, refresh_per_second=4) as self._live:
-                yield self
-            self._live = None
-        else:
+        """Shows the panel, or says that it begins."""
+        # FORCE_COLOR makes a file a terminal to rich; cursor codes are for real ones.
+        if not (self._console.is_interactive and self._console.file.isatty()):
             self._console.print(f"{self._stage} …")
             yield self
-
-    def __call__(self, search: Search, outcomes: Sequence[Outcome]) -> None:
-        if self._stage == COMPILING:
-            self._stage = "search"
-        for outcome in outcomes:
-            self._stage = str(outcome.job.tag[0])
-        self._trained += sum(outcome.job.tag[0] == "search" for outcome in outcomes)
-        facts = self._facts(search)
-        if self._live:
-            grid = Table.grid(padding=(0, 2))
-            for name, value in facts.items():
-                grid.add_row(Text(name, style="dim"), Text(value))
-            self._live.update(grid)
             return
-        leaders = search.leaders()
-        best = leaders[0].accuracy if leaders else None
+        try:
+            with Live(get_renderable=self._panel, console=self._console, refresh_per_second=4) as self._live:
+                yield self
+        finally:
+            self._live = None
+
+    def notice(self, line: str) -> bool:
+        """Shows `line` below the panel, which would wipe what others write; False without a panel.
+
+        For a signal handler: nothing is written before the panel's own next refresh.
+        """
+        self._notice = line
+        return self._live is not None
+
+    def __call__(self, search: Search, rows: Sequence[Row]) -> None:
+        if self._stage == COMPILING:
+            self._stage = Stage.SEARCH
+        for row in rows:
+            self._stage = row.stage
+        self._trained += sum(row.stage == Stage.SEARCH for row in rows)
+        self._facts = self._told(search)
+        if self._live:
+            return
+        best = search.best.accuracy if search.best else None
         new = best is not None and best > self._best
         if new or time.monotonic() - self._last > LINE_SECONDS:
             self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
-            self._console.print(Text(", ".join(f"{k} {v}" for k, v in facts.items() if v)), soft_wrap=True)
+            self._console.print(Text(", ".join(f"{k} {v}" for k, v in self._facts.items() if v)), soft_wrap=True)
 
-    def _facts(self, search: Search) -> dict[str, str]:
+    def _told(self, search: Search) -> dict[str, str]:
+        """What the search's running figures say; costs the same however long it has run."""
         elapsed = time.monotonic() - self._start
         rate = self._trained / elapsed
-        left = search.max_evaluations - search.done
-        leaders = search.leaders()
-        controls = {e.equation: e for e in search.rows if e.stage == "control" and e.accuracy is not None}
-        baseline = max((e.accuracy or 0.0 for e in controls.values() if e.equation == NAMED["backprop"]), default=None)
-        failures = collections.Counter(
-            e.reason or e.status for e in search.rows if e.stage == "search" and e.status != "done"
-        )
-        drawn = len(search.proposals)
-        infeasible = sum(p.infeasible for p in search.proposals)
-        duplicates = sum(p.duplicates for p in search.proposals)
-        tries = max(1, drawn + infeasible + duplicates)
+        left = search.plan.max_evaluations - search.done
+        best, drawn = search.best, len(search.proposals)
+        tries = max(1, drawn + search.infeasible + search.duplicates)
         return {
             "stage": self._stage,
-            "evaluations": f"{search.done} of {search.max_evaluations} ({3600 * rate:,.0f}/h)",
+            "evaluations": f"{search.done} of {search.plan.max_evaluations} ({3600 * rate:,.0f}/h)",
             "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
-            "best": f"{100 * (leaders[0].accuracy or 0.0):.2f} % {without_idle(leaders[0].equation.to_expression())}"
-            if leaders
+            "best": f"{100 * (best.accuracy or 0.0):.2f} % {without_idle(best.equation.to_expression())}"
+            if best
             else "",
-            "backprop": "" if baseline is None else f"{100 * baseline:.2f} %",
-            "failures": "; ".join(f"{n} {reason}" for reason, n in failures.most_common()),
-            "draws": f"{drawn} drawn, {infeasible / tries:.0%} infeasible, {duplicates / tries:.0%} duplicate",
+            "backprop": "" if search.backprop is None else f"{100 * search.backprop:.2f} %",
+            "failures": "; ".join(f"{n} {reason}" for reason, n in search.failures.most_common()),
+            "draws": f"{drawn} drawn, {search.infeasible / tries:.0%} infeasible, {search.duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",
         }
+
+    def _panel(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        for name, value in (self._facts or {"stage": self._stage}).items():
+            grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+        if self._notice:
+            grid.add_row("", Text(self._notice, style="bold"))
+        return grid
 
 
 class Stages:
@@ -90,17 +100,17 @@ class Stages:
 
     def __init__(self, console: Console):
         self._console = console
-        self._stage, self._start, self._last, self._trained = "", 0.0, 0.0, 0
+        self._stage, self._start, self._last, self._trained = "", 0.0, -math.inf, 0
 
-    def __call__(self, stage: str, done: int, wanted: int, outcomes: Sequence[Outcome]) -> None:
+    def __call__(self, stage: str, done: int, wanted: int, rows: Sequence[Row]) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._start, self._trained = stage, now, 0
-        self._trained += len(outcomes)
+        self._trained += len(rows)
         if now - self._last < LINE_SECONDS and done < wanted:
             return
         self._last = now
         seconds = (now - self._start) / self._trained * (wanted - done) if self._trained and now > self._start else 0.0
         left = f", {seconds / 60:.1f} min left" if seconds else ""
-        last = f"; {outcomes[-1].job.tag[1]}" if outcomes else ""
+        last = f"; {rows[-1].equation}" if rows else ""
         self._console.print(Text(f"{stage}: {done} of {wanted} trainings{left}{last}"), soft_wrap=True)

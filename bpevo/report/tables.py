@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-from rich.text import Text
-
 from bpevo.evaluation.standings import Standing, number
 from bpevo.evaluation.treatments import stored
+from bpevo.report.terminal import Line, TextTable
 from bpevo.training import TRANSFORMS
 
 COLUMNS = ("rule", "lr", "validation %", "test %", "n", "95 %", "vs backprop", "p (Holm)", "time", "paper %")
@@ -42,18 +40,15 @@ def title(row: Standing, text: str | None = None) -> str:
     return f"{row.name}: {text}" if row.name and row.name not in TRANSFORMS else text
 
 
-def standings_table(rows: Sequence[Standing], name: str) -> Table:
+def standings_table(standings: Sequence[Standing], name: str) -> TextTable:
     """For the terminal: without the columns that make it wider than one."""
     shown = ("lr", "test %", "n", "vs backprop", "p (Holm)", "time")
-    t = Table(title=Text(f"{name}: test accuracy"), title_justify="left")
-    t.add_column("rule", overflow="fold", ratio=1)
-    for column in shown:
-        t.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        style = "bold" if row.better else "dim" if row.worse else ""
+    lines = []
+    for row in standings:
         values = dict(zip(COLUMNS[1:], cells(row), strict=True))
-        t.add_row(*(Text(c, style=style) for c in (title(row), *(values[c] for c in shown))))
-    return t
+        style = "bold" if row.better else "dim" if row.worse else ""
+        lines.append(Line(title(row), [values[c] for c in shown], style))
+    return TextTable(f"{name}: test accuracy", "rule", shown, lines)
 
 
 def code(text: str) -> str:
@@ -61,9 +56,9 @@ def code(text: str) -> str:
     return "`" + text.replace("|", r"\|") + "`"
 
 
-def markdown(rows: Sequence[Standing]) -> str:
+def markdown(standings: Sequence[Standing]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
-    for row in rows:
+    for row in standings:
         texts = [title(row, code(row.text)), *(c.replace("*", r"\*") for c in cells(row))]
         if row.better:
             texts = [f"**{c}**" if c else "" for c in texts]
@@ -80,11 +75,11 @@ def latex_text(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
-def latex(rows: Sequence[Standing]) -> str:
+def latex(standings: Sequence[Standing]) -> str:
     """A tabular; needs amsmath and amssymb (style sheets of most venues load them)."""
     lines = [r"\begin{tabular}{l" + "r" * (len(COLUMNS) - 1) + "}", r"\hline"]
     lines += [" & ".join(latex_text(c) for c in COLUMNS) + r" \\", r"\hline"]
-    for row in rows:
+    for row in standings:
         treatment = stored(row.text)
         rule = rf"$b_i^p \leftarrow {treatment.expression.latex}$" if treatment else latex_text(row.text)
         name = row.name or (treatment.transform if treatment else "")

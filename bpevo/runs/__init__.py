@@ -1,6 +1,9 @@
-"""Runs: the database of a workdir, what it records of its origin, and the errors it raises."""
+"""Runs: the database of a workdir and the driver that fills it, the ranking of its rows, where its numbers come from."""
 
-from bpevo.runs.database import Row, RunDatabase
+from bpevo.runs.database import RunDatabase
+from bpevo.runs.driver import Driver
 from bpevo.runs.errors import RunError, printable
+from bpevo.runs.ranking import fittest, ranked
+from bpevo.runs.rows import Row, Rows
 
-__all__ = ["Row", "RunDatabase", "RunError", "printable"]
+__all__ = ["Driver", "Row", "Rows", "RunDatabase", "RunError", "fittest", "printable", "ranked"]

@@ -5,19 +5,19 @@ measured is only in memory. Reading works while a search writes (write-ahead log
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import math
 import os
 import pathlib
-import socket
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from bpevo.evolution import Change, Proposal, Result
+from bpevo.evolution import Change, Proposal
 from bpevo.rules import parse
 from bpevo.runs.errors import RunError, printable
+from bpevo.runs.lock import locked, same, unwritable
+from bpevo.runs.rows import Row, Rows
 from bpevo.workers import Outcome
 
 SCHEMA_VERSION = 1
@@ -54,57 +54,20 @@ CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoc
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of `evaluations`. `curve` maps a column of EpochResult to its values per epoch."""
-
-    stage: str
-    equation: str
-    learning_rate: float
-    replicate: int
-    proposal: int | None
-    status: str
-    reason: str
-    accuracy: float | None
-    rungs: int
-    curve: dict[str, list[float | None]]
-    seconds: float
-    finished: str
-
-
 class RunDatabase:
     """`<workdir>/run.sqlite`. Open for writing with `writing`, for reading with `reading`."""
 
-    def __init__(self, connection: sqlite3.Connection, path: pathlib.Path):
-        self._connection, self.path = connection, path
+    def __init__(self, connection: sqlite3.Connection, path: pathlib.Path, check: Callable[[], None] | None = None):
+        self._connection, self.path, self._check_lock = connection, path, check
+        self._file = os.stat(path)
 
     @classmethod
     @contextlib.contextmanager
     def writing(cls, workdir: str | os.PathLike) -> Iterator["RunDatabase"]:
         """Creates or continues a run. Raises RunError if another process writes, or the files cannot be used."""
         folder = pathlib.Path(workdir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-            raise _unwritable(folder, error) from error
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel when its owner dies
-            except OSError:
-                owner = printable(os.pread(lock, 1000, 0).decode("utf-8", "replace").strip()) or "unknown"
-                raise RunError(
-                    f"another process writes in {folder}: {owner}; wait for it or choose another --workdir"
-                ) from None
-            try:
-                os.ftruncate(lock, 0)
-                os.pwrite(lock, f"host {socket.gethostname()}, pid {os.getpid()}, since {_now()}\n".encode(), 0)
-            except OSError as error:
-                raise _unwritable(folder, error) from error
-            with cls._open(folder / "run.sqlite", write=True) as database:
-                yield database
-        finally:
-            os.close(lock)
+        with locked(folder) as check, cls._open(folder / "run.sqlite", check) as database:
+            yield database
 
     @classmethod
     @contextlib.contextmanager
@@ -115,18 +78,20 @@ class RunDatabase:
             raise RunError(
                 f"there is no run in {workdir}: {path.name} is missing; start one with python -m bpevo.launch"
             )
-        with cls._open(path, write=False) as database:
+        with cls._open(path) as database:
             yield database
 
     @classmethod
     @contextlib.contextmanager
-    def _open(cls, path: pathlib.Path, write: bool) -> Iterator["RunDatabase"]:
+    def _open(cls, path: pathlib.Path, check: Callable[[], None] | None = None) -> Iterator["RunDatabase"]:
+        """For writing with the lock's `check`, else for reading."""
+        write = check is not None
         try:
             if write and not path.exists():
                 try:
                     _create(path)
                 except OSError as error:
-                    raise _unwritable(path.parent, error) from error
+                    raise unwritable(path.parent, error) from error
             if not path.stat().st_size:
                 raise sqlite3.DatabaseError("the file is empty, which no run ever is")
             with contextlib.closing(_connect(path, write)) as connection:
@@ -140,7 +105,7 @@ class RunDatabase:
                         f"{path} has schema version {version} but this bpevo reads {SCHEMA_VERSION}; "
                         "use the release that wrote it or choose another --workdir"
                     )
-                database = cls(connection, path)
+                database = cls(connection, path, check)
                 if write and (fault := database.fault()):
                     raise sqlite3.DatabaseError(fault)
                 yield database
@@ -154,6 +119,7 @@ class RunDatabase:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._check_place()
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
@@ -162,6 +128,32 @@ class RunDatabase:
             if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _check_place(self) -> None:
+        """Raises RunError where what is written would be lost: the file is gone or another one, or the lock is."""
+        if not same(self.path, self._file):
+            raise RunError(
+                f"{self.path} was deleted, moved or replaced while this process wrote into it: nothing more can be stored, so "
+                "it stops. Put the file back, or start again in another --workdir"
+            )
+        if self._check_lock:
+            self._check_lock()
+
+    def copy_to(self, folder: pathlib.Path) -> None:
+        """A complete copy of the run as it is now, also of one that is being written. Raises RunError."""
+        target = folder / self.path.name
+        new = target.with_name(target.name + ".new")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                raise RunError(f"{target} is there already: a copy needs a new folder")
+            new.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as copy:
+                self._connection.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")  # all of it in one file
+            os.rename(new, target)
+        except OSError as error:
+            raise unwritable(folder, error) from error
 
     # Settings
 
@@ -223,19 +215,19 @@ class RunDatabase:
             if number != position:
                 raise ValueError(f"proposal {position} is missing")
             return Proposal(
-                number,
-                parse(text).to_equation(max_parts),
-                key,
-                parent,
-                tuple(Change(**c) for c in json.loads(changes)),
-                tuple((int(e), float(a)) for e, a in json.loads(bars)),
-                infeasible,
-                duplicates,
+                id=number,
+                equation=parse(text).to_equation(max_parts),
+                key=key,
+                parent=parent,
+                changes=tuple(Change(**c) for c in json.loads(changes)),
+                bars=tuple((int(e), float(a)) for e, a in json.loads(bars)),
+                infeasible=infeasible,
+                duplicates=duplicates,
             )
 
         return self._read("proposals", rows, proposal)
 
-    def add_row(self, stage: str, equation: str, proposal: int | None, outcome: Outcome) -> Row:
+    def add_row(self, outcome: Outcome) -> Row:
         columns = [
             f.name for f in dataclasses.fields(outcome.curve[0]) if f.name not in ("epoch", "reason", "alignment")
         ]
@@ -243,22 +235,32 @@ class RunDatabase:
         for unit in outcome.curve[0].alignment:
             for i, name in enumerate(("cosine", "norm_ratio")):
                 curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
-        training = outcome.job.training
+        job = outcome.job
         row = Row(
-            stage, equation, training.learning_rate, training.replicate, proposal, outcome.status, outcome.reason,
-            outcome.accuracy, outcome.rungs, curve, outcome.seconds, _now(),
-        )  # fmt: skip
+            stage=str(job.stage),
+            equation=job.subject,
+            learning_rate=job.training.learning_rate,
+            replicate=job.training.replicate,
+            proposal=job.proposal,
+            status=outcome.status,
+            reason=outcome.reason,
+            accuracy=outcome.accuracy,
+            rungs=outcome.rungs,
+            curve=curve,
+            seconds=outcome.seconds,
+            finished=_now(),
+        )
         values = [json.dumps(v) if isinstance(v, dict) else v for v in dataclasses.astuple(row)]
         with self._transaction() as c:
             c.execute(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values))})", values)
         return row
 
-    def rows(self, *stages: str) -> list[Row]:
+    def rows(self, *stages: str) -> Rows:
         """All, or those of some stages, in order of finishing."""
         marks = ", ".join("?" * len(stages))
         where = f"WHERE stage IN ({marks})" if stages else ""
         rows = self._connection.execute(f"SELECT * FROM evaluations {where} ORDER BY rowid", stages)
-        return self._read("evaluations", rows, lambda _, row: _evaluation(row))
+        return Rows(self._read("evaluations", rows, lambda _, row: _row(row)))
 
     def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
         """`convert(position, row)` of each; a row that it cannot take is a RunError."""
@@ -273,18 +275,6 @@ class RunDatabase:
                 ) from error
         return items
 
-    def result(self, proposal: Proposal, learning_rates: tuple[float, ...]) -> Result | None:
-        """A proposal's result once all its learning rates have ended."""
-        rows = self._connection.execute(
-            "SELECT accuracy, rungs, curve FROM evaluations WHERE stage = 'search' AND proposal = ? ORDER BY learning_rate",
-            (proposal.id,),
-        ).fetchall()
-        if len(rows) < len(learning_rates):
-            return None
-        return to_result(
-            proposal, [(accuracy, rungs, json.loads(curve)["eval_accuracy"]) for accuracy, rungs, curve in rows]
-        )
-
     def add_cost(self, equation: str, relative: float) -> None:
         with self._transaction() as c:
             c.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", (equation, relative))
@@ -293,16 +283,10 @@ class RunDatabase:
         return dict(self._connection.execute("SELECT equation, relative FROM costs"))
 
 
-def to_result(proposal: Proposal, trainings: list[tuple[float | None, int, list[float | None]]]) -> Result:
-    """A proposal's result from (accuracy, rungs, accuracy after each epoch) of its trainings: the fittest counts."""
-    alive = [(rungs, accuracy) for accuracy, rungs, _ in trainings if accuracy is not None]
-    rungs, accuracy = max(alive) if alive else (0, None)
-    curves = tuple(tuple(v for v in curve if v is not None) for _, _, curve in trainings)
-    return Result(proposal.id, proposal.equation, accuracy, rungs, curves)
-
-
-def _evaluation(row: tuple) -> Row:
-    e = Row(*row[:9], json.loads(row[9]), *row[10:])
+def _row(values: tuple) -> Row:
+    names = [f.name for f in dataclasses.fields(Row)]
+    columns = dict(zip(names, values, strict=True))
+    e = Row(**columns | {"curve": json.loads(columns["curve"])})
     texts, whole, real = (
         (e.stage, e.equation, e.status, e.reason, e.finished),
         (e.replicate, e.rungs),
@@ -315,7 +299,7 @@ def _evaluation(row: tuple) -> Row:
         and (e.accuracy is None or 0 <= e.accuracy <= 1)
         and isinstance(e.curve, dict)
     ):
-        raise ValueError(f"{row!r} are no values of its columns")
+        raise ValueError(f"{values!r} are no values of its columns")
     return e
 
 
@@ -356,19 +340,21 @@ def _connect(path: pathlib.Path, write: bool) -> sqlite3.Connection:
 
 
 def _remedy(error: sqlite3.Error) -> str:
+    """What to do. Only a file that SQLite or this module found damaged is called so."""
     name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_IOERR_SHMMAP", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMLOCK", "SQLITE_IOERR_LOCK")):
+        return "its file system cannot share memory or locks between processes: put --workdir on a local disk"
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return "the disk is full or failing: free some space and start again, nothing that was stored is lost"
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return "it cannot be opened: check its permissions or choose another --workdir"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another program keeps it locked: end that and start again"
-    return "if the file is damaged, move it away or restore a copy"
-
-
-def _unwritable(folder: pathlib.Path, error: Exception) -> RunError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return RunError(f"cannot write in the workdir {folder}: {reason}; choose another --workdir")
+    if name.startswith("SQLITE_CONSTRAINT"):
+        return "another process wrote into this run at the same time: end it, then the same command continues"
+    if not name or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return "the file is damaged: move it away or restore a copy"
+    return "nothing that was stored is lost: start again"
 
 
 def _finite(value: float) -> float | None:

@@ -1,5 +1,6 @@
-"""The search: its loop from proposals to results, and forks of a run."""
+"""The search: its plan, its loop from proposals to results, and forks of a run."""
 
-from bpevo.search.search import CONTROLS, Budget, Search
+from bpevo.search.plan import SearchPlan
+from bpevo.search.search import CONTROL_KEYS, CONTROLS, Search
 
-__all__ = ["CONTROLS", "Budget", "Search"]
+__all__ = ["CONTROLS", "CONTROL_KEYS", "Search", "SearchPlan"]

@@ -10,41 +10,38 @@ import json
 import os
 from typing import Any
 
-from bpevo.command.flags import SearchSetup
 from bpevo.rules import parse
-from bpevo.runs.database import RunDatabase, RunError
+from bpevo.runs import RunDatabase, RunError, ranked
+from bpevo.search.plan import SearchPlan
+from bpevo.workers import Stage
 
 # Settings that two comparable runs need not share; of the evolution's, only the rungs are shared.
-_FREE = ("operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork")
+_FREE = ("controller", "operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork")
 
 
 def begin(
     database: RunDatabase,
     source: str | os.PathLike,
-    plan: SearchSetup,
-    training: dict[str, Any],
+    plan: SearchPlan,
+    settings: dict[str, Any],
     versions: dict[str, str],
-) -> tuple[SearchSetup, dict[str, Any], str]:
-    """Fills an empty run from the one in `source`, all or nothing; `training` is the new run's training fingerprint.
+) -> tuple[SearchPlan, dict[str, Any], str]:
+    """Fills an empty run from the one in `source`, all or nothing; `settings` are the new run's.
 
     Returns the plan to go on with, what its settings say of the fork, and a line for the user. Raises RunError.
     """
     if os.path.realpath(source) == os.path.realpath(database.path.parent):
         raise RunError(f"--fork_from={source} is the workdir itself: a fork needs a new one")
     with RunDatabase.reading(source) as other:
-        settings = training | plan.fingerprint()
         old, new = _shared(other.settings()), _shared(json.loads(json.dumps(settings)))
         differences = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
         if not differences:
             fork = {"from": os.path.realpath(source), "proposals": len(other.proposals()), "trainings": True}
             database.take_over(other, settings | {"fork": fork}, versions)
             return plan, fork, f"forked from {source}: {fork['proposals']} proposals and their trainings are taken over"
-        best: dict[str, tuple] = {}
-        for e in other.rows("search"):
-            if e.accuracy is not None:
-                best[e.equation] = max(best.get(e.equation, (-1,)), (e.rungs, e.accuracy, -(e.proposal or 0)))
+        best = [row.equation for row in ranked(other.rows(Stage.SEARCH))]
     initial = []
-    for text in sorted(best, key=lambda text: best[text], reverse=True):
+    for text in best:
         try:
             initial.append(parse(text).to_equation(plan.space.max_parts))
         except ValueError:  # more parts than this search allows
@@ -57,7 +54,7 @@ def begin(
         f"forked from {source}: its {len(initial)} best equations are the initial ones and train anew, "
         f"for {', '.join(differences)} differ"
     )
-    return dataclasses.replace(plan, initial=initial), fork, line
+    return dataclasses.replace(plan, initial=tuple(initial)), fork, line
 
 
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,71 +1,63 @@
-"""A run: proposals go to the workers, outcomes into the database, until the budget is spent.
+"""A search: proposals go to the workers, outcomes into the database, until the budget is spent.
 
 All state is in the database: a Search built on it again continues where it ended.
 """
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from bpevo.evolution import PaperController, Proposal, Result, SpaceExhausted
+from bpevo.evolution import Controller, Proposal, Result, SpaceExhausted, fitness
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.runs.database import Row, RunDatabase
+from bpevo.runs import Driver, Row, RunDatabase, fittest, ranked
+from bpevo.search.plan import SearchPlan
 from bpevo.training import Training
-from bpevo.workers import Job, LocalWorkers, Outcome
+from bpevo.workers import Job, Stage, Workers
 
 CONTROLS = ("backprop", "zero_signal")  # trained in every run, under the search's budget and seeds
+CONTROL_KEYS = frozenset(parse(NAMED[name]).key for name in CONTROLS)  # what computes the same is no find
 SEARCH_REPLICATE = 0  # selection uses 1, 2, …
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    max_evaluations: int  # trainings of the search; controls and selection come on top
-    learning_rates: tuple[float, ...]
-    lag: int  # proposal n is drawn from the results with ids ≤ n - lag
-    rung_epochs: tuple[int, ...] = ()
-    top: int = 5  # rules trained again on fresh seeds
-    repeats: int = 3  # fresh seeds
-
-
 class Search:
-    """Drives one run. `watch` is called after each epoch with the outcomes that came in."""
+    """Drives one run. `watch` is called after each epoch with the rows that came in."""
 
     def __init__(
         self,
         database: RunDatabase,
-        proposer: PaperController,
-        workers: LocalWorkers,
-        budget: Budget,
-        watch: Callable[["Search", Sequence[Outcome]], None] = lambda search, outcomes: None,
+        controller: Controller,
+        workers: Workers,
+        plan: SearchPlan,
+        watch: Callable[["Search", Sequence[Row]], None] = lambda search, rows: None,
     ):
-        self._database, self._proposer, self._workers, self._budget = database, proposer, workers, budget
-        self._watch = watch
-        self._max_parts = workers.trainer.max_parts
-        self._training = self._stopping = False
+        self._database, self._controller, self._workers, self._watch = database, controller, workers, watch
+        self.plan = plan
+        self._driver = Driver(database)
         self.exhausted = ""  # why the search ended before its budget
         self.proposals: list[Proposal] = []
         self.results: dict[int, Result] = {}
-        self.rows: list[Row] = database.rows()
-        self._keys = {_key(e) for e in self.rows}
+        self._told = 0  # results with smaller ids are known to the controller
+        self._of_proposal: dict[int, list[Row]] = collections.defaultdict(list)
+        # Running figures, so that a look at the search costs the same however long it has run.
+        self.done = 0  # trainings of the search that ended
+        self.failures: collections.Counter[str] = collections.Counter()  # trainings that were stopped or diverged
+        self.infeasible = self.duplicates = 0  # draws
+        self.best: Result | None = None  # the fittest that is no control's function
+        self.backprop: float | None = None  # the control's best accuracy so far
         for proposal in database.proposals():
-            proposer.adopt(proposal)
-            self.proposals.append(proposal)
-            result = database.result(proposal, budget.learning_rates)
-            if result:
-                self.results[proposal.id] = result
+            controller.adopt(proposal)
+            self._add(proposal)
+        self._count(self.rows)
 
     @property
-    def done(self) -> int:
-        """Trainings of the search that ended."""
-        return sum(e.stage == "search" for e in self.rows)
-
-    @property
-    def max_evaluations(self) -> int:
-        return self._budget.max_evaluations
+    def rows(self):
+        """All rows of the run."""
+        return self._driver.rows
 
     @property
     def occupancy(self) -> float:
-        return self._workers.trainer.occupancy
+        return self._workers.occupancy
 
     def run(self) -> None:
         """Controls, search, selection on fresh seeds, cost of each rule. Idempotent: only what is missing runs."""
@@ -74,77 +66,86 @@ class Search:
         self._measure_costs()
 
     def stop(self) -> None:
-        """For a signal handler: `run` ends with KeyboardInterrupt as soon as the epoch in progress is over and stored.
+        """As Driver.stop."""
+        self._driver.stop()
 
-        At once if it trains nothing whose result counts, and when called again.
-        """
-        if self._stopping or not self._training:
-            raise KeyboardInterrupt
-        self._stopping = True
+    def leaders(self) -> list[Row]:
+        """The best trainings of the best rules, distinct, best first; what is a control's function is none."""
+        return list(itertools.islice(ranked(self.rows.of(stage=Stage.SEARCH), CONTROL_KEYS), self.plan.top))
 
-    def leaders(self) -> list[Result]:
-        """The best results but the controls' own functions, distinct, best first."""
-        controls = {self._control(name).key for name in CONTROLS}
-        alive = [r for r in self.results.values() if r.accuracy is not None]
-        ranked = sorted(alive, key=lambda r: (r.fitness, -r.id), reverse=True)
-        return list(itertools.islice((r for r in ranked if r.equation.key not in controls), self._budget.top))
+    def _drain(self, jobs: Iterator[Job | None]) -> None:
+        def stored(rows: list[Row]) -> None:
+            self._count(rows)
+            self._watch(self, rows)
 
-    def _ended(self, stage: str, equation: Equation, rate: float, replicate: int) -> bool:
-        return (stage, str(equation), rate, replicate) in self._keys
+        self._driver.drain(jobs, self._workers, stored)
 
     def _control_jobs(self) -> Iterator[Job]:
         for name in CONTROLS:
-            equation = self._control(name)
-            for rate in self._budget.learning_rates:
-                if not self._ended("control", equation, rate, SEARCH_REPLICATE):
-                    yield Job(("control", None), Training(equation, rate, SEARCH_REPLICATE))
+            for rate in self.plan.learning_rates:
+                yield self._job(Stage.CONTROL, self._control(name), rate, SEARCH_REPLICATE)
 
     def _control(self, name: str) -> Equation:
-        return parse(NAMED[name]).to_equation(self._max_parts)
+        return parse(NAMED[name]).to_equation(self.plan.space.max_parts)
 
     def _search_jobs(self) -> Iterator[Job | None]:
-        """Unfinished proposals first, then new ones; None while the next may not be drawn yet."""
-        issued = 0
+        """First those of earlier proposals, then those of new ones; None while the next may not be drawn yet."""
+        plan, issued = self.plan, 0
         for proposal in list(self.proposals):
-            for rate in self._budget.learning_rates:
-                issued += 1
-                if not self._ended("search", proposal.equation, rate, SEARCH_REPLICATE):
-                    yield self._search_job(proposal, rate)
-        while issued + len(self._budget.learning_rates) <= self._budget.max_evaluations:
-            last = self._proposer.next_id - self._budget.lag
-            if any(i not in self.results for i in range(last + 1)):
+            issued += len(plan.learning_rates)
+            yield from self._jobs_of(proposal)
+        while issued + len(plan.learning_rates) <= plan.max_evaluations:
+            if not self._tell(self._controller.next_id - plan.lag):
                 yield None
                 continue
             try:
-                proposal = self._proposer.propose([self.results[i] for i in range(last + 1)])
+                proposal = self._controller.ask()
             except SpaceExhausted as end:
                 self.exhausted = str(end)
                 return
             self._database.add_proposal(proposal)
-            self.proposals.append(proposal)
-            for rate in self._budget.learning_rates:
-                issued += 1
-                yield self._search_job(proposal, rate)
+            self._add(proposal)
+            issued += len(plan.learning_rates)
+            yield from self._jobs_of(proposal)
 
-    def _search_job(self, proposal: Proposal, rate: float) -> Job:
-        training = Training(proposal.equation, rate, SEARCH_REPLICATE)
-        return Job(("search", proposal.id), training, proposal.bars, self._budget.rung_epochs)
+    def _tell(self, last: int) -> bool:
+        """Tells the controller the results up to that id; False if one of them is still to come."""
+        while self._told <= last:
+            if self._told not in self.results:
+                return False
+            self._controller.tell(self.results[self._told])
+            self._told += 1
+        return True
+
+    def _jobs_of(self, proposal: Proposal) -> Iterator[Job]:
+        for rate in self.plan.learning_rates:
+            yield self._job(Stage.SEARCH, proposal.equation, rate, SEARCH_REPLICATE, proposal)
+
+    def _job(
+        self, stage: Stage, equation: Equation, rate: float, replicate: int, proposal: Proposal | None = None
+    ) -> Job:
+        job = Job(stage=stage, subject=str(equation), training=Training(equation, rate, replicate=replicate))
+        if proposal is None:
+            return job
+        return dataclasses.replace(job, proposal=proposal.id, bars=proposal.bars, rung_epochs=self.plan.rung_epochs)
 
     def _selected(self) -> list[tuple[Equation, float]]:
         """Controls and leaders, each once, with their best learning rate."""
-        controls = {str(e): e for e in map(self._control, CONTROLS)}
-        rates: dict[str, tuple[int, float, float]] = {}
-        for e in self.rows:
-            if e.stage == ("control" if e.equation in controls else "search") and e.accuracy is not None:
-                rates[e.equation] = max(rates.get(e.equation, (-1, -1.0, 0.0)), (e.rungs, e.accuracy, e.learning_rate))
-        equations = controls | {str(r.equation): r.equation for r in self.leaders()}
-        return [(e, rates[text][2]) for text, e in equations.items() if text in rates]
+        controls = fittest(self.rows.of(stage=Stage.CONTROL))
+        selected = {}
+        for name in CONTROLS:
+            equation = self._control(name)
+            if row := controls.get(str(equation)):
+                selected[str(equation)] = equation, row.learning_rate
+        for row in self.leaders():
+            assert row.proposal is not None
+            selected[row.equation] = self.proposals[row.proposal].equation, row.learning_rate
+        return list(selected.values())
 
     def _selection_jobs(self) -> Iterator[Job]:
         for equation, rate in self._selected():
-            for replicate in range(1, self._budget.repeats + 1):
-                if not self._ended("selection", equation, rate, replicate):
-                    yield Job(("selection", None), Training(equation, rate, replicate))
+            for replicate in range(1, self.plan.repeats + 1):
+                yield self._job(Stage.SELECTION, equation, rate, replicate)
 
     def _measure_costs(self) -> None:
         known = self._database.costs()
@@ -152,49 +153,47 @@ class Search:
         equations = [baseline, *(e for e, _ in self._selected() if e != baseline)]
         if all(str(e) in known for e in equations):
             return
-        seconds = self._workers.epoch_seconds([Training(e, self._budget.learning_rates[0]) for e in equations])
+        seconds = self._workers.epoch_seconds([Training(e, self.plan.learning_rates[0]) for e in equations])
         for equation, s in zip(equations, seconds, strict=True):
             self._database.add_cost(str(equation), s / seconds[0])
 
-    def _drain(self, jobs: Iterator[Job | None]) -> None:
-        """Feeds jobs to free slots and stores what ends, until both are empty."""
-        exhausted, self._training = False, True
+    def _add(self, proposal: Proposal) -> None:
+        self.proposals.append(proposal)
+        self.infeasible += proposal.infeasible
+        self.duplicates += proposal.duplicates
 
-        def feed(ahead: bool) -> None:
-            nonlocal exhausted
-            while not exhausted and (self._workers.ahead if ahead else self._workers.wanted) > 0:
-                try:
-                    job = next(jobs)
-                except StopIteration:
-                    exhausted = True
-                    return
-                if job is None:
-                    return
-                self._workers.submit(job)
+    def _count(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.stage == Stage.CONTROL and row.equation == NAMED["backprop"] and row.accuracy is not None:
+                self.backprop = max(self.backprop or 0.0, row.accuracy)
+            if row.stage != Stage.SEARCH or row.proposal is None:
+                continue
+            self.done += 1
+            if row.status != "done":
+                self.failures[row.reason or row.status] += 1
+            trainings = self._of_proposal[row.proposal]
+            trainings.append(row)
+            if len(trainings) == len(self.plan.learning_rates):
+                self._finish(to_result(self.proposals[row.proposal], trainings))
 
-        while True:
-            feed(ahead=False)
-            if exhausted and self._workers.idle:
-                self._training = False
-                return
-            # While the devices work, the next proposals are drawn, as far as the lag allows.
-            self._store(self._workers.poll(lambda: feed(ahead=True)))
-            if self._stopping:
-                raise KeyboardInterrupt
-
-    def _store(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            stage, proposal = outcome.job.tag
-            text = str(outcome.job.training.equation)
-            evaluation = self._database.add_row(stage, text, proposal, outcome)
-            self.rows.append(evaluation)
-            self._keys.add(_key(evaluation))
-            if stage == "search":
-                result = self._database.result(self.proposals[proposal], self._budget.learning_rates)
-                if result:
-                    self.results[proposal] = result
-        self._watch(self, outcomes)
+    def _finish(self, result: Result) -> None:
+        self.results[result.id] = result
+        old = self.best
+        if result.accuracy is None or (old and (result.fitness, -result.id) < (old.fitness, -old.id)):
+            return
+        if result.equation.key not in CONTROL_KEYS:
+            self.best = result
 
 
-def _key(e: Row) -> tuple[str, str, float, int]:
-    return e.stage, e.equation, e.learning_rate, e.replicate
+def to_result(proposal: Proposal, rows: Sequence[Row]) -> Result:
+    """A proposal's result from its trainings, one a learning rate: the fittest counts."""
+    best = max(rows, key=lambda row: fitness(row.accuracy, row.rungs))
+    ordered = sorted(rows, key=lambda row: row.learning_rate)
+    curves = tuple(tuple(v for v in row.curve["eval_accuracy"] if v is not None) for row in ordered)
+    return Result(
+        id=proposal.id,
+        equation=proposal.equation,
+        accuracy=best.accuracy,
+        rungs=best.rungs if best.accuracy is not None else 0,
+        curves=curves,
+    )

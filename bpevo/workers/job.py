@@ -1,22 +1,40 @@
 """What goes into a worker and what comes out."""
 
 import dataclasses
-from typing import Any
+import enum
 
 from bpevo.training import EpochResult, Training
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A training with its early-stopping bars. `tag` is the caller's own."""
+class Stage(enum.StrEnum):
+    """What a training is for: the value of a row's `stage`."""
 
-    tag: Any
+    CONTROL = "control"  # backprop and the zero signal, under the search's budget
+    SEARCH = "search"  # a proposal
+    TUNING = "tuning"  # a treatment at one of its learning rates
+    SELECTION = "selection"  # fresh seeds, validation
+    ABLATION = "ablation"  # a rule without one of its components
+    TEST = "test"  # full training set, test accuracy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training, what it is for, and its early-stopping bars."""
+
+    stage: Stage
+    subject: str  # what is trained, by the text that identifies it in the database: a rule or a treatment
     training: Training
+    proposal: int | None = None  # id of the search's proposal, where it is one
     bars: tuple[tuple[int, float], ...] = ()  # (epoch, least accuracy to go on)
     rung_epochs: tuple[int, ...] = ()  # epochs of all rungs, also of those without a bar
 
+    @property
+    def identity(self) -> tuple[str, str, float, int]:
+        """Equal for jobs of one row: stage, subject, learning rate, replicate."""
+        return self.stage, self.subject, self.training.learning_rate, self.training.replicate
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a job ended: status "done", "stopped" (below a bar) or "diverged" (with its reason)."""
 

@@ -22,7 +22,7 @@ class _Running:
 
 
 class LocalWorkers:
-    """Runs jobs in the slots of one Trainer. A slot freed at the end of an epoch takes the next waiting job at once.
+    """Workers in the slots of one Trainer. A slot freed at the end of an epoch takes the next waiting job at once.
 
     When the device runs out of memory the trainer is replaced by one with half the slots, and the running jobs start
     again from their checkpoints or from the beginning.
@@ -39,23 +39,28 @@ class LocalWorkers:
 
     @property
     def wanted(self) -> int:
-        """Jobs that could start now, beyond those waiting."""
         return max(0, len(self.trainer.free) - len(self._waiting))
 
     @property
     def ahead(self) -> int:
-        """Jobs beyond those waiting that could start after the epoch in progress, if every slot became free."""
         return self.trainer.capacity - len(self._waiting)
 
     @property
     def idle(self) -> bool:
         return not self._running and not self._waiting
 
+    @property
+    def capacity(self) -> int:
+        return self.trainer.capacity
+
+    @property
+    def occupancy(self) -> float:
+        return self.trainer.occupancy
+
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
 
-    def cancel(self) -> None:
-        """Drops every job."""
+    def close(self) -> None:
         for slot in self._running:
             self.trainer.stop(slot)
         self._waiting.clear()
@@ -91,7 +96,15 @@ class LocalWorkers:
                 self.trainer.stop(slot)
                 del self._running[slot]
                 seconds = time.monotonic() - running.start
-                outcomes.append(Outcome(running.job, status, result.reason, tuple(running.curve), seconds))
+                outcomes.append(
+                    Outcome(
+                        job=running.job,
+                        status=status,
+                        reason=result.reason,
+                        curve=tuple(running.curve),
+                        seconds=seconds,
+                    )
+                )
         self._reported, self._whole = [outcome.job for outcome in outcomes], True
         if self._checkpoints:
             self._save(self._checkpoints.seconds)

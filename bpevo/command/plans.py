@@ -1,0 +1,321 @@
+"""The flags of a command, read once into typed plans. Everything is checked before anything compiles."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from bpevo import data, models
+from bpevo.evaluation import EvaluationPlan
+from bpevo.evaluation.treatments import read_treatments, winners
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace
+from bpevo.rules import NAMED, Equation, parse
+from bpevo.runs import RunDatabase
+from bpevo.search import SearchPlan
+from bpevo.training import TrainingPlan, TrainingSettings, most_slots
+
+MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
+
+
+class UsageError(ValueError):
+    """A flag that cannot be honoured; the message names it and says what to write."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchCommand:
+    """What `bpevo.launch` was asked to do."""
+
+    workdir: str
+    training: TrainingPlan
+    search: SearchPlan
+    lag: int | None  # as given; None: the run's own, or the default in `search`
+    slots: int | None
+    checkpoint_minutes: float  # 0: none
+    fork_from: str | None
+    selfcheck: bool
+    max_hours: float | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two sessions of a run must share to be comparable."""
+        return self.training.fingerprint() | self.search.fingerprint()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationCommand:
+    """What `bpevo.evaluate` was asked to do."""
+
+    folder: pathlib.Path  # the scenario's, in the workdir
+    training: TrainingPlan
+    evaluation: EvaluationPlan
+    slots: int | None
+    train_examples: int | None
+    eval_examples: int | None
+    alignment: bool
+    selfcheck: bool
+    max_hours: float | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
+        of_training = self.training.fingerprint()
+        own = {"scenario": self.folder.name, "alignment": self.alignment}
+        return of_training | own | self.evaluation.fingerprint()
+
+    def test_split(self) -> data.Split:
+        """The full training set and the test set."""
+        return _shortened(data.full_training_split(self.training.dataset, self.train_examples), self.eval_examples)
+
+
+def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
+    try:
+        values = tuple(kind(t) for t in texts)
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(v) for v in values):
+        raise UsageError(
+            f"--{name}={','.join(texts)} must be a list of numbers, such as {'0.1,0.05' if kind is float else '5,10'}"
+        )
+    return values
+
+
+def _rates(values: flags.FlagValues) -> tuple[float, ...]:
+    rates = _numbers("learning_rates", values.learning_rates)
+    if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
+        raise UsageError(
+            f"--learning_rates={','.join(values.learning_rates)} must be different positive numbers up to {MAX_RATE:,.0f}"
+        )
+    return rates
+
+
+def path_of(name: str, value: str) -> str:
+    """The path that a flag gives, `~` replaced by the home directory. Raises UsageError where none is known."""
+    path = os.path.expanduser(value)
+    if path.startswith("~") and value.partition("/")[0] == "~":
+        raise UsageError(f"--{name}={value}: no home directory is known; write the whole path")
+    return path
+
+
+def at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"--{name}={value} must be at least {least}")
+
+
+def training_plan(values: flags.FlagValues) -> TrainingPlan:
+    """Checks the common flags and loads the data.
+
+    Raises UsageError or bpevo.data.DataError.
+    """
+    if not values.workdir:
+        raise UsageError("--workdir=FOLDER is needed: where the run's database goes")
+    for name in ("slots", "train_examples"):
+        at_least(name, values[name].value, 1)
+    at_least("seed", values.seed, 0)
+    if values.max_hours is not None and not 0 < values.max_hours < 10**5:
+        raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
+    if values.seed >= 2**32:
+        raise UsageError(f"--seed={values.seed} must be below 2^32")
+    if (values.slots or 1) > MAX_SLOTS:
+        raise UsageError(f"--slots={values.slots} must be at most {MAX_SLOTS}")
+    rates = _rates(values)
+    try:
+        settings = TrainingSettings(
+            model=values.model,
+            optimizer=values.optimizer,
+            weight_decay=values.weight_decay,
+            batch_size=values.batch_size,
+            epochs=values.epochs,
+            schedule=values.schedule,
+            compute_dtype=values.compute_dtype,
+        )
+        models.by_name(settings.model)
+        dataset = data.load(values.dataset, values.data_dir)
+        split = data.train_validation_split(dataset, values.train_examples)
+        result = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
+        if settings.epochs * result.task().steps_per_epoch > MAX_STEPS:
+            raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
+    except data.DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return result
+
+
+def search_plan(values: flags.FlagValues) -> SearchPlan:
+    """Checks the search flags. Raises UsageError."""
+    for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
+        at_least(name, values[name].value, 1)
+    if not 0 <= values.checkpoint_minutes < math.inf:
+        raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
+    if "\0" in (values.fork_from or ""):
+        raise UsageError(f"--fork_from={values.fork_from!r} is no path")
+    if values.max_parts > 8:
+        raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
+    rates = _rates(values)
+    if values.max_evaluations < len(rates):
+        raise UsageError(
+            f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
+        )
+    if values.controller not in CONTROLLERS:
+        raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
+    rungs = _rungs(values)
+    slots = values.slots or most_slots(jax.local_devices())
+    lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)
+    try:
+        space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
+        settings = EvolutionSettings(
+            elite_size=values.elite_size,
+            elite_probability=values.elite_probability,
+            mutations=_numbers("mutations", values.mutations),
+            rungs=rungs,
+            seed=values.seed,
+        )
+        initial = _initial(values.initial, values.max_parts)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return SearchPlan(
+        controller=values.controller,
+        space=space,
+        evolution=settings,
+        initial=tuple(initial),
+        equivalence=values.equivalence,
+        max_evaluations=values.max_evaluations,
+        learning_rates=rates,
+        lag=lag,
+        top=values.top,
+        repeats=values.repeats,
+    )
+
+
+def search_command(values: flags.FlagValues) -> SearchCommand:
+    """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
+    search = search_plan(values)
+    return SearchCommand(
+        workdir=path_of("workdir", values.workdir or ""),
+        training=training_plan(values),
+        search=search,
+        lag=values.lag,
+        slots=values.slots,
+        checkpoint_minutes=values.checkpoint_minutes,
+        fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
+        selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
+    )
+
+
+def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
+    eta, epochs = values.halving_eta, values.epochs
+    if eta:
+        at_least("halving_eta", eta, 2)
+        if values.stop_epochs:
+            raise UsageError("--halving_eta and --stop_epochs contradict each other: give one of them")
+        marks = []
+        while epochs // eta >= 1:
+            epochs //= eta
+            marks.append(epochs)
+        return tuple(Rung(e, 1 - 1 / eta) for e in reversed(marks))
+    if not 0 < values.stop_quantile < 1:
+        raise UsageError(f"--stop_quantile={values.stop_quantile} must lie between 0 and 1")
+    stops = _numbers("stop_epochs", values.stop_epochs, int)
+    if any(not 1 <= e < epochs for e in stops) or list(stops) != sorted(set(stops)):
+        raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below --epochs={epochs}")
+    return tuple(Rung(e, values.stop_quantile) for e in stops)
+
+
+def default_lag(slots: int, rates: int, epochs: int, rungs: tuple[Rung, ...]) -> int:
+    """So many proposals that while one trains to its end the other slots have work, were all others to stop at the first rung."""
+    longest = max(4, math.ceil(epochs / rungs[0].epoch)) if rungs else 4
+    return max(16, math.ceil(slots * longest / rates))
+
+
+def _initial(choice: str, max_parts: int) -> list[Equation]:
+    if choice == "random":
+        return []
+    if choice == "known":
+        names = ("backprop", "feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "frsf")
+        known = [parse(NAMED[n]) for n in names]
+        return [e.to_equation(max_parts) for e in known if len(e.to_equation(8).to_parts()) <= max_parts]
+    return read_equations(path_of("initial", choice), max_parts)
+
+
+def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
+    """Equations of a text file, one per line (a text or a named rule); `#` starts a comment. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE + 1)  # bounded: /dev/zero has no end
+        if len(content) > MAX_FILE:
+            raise UsageError(f"{path} is longer than {MAX_FILE:,} bytes")
+        lines = content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+        raise UsageError(
+            f"cannot read equations from {path}: {reason}; write random, known or a file's path"
+        ) from error
+    equations = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if text:
+            try:
+                equations.append(parse(NAMED.get(text, text)).to_equation(max_parts))
+            except ValueError as error:
+                raise UsageError(f"{path}, line {number}: {error}") from error
+    if not equations:
+        raise UsageError(f"{path} holds no equation")
+    return equations
+
+
+def _shortened(split: data.Split, count: int | None) -> data.Split:
+    """`split` with the first `count` evaluation examples."""
+    return dataclasses.replace(split, eval_images=split.eval_images[:count], eval_labels=split.eval_labels[:count])
+
+
+def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
+    """All flags of `bpevo.evaluate`, data loaded, the search's winners read. Raises UsageError, DataError or RunError."""
+    for name in ("top", "finalists", "tuning_repeats", "selection_repeats", "eval_examples"):
+        at_least(name, values[name].value, 1)
+    for name in ("repeats", "ablate"):
+        at_least(name, values[name].value, 0)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", values.scenario):
+        raise UsageError(f"--scenario={values.scenario} must be a name of letters, digits, _ and -")
+    if values.scenario in ("report", "checkpoints"):
+        raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
+    training = training_plan(values)
+    training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
+    try:
+        named = read_treatments(path_of("rules", values.rules)) if values.rules else []
+    except ValueError as error:
+        raise UsageError(f"--rules: {error}") from error
+    found = []
+    workdir = path_of("workdir", values.workdir)
+    if (pathlib.Path(workdir) / "run.sqlite").is_file():
+        with RunDatabase.reading(workdir) as search:
+            found = [t for t in winners(search, values.top) if t not in named]
+    elif not values.rules:
+        raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
+    plan = EvaluationPlan(
+        named=tuple(named),
+        found=tuple(found),
+        learning_rates=training.learning_rates,
+        tuning_repeats=values.tuning_repeats,
+        selection_repeats=values.selection_repeats,
+        finalists=values.finalists,
+        repeats=values.repeats,
+        ablate=values.ablate,
+    )
+    return EvaluationCommand(
+        folder=pathlib.Path(workdir) / values.scenario,
+        training=training,
+        evaluation=plan,
+        slots=values.slots,
+        train_examples=values.train_examples,
+        eval_examples=values.eval_examples,
+        alignment=values.alignment,
+        selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
+    )

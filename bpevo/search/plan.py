@@ -1,0 +1,53 @@
+"""What a search is to do, as typed settings."""
+
+import dataclasses
+from typing import Any
+
+from bpevo.evolution import EvolutionSettings, SearchSpace
+from bpevo.rules import Equation, parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """Everything about a search but its training. `fingerprint` is what its run records."""
+
+    controller: str = "paper"  # one of bpevo.evolution.CONTROLLERS
+    space: SearchSpace
+    evolution: EvolutionSettings
+    initial: tuple[Equation, ...] = ()  # empty: random ones
+    equivalence: bool = True  # rules that compute the same are trained once
+    max_evaluations: int  # trainings of the search; controls and selection come on top
+    learning_rates: tuple[float, ...]  # each equation is trained with each
+    lag: int  # proposal n is drawn from the results with ids ≤ n - lag
+    top: int = 5  # rules trained again on fresh seeds
+    repeats: int = 3  # fresh seeds
+
+    @property
+    def rung_epochs(self) -> tuple[int, ...]:
+        return tuple(rung.epoch for rung in self.evolution.rungs)
+
+    def continuing(self, stored: dict[str, Any], lag: int | None) -> "SearchPlan":
+        """The plan of a run with the settings `stored`: without `lag` its own, however many slots there are now; a fork
+        that took over equations alone keeps them as its initial ones."""
+        fork, plan = stored.get("fork"), self
+        if lag is None and "lag" in stored:
+            plan = dataclasses.replace(plan, lag=stored["lag"])
+        if fork and not fork["trainings"]:
+            initial = tuple(parse(text).to_equation(self.space.max_parts) for text in stored["initial"])
+            plan = dataclasses.replace(plan, initial=initial)
+        return plan
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two sessions of a run must share to be the same search."""
+        space = self.space
+        return {
+            "controller": self.controller,
+            "max_parts": space.max_parts,
+            "operands": [str(o) for o in space.operands],
+            "unaries": [f"{name}:{c}" for name, c in space.unaries],
+            "binaries": space.binaries,
+            "evolution": dataclasses.asdict(self.evolution),
+            "initial": [str(e) for e in self.initial],
+            "lag": self.lag,
+            "equivalence": self.equivalence,
+        }

@@ -1,0 +1,66 @@
+"""What the trainings of one run share, read once: settings, data, seed."""
+
+import dataclasses
+import functools
+import zlib
+from typing import Any
+
+import numpy as np
+
+from bpevo import data
+from bpevo.training.settings import NUMERICS, TrainingSettings
+from bpevo.training.task import Examples, Task, to_examples
+from bpevo.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything but the equations, with the data in memory.
+
+    >>> digits = data.load("digits")
+    >>> split = data.train_validation_split(digits, train_examples=100)
+    >>> settings = TrainingSettings(model="mlp-8", batch_size=10)
+    >>> plan = TrainingPlan(settings=settings, learning_rates=(0.1,), dataset=digits, split=split, seed=0)
+    >>> plan.task().steps_per_epoch
+    10
+    """
+
+    settings: TrainingSettings
+    learning_rates: tuple[float, ...]  # each equation is trained with each of these
+    dataset: data.Dataset
+    split: data.Split  # of the dataset: what is trained on and what is evaluated on
+    seed: int  # root of everything random
+
+    def task(self, measure_alignment: bool = False) -> Task:
+        return Task(
+            settings=self.settings,
+            classes=self.dataset.num_classes,
+            examples=len(self.split.train_labels),
+            flip=self.dataset.flip,
+            pad=self.dataset.pad,
+            measure_alignment=measure_alignment,
+        )
+
+    def examples(self) -> Examples:
+        return to_examples(self.split, self.settings.batch_size)
+
+    def trainer(self, max_parts: int, slots: int | None) -> Trainer:
+        """Raises OutOfMemory."""
+        return Trainer(self.task(), self.examples(), capacity=slots, max_parts=max_parts, seed=self.seed)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What two runs must share to be comparable."""
+        return dataclasses.asdict(self.settings) | {
+            "dataset": self.dataset.name,
+            "dataset_crc32": self._crc32,
+            "train_examples": len(self.split.train_labels),
+            "learning_rates": list(self.learning_rates),
+            "seed": self.seed,
+            "numerics": NUMERICS,
+        }
+
+    @functools.cached_property
+    def _crc32(self) -> int:
+        """Checksum of the images, computed once: they may be hundreds of megabytes."""
+        images = (self.split.train_images, self.split.eval_images)
+        return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), images, 0)

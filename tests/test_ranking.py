@@ -1,0 +1,85 @@
+"""One ranking, whoever asks: leaderboard, selection, evaluation, report and fork agree on what is best and on what is no find."""
+
+import dataclasses
+
+import pytest
+from test_runs import PARTS, StandIn, plan, search
+
+from bpevo.evaluation.treatments import winners
+from bpevo.report import leaderboard
+from bpevo.report.build import build
+from bpevo.rules import parse
+from bpevo.runs import Row, RunDatabase, fittest, ranked
+from bpevo.search import CONTROL_KEYS, fork
+
+DISGUISE = "gh * dh"  # backprop's function under another text
+
+
+def row(equation: str, accuracy, rungs=0, rate=0.1, proposal=0, **changes) -> Row:
+    values = dict(stage="search", equation=equation, learning_rate=rate, replicate=0, proposal=proposal, rungs=rungs)
+    values |= dict(status="done" if accuracy is not None else "diverged", reason="", accuracy=accuracy, curve={})
+    return Row(**values | dict(seconds=1.0, finished="") | changes)
+
+
+def test_rules_rank_by_rungs_then_accuracy_then_age_and_trainings_by_the_higher_rate():
+    rows = [
+        row("fa", 0.9, rungs=1, proposal=1),
+        row("g", 0.5, rungs=2, rate=0.1, proposal=2),
+        row("g", 0.5, rungs=2, rate=0.3, proposal=2),
+        row("h", 0.5, rungs=2, proposal=0),
+        row("dh", None, rungs=2, proposal=3),
+        row("dfa", 0.7, rungs=2, proposal=4),
+        row("dfa", 0.8, rungs=1, rate=0.5, proposal=4),
+    ]
+    assert [(r.equation, r.accuracy, r.learning_rate) for r in ranked(rows)] == [
+        ("dfa", 0.7, 0.1), ("h", 0.5, 0.1), ("g", 0.5, 0.3), ("fa", 0.9, 0.1),
+    ]  # fmt: skip
+    assert list(fittest(rows)) == ["fa", "g", "h", "dfa"]
+
+
+def test_a_rule_that_computes_as_a_control_is_left_out_whatever_its_text():
+    rows = [row(DISGUISE, 0.9), row("dh * gh", 0.8), row("h - h", 0.5), row("fa", 0.4)]
+    assert [r.equation for r in ranked(rows, CONTROL_KEYS)] == ["h - h", "fa"]  # another way to nothing is a rule found
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A search whose first initial equation is backprop in disguise, and its fittest."""
+    folder = tmp_path_factory.mktemp("disguise")
+    initial = [parse(text).to_equation(PARTS) for text in (DISGUISE, "fa")]
+
+    class Fair(StandIn):
+        """Backprop's function reaches 100 %."""
+
+        def advance(self, meanwhile=lambda: None):
+            busy = {k: self._slots[k][0].equation.key for k in self.busy()}
+            return {
+                k: result if busy[k] != parse("g").key else best(result)
+                for k, result in super().advance(meanwhile).items()
+            }
+
+    def best(result):
+        return dataclasses.replace(result, eval_accuracy=1.0, reason="")
+
+    search(folder, plan(30, lag=12, initial=initial), Fair(4))
+    return folder
+
+
+def test_backprop_in_disguise_is_backprop_for_leaderboard_selection_evaluation_and_report(workdir):
+    with RunDatabase.reading(workdir) as database:
+        rows = database.rows()
+        board = leaderboard(rows, {}, 30)
+        found = [str(t) for t in winners(database, 30)]
+    assert next(ranked(rows.of(stage="search"))).accuracy == 1.0  # it would be the first of all
+    assert [r.label for r in board if parse(r.equation).key in CONTROL_KEYS] == ["backprop", "zero_signal"]
+    assert found and not [t for t in found if parse(t).key in CONTROL_KEYS]
+    selected = {r.equation for r in rows.of(stage="selection")}
+    assert {t for t in selected if parse(t).key == parse("g").key} == {"g"}
+    page = build(workdir)[0].read_text(encoding="utf-8")
+    assert DISGUISE not in page.partition("Lineage of the best rule")[2].partition("</table>")[0].split("<tr")[-1]
+
+
+def test_a_fork_takes_it_over_as_the_parent_that_it_was(workdir, tmp_path):
+    with RunDatabase.writing(tmp_path) as database:
+        begun, forked, _ = fork.begin(database, workdir, plan(30, elite_size=5), {"epochs": 99}, {})
+    assert not forked["trainings"] and begun.initial[0].key == parse("g").key

@@ -9,13 +9,14 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from bpevo.command import main, process, selfcheck  # isort: skip (main comes before jax)
+from bpevo.command import jax_setup, main, process, selfcheck  # isort: skip (main comes before jax)
 import jax
 from absl import flags
 from rich.console import Console
 
 from bpevo.data.tfds_reader import default_data_dir
 from bpevo.runs import RunDatabase, RunError, printable, provenance
+from bpevo.training import NUMERICS
 
 EXIT_WRONG = 1
 LEAST_FREE = 2**30  # bytes on a disk below which it is told
@@ -26,7 +27,7 @@ def machine() -> Iterator[Finding]:
     """Versions, devices, memory, and whether they compute right numbers."""
     versions = provenance.versions()
     broken = selfcheck.BROKEN.get(versions["jax"], "")
-    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("device", "cores")), ""
+    yield "versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k not in provenance.MACHINE), ""
     missing = [k for k, v in versions.items() if v == "not installed" and k != "bpevo"]
     if missing:
         yield "packages", ", ".join(missing), "not installed: pip install . in a clone of bpevo"
@@ -44,10 +45,22 @@ def machine() -> Iterator[Finding]:
         yield "self-check", broken and f"jax {versions['jax']} {broken}", str(error)
 
 
+def environment() -> Iterator[Finding]:
+    """What the environment says about jax that is not heeded, or that changes numbers."""
+    ignored = jax_setup.not_heeded()
+    kept = ", ".join(f"{name}={os.environ[name]} is not heeded: {value} holds" for name, value in ignored.items())
+    yield "environment", kept or "nothing that bpevo has to overrule", ""
+    versions = provenance.versions()
+    yield "numbers", f"matmul precision {versions['matmul precision']}, XLA_FLAGS {versions['XLA_FLAGS'] or 'none'}", ""
+
+
 def folders(data_dir: str | None) -> Iterator[Finding]:
     """Compilation cache and data directory."""
     cache = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 (made at run time, so unknown to mypy)
-    yield "compilation cache", *_folder(cache)
+    if cache is None:
+        yield "compilation cache", "none: no home directory is known; set XDG_CACHE_HOME to keep compiled programs", ""
+    else:
+        yield "compilation cache", *_folder(cache)
     root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
     state, fault = _folder(root)
     prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
@@ -80,8 +93,8 @@ def run(workdir: str) -> Iterator[Finding]:
     changed = provenance.changed_numerics(versions, provenance.versions())
     yield "last written by", printable(changed) or "these versions and this kind of device", ""
     numerics = settings.get("numerics")
-    wrong = "" if numerics in (None, provenance.NUMERICS) else "this release computes other numbers: use --fork_from"
-    yield "numerics", f"{numerics!r}, {provenance.NUMERICS} in this release", wrong
+    wrong = "" if numerics in (None, NUMERICS) else "this release computes other numbers: use --fork_from"
+    yield "numerics", f"{numerics!r}, {NUMERICS} in this release", wrong
     checkpoints = folder / "checkpoints"
     files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""
@@ -134,7 +147,8 @@ def examine(values: flags.FlagValues, console: Console, interruption: process.In
     del interruption
     if values.copy_to:
         return _copy(values.workdir, values.copy_to, console)
-    findings = [machine(), folders(values.data_dir)] + [run(folder) for folder in _runs(values.workdir)]
+    workdir = values.workdir and os.path.expanduser(values.workdir)
+    findings = [machine(), environment(), folders(values.data_dir)] + [run(folder) for folder in _runs(workdir)]
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
         console.out(f"{what:>18}  {printable(state)}", highlight=False)

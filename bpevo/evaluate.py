@@ -23,7 +23,7 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
     if command.selfcheck:
         selfcheck.check()
     plan, training = command.evaluation, command.training
-    with RunDatabase.writing(command.folder) as database:
+    with process.time_limit(command.max_hours), RunDatabase.writing(command.folder) as database:
         database.check_settings(command.fingerprint(), provenance.versions(), free=FREE)
         console.print(f"{training.dataset.source}; {len(plan.treatments)} rows", highlight=False)
         workplace = LocalWorkplace(

@@ -30,14 +30,14 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with RunDatabase.writing(command.workdir) as database:
+    with process.time_limit(command.max_hours), RunDatabase.writing(command.workdir) as database:
         command = _settled(command, database, say)
         plan, training = command.search, command.training
         say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
         checkpoints = _checkpoints(command, say)
         workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        controller = CONTROLLERS["paper"](plan.space, plan.evolution, plan.initial, key)
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
         interruption.notice = progress.notice
         search = Search(database, controller, workers, plan, progress)
@@ -88,8 +88,9 @@ def _checkpoints(command: plans.SearchCommand, say) -> Checkpoints | None:
         return None
     versions = provenance.versions()
     identity = command.training.fingerprint() | {"max_parts": command.search.space.max_parts}
-    identity |= {"numerics": provenance.NUMERICS, "device": jax.local_devices()[0].device_kind}
-    identity |= {k: versions[k] for k in ("bpevo", "jax", "jaxlib", "flax", "optax")}
+    identity |= {"device": jax.local_devices()[0].device_kind}
+    kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")
+    identity |= {k: versions[k] for k in kinds}
     folder = os.path.join(command.workdir, "checkpoints")
     try:
         return Checkpoints(folder, identity, command.checkpoint_minutes, say)

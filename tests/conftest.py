@@ -36,7 +36,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 STEPS = 3
-FIELDS = ("hp", "h", "dh", "hp_next", "b_next", "b_L", "W", "R", "S", "R_L")  # the arrays of rules.Unit, in order
 
 
 class PooledUnit(oracle.Unit):
@@ -58,16 +57,16 @@ class UnitSteps:
         self.forward, self.backward = jax.jit(self.linear.forward), jax.jit(self.linear.input_gradient)  # traced once
 
     def unit(self, step: int, key=None) -> rules.Unit:
-        return self.unit_of([self.values[name][step] for name in FIELDS], key)
+        return self.unit_of({name: v[step] for name, v in self.values.items()}, key)
 
     def unit_of(self, values, key=None) -> rules.Unit:
-        return rules.Unit(*map(jnp.asarray, values), self.forward, self.backward, key)
+        return rules.Unit(values_of(values), self.forward, self.backward, key)
 
     def oracle(self, step: int) -> oracle.Unit:
         geometry, kind = {}, PooledUnit if isinstance(self.linear, PooledDenseMap) else oracle.Unit
         if isinstance(self.linear, ConvMap):
             geometry = {"strides": self.linear.window.strides, "padding": self.linear.window.padding}
-        return kind(**{name: self.values[name][step] for name in FIELDS}, **geometry)
+        return kind(**{name: v[step] for name, v in self.values.items()}, **geometry)
 
     @property
     def shapes(self) -> rules.UnitShapes:
@@ -78,12 +77,22 @@ class UnitSteps:
         state, signals = rule.init(self.shapes), []
         random = np.random.default_rng(1)
         for step in range(STEPS):
-            values = [self.values[name][step] for name in FIELDS]
-            values = [v * (1 + perturbed * random.choice([-1, 1], v.shape)).astype(np.float32) for v in values]
+            values = {name: v[step] for name, v in self.values.items()}
+            noise = {n: (1 + perturbed * random.choice([-1, 1], v.shape)).astype(np.float32) for n, v in values.items()}
+            values = {name: v * noise[name] for name, v in values.items()}
             fresh = None if key is None else jax.random.fold_in(key, step)
             signal, state = rule.signal(self.unit_of(values, fresh), state)
             signals.append(signal)
         return np.stack(signals)
+
+
+CONSTANTS = ("R", "S", "R_L")
+
+
+def values_of(arrays) -> rules.Values:
+    """The Values of a mapping from operands to arrays."""
+    constants = {name: jnp.asarray(arrays[name]) for name in CONSTANTS}
+    return rules.Values(constants=constants, **{n: jnp.asarray(v) for n, v in arrays.items() if n not in CONSTANTS})
 
 
 def unit_steps(x_shape, w_shape, strides=None, padding=None, classes=7, seed=0) -> UnitSteps:
@@ -137,7 +146,7 @@ def units() -> dict[str, UnitSteps]:
     return {name: unit_steps(*geometry) for name, geometry in GEOMETRIES.items()}
 
 
-ALL_OPERANDS = [OperandNode(name, modifier) for name in rules.OPERANDS for modifier in rules.MODIFIERS]
+ALL_OPERANDS = [OperandNode(name, statistic) for name in rules.OPERANDS for statistic in ("", *rules.STATISTICS)]
 ALL_UNARIES = [("identity", 0.0)] + [
     (u.name, float(np.float32(c))) for u in rules.UNARIES.values() for c in (u.constants or (0.0,))
 ]

@@ -53,10 +53,10 @@ class Source:
     """Endless texts: grown by the grammar, broken by mutation, spliced, and noise."""
 
     def __init__(self, seed: int):
-        from bpevo.rules import BINARIES, MODIFIERS, NAMED, OPERANDS, UNARIES
+        from bpevo.rules import BINARIES, NAMED, OPERANDS, STATISTICS, UNARIES
 
         self._random = random.Random(seed)
-        self._operands = [m.format(o) for o in OPERANDS for m in ("{}", *(f"{n}({{}})" for n in MODIFIERS if n))]
+        self._operands = [m.format(o) for o in OPERANDS for m in ("{}", *(f"{n}({{}})" for n in STATISTICS))]
         self._unaries = [u.spelling for u in UNARIES.values()] + ["-{x}", "({x})", "{x}.T", "{x} - {c}", "{x}*{c}"]
         self._binaries = [b.spelling for b in BINARIES.values()]
         self._corpus = sorted(set(NAMED.values()))
@@ -164,12 +164,12 @@ def guided(inputs: int, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["bpevo.rules"]):
-        from bpevo.rules import BINARIES, MODIFIERS, NAMED, OPERANDS, UNARIES
+        from bpevo.rules import BINARIES, NAMED, OPERANDS, STATISTICS, UNARIES
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_language"))
     (folder / "corpus").mkdir()
     for name, text in NAMED.items():
         (folder / "corpus" / name).write_text(text)
-    words = [*OPERANDS, *(m for m in MODIFIERS if m), *UNARIES, *BINARIES, ".T", " + ", " @ ", ", 0.1)", "0.5*"]
+    words = [*OPERANDS, *STATISTICS, *UNARIES, *BINARIES, ".T", " + ", " @ ", ", 0.1)", "0.5*"]
     (folder / "words").write_text("".join(f'"{w}"\n' for w in words))
 
     def one(data: bytes) -> None:

@@ -31,7 +31,17 @@ def numbered(count: int) -> data.Dataset:
     """A dataset whose labels number its examples."""
     images = np.zeros((count, 1, 1, 1), np.uint8)
     numbers = np.arange(count, dtype=np.int32)
-    return data.Dataset("numbered", images, numbers, images[:7], -1 - numbers[:7], count, False, 0, "numbered")
+    return data.Dataset(
+        name="numbered",
+        train_images=images,
+        train_labels=numbers,
+        test_images=images[:7],
+        test_labels=-1 - numbers[:7],
+        num_classes=count,
+        flip=False,
+        pad=0,
+        source="numbered",
+    )
 
 
 @pytest.mark.parametrize("count, train, validation", [(50_000, 45_000, 5_000), (1437, 1197, 240), (10_000, 9000, 1000)])
@@ -78,8 +88,11 @@ def test_normalise_subtracts_the_per_pixel_mean():
     assert mean.shape == (4, 5, 3) and mean.dtype == np.float32
     np.testing.assert_allclose(mean, (images.astype(np.float64) / 255).mean(axis=0), rtol=1e-6)
     normalised = jax.jit(data.normalise)(images, mean)
-    assert normalised.dtype == jnp.float32
-    np.testing.assert_allclose(normalised, images / 255 - mean, atol=1e-6)
+    for variant in (normalised, data.normalise(images, mean)):
+        assert variant.dtype == jnp.float32
+        np.testing.assert_allclose(variant, images / 255 - mean, atol=1e-6)
+    with pytest.raises(AssertionError, match="Chex"):
+        data.normalise(images, mean[:, :-1])
     np.testing.assert_allclose(normalised.mean(axis=0), 0, atol=1e-6)
 
 
@@ -95,10 +108,11 @@ def crops_of(image: np.ndarray, flip: bool, pad: int) -> dict[bytes, tuple[bool,
     return results
 
 
+@pytest.mark.parametrize("variant", [lambda f: jax.jit(f, static_argnums=(2, 3)), lambda f: f], ids=["jit", "plain"])
 @pytest.mark.parametrize("flip, pad", [(True, 2), (False, 2), (True, 0), (False, 0)])
-def test_augment_flips_pads_with_zeros_and_crops(flip, pad):
+def test_augment_flips_pads_with_zeros_and_crops(flip, pad, variant):
     images = np.random.default_rng(0).normal(size=(400, 6, 5, 3)).astype(np.float32)
-    results = np.asarray(jax.jit(data.augment, static_argnums=(2, 3))(jax.random.key(0), images, flip, pad))
+    results = np.asarray(variant(data.augment)(jax.random.key(0), jnp.asarray(images), flip, pad))
     assert results.shape == images.shape and results.dtype == np.float32
     seen = [crops_of(image, flip, pad)[result.tobytes()] for image, result in zip(images, results, strict=True)]
     assert len(set(seen)) == (2 if flip else 1) * (2 * pad + 1) ** 2  # every flip and offset occurs

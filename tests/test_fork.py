@@ -14,6 +14,7 @@ from bpevo import launch
 from bpevo.command import definitions, plans
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.training import TrainingPlan
+from bpevo.training import plan as training_plan
 
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
@@ -63,7 +64,7 @@ def test_other_changes_are_refused_with_the_difference_and_the_way_out(start, tm
 
 def test_a_release_with_other_numerics_is_refused(start, tmp_path, monkeypatch):
     start(tmp_path, "--max_evaluations=8")
-    monkeypatch.setattr(plans, "NUMERICS", 10**6)
+    monkeypatch.setattr(training_plan, "NUMERICS", 10**6)
     with pytest.raises(RunError, match="numerics: 1 in the run, 1000000 now"):
         start(tmp_path, "--max_evaluations=8")
 

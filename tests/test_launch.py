@@ -280,7 +280,17 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
     def load(name, data_dir=None):
         size, count, pad = (8, 1437, 0) if name == "digits" else (32, 50_000, 4)
         images, labels = np.zeros((count, size, size, 1), np.uint8), np.zeros(count, np.int32)
-        return data.Dataset(name, images, labels, images[:10], labels[:10], 10, False, pad, "made up")
+        return data.Dataset(
+            name=name,
+            train_images=images,
+            train_labels=labels,
+            test_images=images[:10],
+            test_labels=labels[:10],
+            num_classes=10,
+            flip=False,
+            pad=pad,
+            source="made up",
+        )
 
     monkeypatch.setattr(data, "load", load)
     values = parsed(f"--flagfile={path}")

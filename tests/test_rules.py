@@ -11,7 +11,7 @@ from conftest import ALL_OPERANDS, ALL_UNARIES, chains
 from hypothesis import example, given, settings
 
 from bpevo import rules
-from bpevo.rules import BINARIES, MODIFIERS, OPERANDS, UNARIES, InfeasibleEquation, RuleSyntaxError, parse
+from bpevo.rules import BINARIES, OPERANDS, STATISTICS, UNARIES, InfeasibleEquation, RuleSyntaxError, formulas, parse
 from bpevo.rules.equation import Argument, Part
 from bpevo.rules.expression import BinaryNode, OperandNode, UnaryNode
 from bpevo.rules.types import BASES, SIGNAL, Type, elementwise, product
@@ -100,15 +100,15 @@ def test_every_operand_prints_parses_and_has_the_type_of_the_paper(operand):
     of_kind = {"W": "K", "sgn_W": "K", "R": "K", "S": "K", "R_L": "F", "hp_next": "Y", "b_next": "Y", "b_L": "Z"}
     base = of_kind.get(operand.name, "X")
     dimensions = {"X": ("B", "I"), "Y": ("B", "O"), "Z": ("B", "C"), "K": ("I", "O"), "F": ("C", "I")}[base]
-    if operand.modifier in ("mean", "std") and base in "XYZ":
+    if operand.statistic in ("mean", "std") and base in "XYZ":
         dimensions = ("1", dimensions[1])
     assert operand.type.dimensions == dimensions
-    assert str(operand) == (f"{operand.modifier}({operand.name})" if operand.modifier else operand.name)
+    assert str(operand) == (f"{operand.statistic}({operand.name})" if operand.statistic else operand.name)
     expression = parse(f"left(g, {operand})")
     assert expression == BinaryNode("left", G, operand)
     latex_is_sound(operand.latex)
     assert OPERANDS[operand.name].latex in operand.latex and operand.latex in expression.latex
-    assert OPERANDS[operand.name].doc and MODIFIERS[operand.modifier][1]
+    assert OPERANDS[operand.name].doc and (not operand.statistic or STATISTICS[operand.statistic].doc)
 
 
 @pytest.mark.parametrize("name, constant", ALL_UNARIES[1:])
@@ -121,7 +121,7 @@ def test_every_unary_prints_parses_and_keeps_the_shape(name, constant):
     latex_is_sound(expression.latex)
     assert G.latex in once.latex and UNARIES[name].doc
     entry = UNARIES[name]
-    assert sum(map(bool, (entry.fn, entry.line, entry.norm, entry.structure))) == 1
+    assert sum(map(bool, (entry.fn, entry.affine, entry.norm, entry.statistic, entry.structure))) == 1
     assert entry.takes_constant == bool(entry.constants)
     assert all(entry.legal[0] <= c <= entry.legal[1] for c in entry.constants)
 
@@ -148,7 +148,7 @@ def test_tables_hold_all_components_of_the_paper():
     assert set(OPERANDS) == set(OPERANDS_OF_THE_PAPER.split())
     assert set(UNARIES) == vector | set(UNARIES_OF_THE_PAPER.split())
     assert set(BINARIES) == {"add", "sub", "mul", "div", "matmul", "left", "min", "max"}
-    assert set(MODIFIERS) == {"", "mean", "std", "bn"}
+    assert set(STATISTICS) == {"mean", "std", "bn"}
     constants = {name: set(UNARIES[name].constants) for name in UNARIES if UNARIES[name].constants}
     assert constants == {
         "scale": {0.5, 2.0},
@@ -158,6 +158,19 @@ def test_tables_hold_all_components_of_the_paper():
         "drop": {0.01, 0.1, 0.3},
         "clip": {0.01, 0.1, 0.5, 1.0},
     }
+
+
+@pytest.mark.parametrize("operand", [o for o in OPERANDS.values() if o.formula], ids=lambda o: o.name)
+def test_formulas_of_operands_have_the_type_that_the_table_says(operand):
+    assert formulas.definition(operand.name).type == Type(operand.base)
+    assert formulas.reads(operand.name) <= formulas.unit_values()
+
+
+def test_formulas_say_what_an_operand_is_made_of():
+    assert formulas.reads("fa") == {"b_next", "R", "dh"} and formulas.reads("h") == {"h"}
+    assert [o for o in OPERANDS if formulas.has_product(o)] == ["gh", "fah", "dfah"]
+    assert formulas.products_of("dfa") == {"dfah"} and formulas.products_of("sgn_W") == set()
+    assert [o for o in OPERANDS if formulas.is_constant(o)] == ["R", "S", "R_L"]
 
 
 # Round trips.
@@ -437,7 +450,7 @@ def test_limits_on_size():
 
 
 ALPHABET = "gWRh()()..,,*/@+-- 0159eE_T" + "\\\n\t\"'#;:=<>!&|^%~[]{}`$?é\x00"
-PIECES = [*OPERANDS, *UNARIES, *BINARIES, *MODIFIERS, *"()+-*/@,.", "**", ".T", "1e400", "0.5", "True", "lambda", "//"]
+PIECES = [*OPERANDS, *UNARIES, *BINARIES, *STATISTICS, *"()+-*/@,.", "**", ".T", "1e400", "0.5", "True", "lambda", "//"]
 
 
 @given(
@@ -679,8 +692,8 @@ def test_named_rules_parse_print_and_run(name):
     program = rules.assemble(equation)
     blank = rules.blank_program()
     assert 0 < program.length <= len(program.load)
-    assert [np.shape(x) for x in program] == [np.shape(x) for x in blank]
-    assert [np.asarray(x).dtype for x in program] == [np.asarray(x).dtype for x in blank]
+    described = [jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), p) for p in (program, blank)]
+    assert described[0] == described[1]
     assert rules.compile(name) == rules.compile(expression) == rules.compile(equation)
     assert rules.compile(name)._repr_latex_().startswith(r"$\displaystyle b_i^p \leftarrow ")
 
@@ -697,6 +710,6 @@ def test_table_1_has_all_rows_but_the_misprinted_one():
 def test_what_a_rule_reads_is_known():
     text = "left(add_noise(g, 0.1), dfa) + bn(h)"
     rule = rules.compile(text)
-    assert rule.needs_noise and rule.operands == {"g", "dfa", "h"} and str(rule) == text
+    assert rule.needs_noise and rule.reads == {"b_next", "W", "dh", "b_L", "R_L", "h"} and str(rule) == text
     assert not rules.compile("g").needs_noise
     assert jax.tree.leaves(rule) == [] and BASES == ("X", "Y", "Z", "K", "F")

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FIELDS, STEPS, chains
+from conftest import CONSTANTS, STEPS, chains
 from hypothesis import assume, example, given, settings
 
 from bpevo import rules
-from bpevo.layers.unit import Feedback, Weights, unit
+from bpevo.layers.unit import Weights, unit
 from bpevo.rules import NAMED, InterpretedRule
 
 KEY = jax.random.key(5)
@@ -19,10 +19,6 @@ KEY = jax.random.key(5)
 
 def equation(text: str) -> rules.Equation:
     return rules.resolve(text).to_equation()
-
-
-def values_of(steps):
-    return [jnp.asarray(steps.values[name]) for name in FIELDS]
 
 
 @functools.cache
@@ -37,7 +33,7 @@ def interpreter(geometry: str):
             signal, state = rule.signal(steps.unit_of(values, jax.random.fold_in(key, index)), state)
             return state, signal
 
-        return jax.lax.scan(step, rule.init(steps.shapes), (jnp.arange(STEPS), values_of(steps)))[1]
+        return jax.lax.scan(step, rule.init(steps.shapes), (jnp.arange(STEPS), steps.values))[1]
 
     compiled = {}
 
@@ -93,21 +89,20 @@ def layer_signals(steps, program):
     rule = InterpretedRule(program)
 
     def step(state, inputs):
-        index, hp, b_next, b_l, w, *feedback = inputs
+        index, values = inputs
+        hp, b_next, b_l, w = (values[name] for name in ("hp", "b_next", "b_L", "W"))
+        constants = {name: values[name] for name in CONSTANTS}
 
         def loss(hp, state):
             key = jax.random.fold_in(KEY, index)
             carrier = jnp.zeros(b_l.shape)
-            y, carrier = unit(
-                steps.linear, jax.nn.relu, rule, hp, carrier, Weights(w, None), Feedback(*feedback), state, key
-            )
+            y, carrier = unit(steps.linear, jax.nn.relu, rule, hp, carrier, Weights(w, None), constants, state, key)
             return jnp.sum(y * b_next) + jnp.sum(carrier * b_l)
 
         signal, state = jax.grad(loss, (0, 1))(hp, state)
         return state, signal
 
-    inputs = [jnp.asarray(steps.values[name]) for name in ("hp", "b_next", "b_L", "W", "R", "S", "R_L")]
-    return jax.lax.scan(step, rule.init(steps.shapes), (jnp.arange(STEPS), *inputs))[1]
+    return jax.lax.scan(step, rule.init(steps.shapes), (jnp.arange(STEPS), steps.values))[1]
 
 
 def test_stacked_programs_of_different_equations_run_side_by_side_in_a_layer(units):
@@ -136,9 +131,45 @@ def test_assembling_an_infeasible_genome_is_refused():
     genome = equation("(b_next @ W.T) * dh")
     with pytest.raises(rules.InfeasibleEquation, match=r"\[B, O\]"):
         InterpretedRule.of(dataclasses.replace(genome, unary=np.zeros_like(genome.unary)))
-    assert InterpretedRule.of(genome).operands >= {"b_L", "W"} and InterpretedRule.of(genome).needs_noise
+    rule = InterpretedRule.of(genome)
+    assert rule.reads == {"hp", "h", "dh", "hp_next", "b_next", "b_L", "W", "R", "S", "R_L"}
+    assert rule.needs_noise and rule.equation_is_data and not rules.compile(genome).equation_is_data
 
 
 def test_genes_that_left_ignores_become_no_instruction():
     assert rules.assemble(equation("left(g, whiten(W))")).length == rules.assemble(equation("g")).length == 1
     assert list(rules.assemble(equation("left(g, whiten(dfa))")).uses) == [1, 0, 0]
+
+
+PRINTED = {
+    "(unit_col2(sgn_W) @ b_next.T).T * dh": """
+0 load sgn_W, norm order=2 axis=col
+1 load b_next, @ YK mirrored
+2 load dh, mul""",
+    "(b_next @ W.T) * dh": """
+0 load b_next
+1 load W, @ YK
+2 load dh, mul""",
+    "left(g, whiten(W))": """
+0 load g""",
+    "drop(bn(dfa) + whiten(g), 0.3) * relu(std(dh))": """
+0 load dfa, bn row=0
+1 load g, whiten row=1, add
+2 load accumulator, drop constant=0.3 number=0
+3 load dh, std row=2, affine low=0.0, mul""",
+    "min(unit_mat_inf(g), 0.5*std(dh))": """
+0 load g, norm order=1 axis=row largest
+1 load dh, std row=0, affine scale=0.5, min""",
+    "b_next @ bn(S).T": """
+0 load b_next
+1 load zeros, @ YK""",
+}
+
+
+@pytest.mark.parametrize("text", PRINTED)
+def test_programs_print_an_instruction_a_line(text):
+    assert "\n" + str(rules.assemble(equation(text))) == PRINTED[text]
+
+
+def test_blank_programs_say_what_they_are():
+    assert str(rules.blank_program()) == "no instruction: a zero signal"

@@ -87,10 +87,22 @@ class StandIn:
             state[:] = epoch, state[1] / 2 + chance(epoch, *what)
             reason = "loss not finite" if epoch == 2 and chance("diverges", *what) < 0.125 else ""
             accuracy = 0.0 if reason else (chance(*what) + 0.1 * state[1]) / 1.2
-            results[slot] = EpochResult(epoch, 1.0, accuracy, 1.0, float("nan"), accuracy, reason)
+            results[slot] = epoch_result(epoch, accuracy, reason, eval_loss=float("nan"))
             if reason or epoch >= EPOCHS:
                 self.stop(slot)
         return results
+
+
+def epoch_result(epoch: int, accuracy: float, reason: str, eval_loss: float) -> EpochResult:
+    return EpochResult(
+        epoch=epoch,
+        train_loss=1.5,
+        train_accuracy=0.5,
+        gradient_norm=2.0,
+        eval_loss=eval_loss,
+        eval_accuracy=accuracy,
+        reason=reason,
+    )
 
 
 def plan(max_evaluations=60, rates=(0.1,), lag=12, rungs=(), top=3, repeats=2, initial=(), **settings) -> SearchPlan:
@@ -145,8 +157,8 @@ def outcome(
     text: str, status="done", accuracies=(0.25, 0.5), rate=0.1, replicate=0, stage=Stage.SEARCH, proposal=0
 ) -> Outcome:
     reason = "loss not finite" if status == "diverged" else ""
-    training = Training(parse(text).to_equation(PARTS), rate, replicate)
-    curve = tuple(EpochResult(i + 1, 1.5, 0.5, 2.0, float("inf"), a, reason) for i, a in enumerate(accuracies))
+    training = Training(parse(text).to_equation(PARTS), rate, replicate=replicate)
+    curve = tuple(epoch_result(i + 1, a, reason, eval_loss=float("inf")) for i, a in enumerate(accuracies))
     return Outcome(
         job=Job(stage=stage, subject=str(training.equation), proposal=proposal, training=training, rung_epochs=(1, 2)),
         status=status, reason=reason, curve=curve, seconds=1.25,
@@ -162,7 +174,16 @@ def test_proposals_come_back_as_they_were_stored(tmp_path):
     equations += [SearchSpace(PARTS).padded(rng, parse(t).to_equation(PARTS)) for t in sorted(set(NAMED.values()))]
     changes = (Change(1, "unary1", "clip:0.5", "relu"), Change(0, "binary", "add", "mul"))
     stored = [
-        Proposal(i, e, f"key {i}", i - 1 if i else None, changes[: i % 3], ((1, 0.1 + 0.2), (3, 1 / 3)), 5, 7)
+        Proposal(
+            id=i,
+            equation=e,
+            key=f"key {i}",
+            parent=i - 1 if i else None,
+            changes=changes[: i % 3],
+            bars=((1, 0.1 + 0.2), (3, 1 / 3)),
+            infeasible=5,
+            duplicates=7,
+        )
         for i, e in enumerate(equations)
     ]
     with RunDatabase.writing(tmp_path) as database:
@@ -176,7 +197,7 @@ def test_proposals_come_back_as_they_were_stored(tmp_path):
 def test_evaluations_come_back_as_they_were_stored(tmp_path):
     with RunDatabase.writing(tmp_path) as database:
         database.check_settings(SETTINGS, {}, ())
-        proposal = Proposal(0, parse("g").to_equation(PARTS), "key")
+        proposal = Proposal(id=0, equation=parse("g").to_equation(PARTS), key="key")
         database.add_proposal(proposal)
         first = database.add_row(outcome("g"))
         second = database.add_row(outcome("g", "diverged", (0.0,), 0.2))
@@ -191,7 +212,9 @@ def test_evaluations_come_back_as_they_were_stored(tmp_path):
 
 
 def test_a_result_is_its_fittest_training_and_diverged_only_if_all_are(tmp_path):
-    proposals = [Proposal(i, parse(text).to_equation(PARTS), text) for i, text in enumerate(("g", "fa"))]
+    proposals = [
+        Proposal(id=i, equation=parse(text).to_equation(PARTS), key=text) for i, text in enumerate(("g", "fa"))
+    ]
     with RunDatabase.writing(tmp_path) as database:
         database.check_settings(SETTINGS, {}, ())
         for proposal in proposals:

@@ -1,5 +1,6 @@
 """Training: settings, one candidate against plain SGD written by hand, and slots that never touch each other."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
 from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingSettings, to_examples
 
 CLASSES, PARTS, SEED = 4, 3, 11
-SETTINGS = TrainingSettings("mlp-8", "sgd", weight_decay=0.1, batch_size=8, epochs=3)
+SETTINGS = TrainingSettings(model="mlp-8", weight_decay=0.1, batch_size=8, epochs=3)
 DIVERGES = "cube(cube(g + 1000000.0))"
 DIFFERENT = (
     "g",
@@ -39,19 +41,27 @@ def synthetic_split() -> data.Split:
     for image, label in zip(images, labels, strict=True):
         row, column = 2 * (label // 2), 2 * (label % 2)
         image[row : row + 2, column : column + 2] += 120
-    return data.Split(images[:50], labels[:50], images[50:], labels[50:])
+    return data.Split(
+        train_images=images[:50], train_labels=labels[:50], eval_images=images[50:], eval_labels=labels[50:]
+    )
 
 
 SPLIT = synthetic_split()
 
 
+def make_task(settings: TrainingSettings = SETTINGS, **options) -> Task:
+    return Task(
+        settings=settings, classes=CLASSES, examples=len(SPLIT.train_labels), **({"flip": False, "pad": 0} | options)
+    )
+
+
 def make_trainer(capacity: int, settings: TrainingSettings = SETTINGS, **options) -> Trainer:
-    candidate = Task(settings, CLASSES, len(SPLIT.train_labels), flip=False, pad=0)
-    return Trainer(candidate, to_examples(SPLIT, settings.batch_size), capacity, PARTS, SEED, **options)
+    examples = to_examples(SPLIT, settings.batch_size)
+    return Trainer(make_task(settings), examples, capacity=capacity, max_parts=PARTS, seed=SEED, **options)
 
 
 def training(text: str, learning_rate: float = 0.1, replicate: int = 0) -> Training:
-    return Training(parse(text).to_equation(PARTS), learning_rate, replicate)
+    return Training(parse(text).to_equation(PARTS), learning_rate, replicate=replicate)
 
 
 def run(trainer: Trainer, trainings: dict[int, Training]) -> dict[int, list]:
@@ -109,7 +119,7 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 
 def test_a_batch_larger_than_the_training_set_is_refused():
     with pytest.raises(ValueError, match="batch_size=8 is larger than the training set of 7 examples"):
-        Task(SETTINGS, CLASSES, 7, False, 0)
+        Task(settings=SETTINGS, classes=CLASSES, examples=7, flip=False, pad=0)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +142,9 @@ def test_schedule_equals_numbers_computed_by_hand(schedule, epochs, expected):
 
 def by_hand(settings: TrainingSettings, rate: float, replicate: int, momentum: float, factor):
     """Plain autodiff and plain SGD from the candidate's initial weights over its batches."""
-    candidate = Task(settings, CLASSES, len(SPLIT.train_labels), False, 0)
+    task = make_task(settings)
     key = jax.random.fold_in(jax.random.key(SEED), replicate)
-    variables = candidate._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
+    variables = task._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
     params = [dict(variables["params"][name]) for name in sorted(variables["params"])]
     mean = SPLIT.train_images.mean(0)
 
@@ -187,7 +197,9 @@ def test_the_rule_g_is_plain_sgd_with_weight_decay_on_kernels_only(trainers, rep
 
 
 def test_momentum_takes_in_the_decayed_gradient_and_the_schedule_comes_after_it():
-    settings = TrainingSettings("mlp-8-8", "momentum", 0.1, 8, 5, "warmup_cosine")  # 30 steps, 3 of them warm-up
+    settings = TrainingSettings(
+        model="mlp-8-8", optimizer="momentum", weight_decay=0.1, batch_size=8, epochs=5, schedule="warmup_cosine"
+    )  # 30 steps, 3 of them warm-up
     trainer = make_trainer(1, settings)
     curve = run(trainer, {0: training("g", 0.2)})[0]
 
@@ -200,7 +212,7 @@ def test_momentum_takes_in_the_decayed_gradient_and_the_schedule_comes_after_it(
 def test_evaluation_counts_every_example_once_though_batches_are_padded(trainers):
     assert len(SPLIT.eval_labels) % SETTINGS.batch_size  # else nothing is padded
     result = run(trainers[4], {0: training("g", 0.3)})[0][-1]
-    network = trainers[4].candidate._model(None)
+    network = trainers[4].task._model(None)
     variables = {"params": parameters(trainers[4], 0)}
     logits = np.asarray(
         network.apply(variables, SPLIT.eval_images / 255 - SPLIT.train_images.mean(0) / 255), np.float64
@@ -257,6 +269,35 @@ def test_replicates_learning_rates_and_equations_each_change_the_result(trainers
     assert len({repr(c) for c in curves.values()}) == 4
 
 
+def test_an_epoch_is_traced_once_for_many_equations_rates_and_replicates(monkeypatch):
+    chex.clear_trace_counter()
+    monkeypatch.setattr(Task, "_epoch", chex.assert_max_traces(Task._epoch, n=1))
+    trainer = make_trainer(2, TrainingSettings(model="mlp-4", batch_size=8, epochs=1), devices=jax.devices()[:1])
+    for replicate, text in enumerate(("g", "unit_fro(fa) - h", "clip(g, 0.5)")):
+        curve = run(trainer, {replicate % 2: training(text, 0.1 * (1 + replicate), replicate)})[replicate % 2]
+        assert len(curve) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"train_images": np.zeros((50, 4, 4), np.uint8)},
+        {"train_images": np.zeros((50, 4, 4, 1), np.float32)},
+        {"eval_labels": np.zeros(29, np.int32)},
+        {"eval_images": np.zeros((30, 4, 5, 1), np.uint8)},
+    ],
+)
+def test_a_split_of_wrong_shapes_or_types_is_refused_before_anything_is_traced(fault):
+    with pytest.raises(AssertionError, match="\\[Chex\\]"):
+        to_examples(dataclasses.replace(SPLIT, **fault), 8)
+
+
+def test_a_trainer_refuses_examples_of_another_task():
+    task = dataclasses.replace(make_task(), examples=49)
+    with pytest.raises(AssertionError, match="\\[Chex\\]"):
+        Trainer(task, to_examples(SPLIT, 8), capacity=1)
+
+
 def test_every_equation_runs_in_the_one_compiled_program(trainers):
     rng, space = np.random.default_rng(3), SearchSpace(PARTS)
     equations = [e for e in (space.random(rng) for _ in range(500)) if feasible(e)][:20]
@@ -308,7 +349,7 @@ def test_occupancy_is_the_share_of_slots_that_trained(trainers):
 
 
 def test_vmap_agrees_with_map():
-    settings = TrainingSettings("mlp-8", "sgd", 0.01, 8, 2)
+    settings = TrainingSettings(model="mlp-8", weight_decay=0.01, batch_size=8, epochs=2)
     texts = ("g", "add_noise(bn(fa), 0.1) + g", "unit_row2(g)", "(b_L @ R_L) * dh")
     orders = {k: training(t) for k, t in enumerate(texts)}
     mapped, batched = (run(make_trainer(4, settings, lowering=how), orders) for how in ("map", "vmap"))
@@ -348,9 +389,9 @@ def test_several_devices_give_the_results_of_one(alone):
 def wide_resnet() -> Trainer:
     dataset = data.load("digits")
     split = data.train_validation_split(dataset, 512)
-    settings = TrainingSettings("wrn-10-1", "sgd", 1e-3, 32, 3)
-    candidate = Task(settings, 10, 512, dataset.flip, dataset.pad)
-    return Trainer(candidate, to_examples(split, 32), 4, PARTS, devices=jax.devices()[:1])
+    settings = TrainingSettings(model="wrn-10-1", batch_size=32, epochs=3)
+    task = Task(settings=settings, classes=10, examples=512, flip=dataset.flip, pad=dataset.pad)
+    return Trainer(task, to_examples(split, 32), capacity=4, max_parts=PARTS, devices=jax.devices()[:1])
 
 
 @pytest.mark.slow  # its program compiles for a minute

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_training import CLASSES, PARTS, SEED, SPLIT, make_trainer, parameters, run, training
+from test_training import CLASSES, PARTS, SEED, SPLIT, make_task, make_trainer, parameters, run, training
 
 from bpevo import data, layers, rules
 from bpevo.rules import InterpretedRule, blank_program
-from bpevo.training import TRANSFORMS, Task, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training import TRANSFORMS, Trainer, Training, TrainingSettings, to_examples
 from bpevo.training.alignment import compare
 from bpevo.training.transforms import CLIP_NORM, block_normalised, clip_global_norm, transformed
 
@@ -40,14 +40,16 @@ def test_a_transform_is_chosen_by_its_place():
         jax.tree.map(np.testing.assert_array_equal, transformed(jnp.int32(i), GRADIENT), function(GRADIENT))
 
 
-SETTINGS = TrainingSettings("mlp-8-6", "sgd", weight_decay=0.0, batch_size=8, epochs=2)
+SETTINGS = TrainingSettings(model="mlp-8-6", weight_decay=0.0, batch_size=8, epochs=2)
 
 
 @pytest.fixture(scope="module")
 def both() -> Trainer:
     """A trainer with transforms that measures the alignment."""
-    candidate = Task(SETTINGS, CLASSES, len(SPLIT.train_labels), False, 0, measure_alignment=True)
-    return Trainer(candidate, to_examples(SPLIT, 8), 4, PARTS, SEED, devices=jax.devices()[:1], transforms=True)
+    task = make_task(SETTINGS, measure_alignment=True)
+    return Trainer(
+        task, to_examples(SPLIT, 8), capacity=4, max_parts=PARTS, seed=SEED, devices=jax.devices()[:1], transforms=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_the_alignment_compares_with_a_standard_backward_pass_at_the_same_parame
     last = run(both, {1: order})[1][-1]
     params = parameters(both, 1)
     key = jax.random.fold_in(jax.random.key(SEED), 2)
-    variables = both.candidate._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
+    variables = both.task._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))
     feedback = variables[layers.FEEDBACK]
     x = np.asarray(data.normalise(SPLIT.train_images[:8], data.per_pixel_mean(SPLIT.train_images))).reshape(8, -1)
     weights = [(np.asarray(params[f"Dense_{i}"]["kernel"]), np.asarray(params[f"Dense_{i}"]["bias"])) for i in range(3)]
@@ -103,8 +105,8 @@ def test_the_alignment_compares_with_a_standard_backward_pass_at_the_same_parame
 
 
 def test_units_of_a_wide_resnet_are_named_in_forward_order():
-    candidate = Task(TrainingSettings("wrn-10-1", batch_size=8), 10, 50, False, 0, measure_alignment=True)
-    names = candidate.units(InterpretedRule(blank_program(PARTS)), (8, 8, 1))
+    task = make_task(TrainingSettings(model="wrn-10-1", batch_size=8), measure_alignment=True)
+    names = task.units(InterpretedRule(blank_program(PARTS)), (8, 8, 1))
     assert names == [f"Conv_{i}" for i in range(1, 9)] + ["Dense_0"]  # Conv_0, the stem, is no unit
 
 
@@ -116,10 +118,10 @@ def test_a_search_measures_nothing(plain):
 
 
 def test_a_specialised_trainer_trains_a_tree_and_agrees_with_the_interpreter(both):
-    candidate = Task(SETTINGS, CLASSES, len(SPLIT.train_labels), False, 0)
+    task = make_task(SETTINGS)
     tree = rules.compile("(b_next @ W.T) * (dh + (g - g))")  # backprop, but no chain
-    trainer = Trainer(candidate, to_examples(SPLIT, 8), 1, PARTS, SEED, rule=tree, transforms=True)
-    found = run(trainer, {0: Training(tree.expression, 0.1, 0, "block_normalised")})[0]
+    trainer = Trainer(task, to_examples(SPLIT, 8), capacity=1, max_parts=PARTS, seed=SEED, rule=tree, transforms=True)
+    found = run(trainer, {0: Training(tree.expression, 0.1, transform="block_normalised")})[0]
     expected = run(both, {0: dataclasses.replace(training("g"), transform="block_normalised")})[0]
     np.testing.assert_allclose([e.train_loss for e in found], [e.train_loss for e in expected], rtol=1e-4)
     with pytest.raises(AssertionError):

@@ -1,4 +1,5 @@
-"""Benchmarks: `python -m bpevo.bench --setting=digits`, `--start`, `--convolutions`, `--json=FILE`.
+"""Benchmarks: `python -m bpevo.bench --setting=digits`, `--start`, `--convolutions`, `--controller=1000,100000`,
+`--json=FILE`.
 
 Ratios within one run count, not absolute times. (a) the slots, equations as data, for several K; (b) a program per
 equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only; (e) PyTorch,
@@ -19,11 +20,12 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from bpevo.bench import convolutions, engines, start
+from bpevo.bench import convolutions, engines, proposals, start
 from bpevo.command import process
+from bpevo.evolution import CONTROLLERS
 from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
-from bpevo.workers import Job, LocalWorkers
+from bpevo.workers import Job, LocalWorkers, Stage
 
 flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
 flags.DEFINE_enum("compute_dtype", "float32", tuple(DTYPES), "Of the network, in (a) to (d).")
@@ -35,7 +37,8 @@ flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison.")
 flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", lower_bound=1)
 flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
-for name in ("slots", "throughput"):
+flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
+for name in ("slots", "throughput", "controller"):
     flags.register_validator(name, lambda texts: all(t.isdigit() and int(t) for t in texts), "write numbers from 1")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -104,10 +107,11 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
         compiled = compilations.count
         begin = time.perf_counter()
         task, examples = engines.workload(setting)
-        trainer = Trainer(task, examples, 8)
+        trainer = Trainer(task, examples, capacity=8)
         workers = LocalWorkers(trainer)
         for equation in engines.equations(size, seed=1):
-            workers.submit(Job(None, Training(equation, 1e-6)))
+            training = Training(equation, 1e-6)
+            workers.submit(Job(stage=Stage.SEARCH, subject=str(equation), training=training))
         while not workers.idle:
             workers.poll()
         seconds, programs = time.perf_counter() - begin, compilations.count - compiled
@@ -154,6 +158,20 @@ def _convolutions(setting: engines.Setting, console: Console) -> dict:
     return {"convolutions": figures}
 
 
+def _controller(console: Console) -> dict:
+    """Processor time of a proposal, for each controller and size of the run."""
+    sizes = [int(n) for n in flags.FLAGS.controller]
+    figures = {name: [proposals.measure(name, n) for n in sizes] for name in CONTROLLERS}
+    rows = [
+        [name, f"{n:,}", f"{1e3 * t:.2f}", f"{t / times[0]:.2f}x"]
+        for name, times in figures.items()
+        for n, t in zip(sizes, times, strict=True)
+    ]
+    columns = ["controller", "results", "ms a proposal", f"vs {sizes[0]:,}"]
+    console.print(_table(f"processor time, mean of {proposals.ASKED}", columns, rows))
+    return {"proposal_seconds": {name: dict(zip(sizes, times, strict=True)) for name, times in figures.items()}}
+
+
 def main(argv: list[str]) -> None:
     del argv
     configure_jax()
@@ -161,7 +179,9 @@ def main(argv: list[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
     setting = dataclasses.replace(engines.SETTINGS[flags.FLAGS.setting], compute_dtype=flags.FLAGS.compute_dtype)
-    if flags.FLAGS.convolutions:
+    if flags.FLAGS.controller:
+        figures = _controller(console)
+    elif flags.FLAGS.convolutions:
         figures = _convolutions(setting, console)
     elif flags.FLAGS.start:
         figures = _start(setting, console)

@@ -45,7 +45,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Of one way. Times in seconds."""
+    """What one way took. Times in seconds."""
 
     name: str
     step: float  # per candidate and step, median over repeats
@@ -72,12 +72,19 @@ def workload(setting: Setting, epochs: int = 1) -> tuple[Task, Examples]:
     shape = (setting.steps * setting.batch, setting.size, setting.size, setting.channels)
     images = rng.integers(0, 256, shape, np.uint8)
     labels = rng.integers(0, 10, len(images)).astype(np.int32)
-    split = data.Split(images, labels, images[: setting.batch], labels[: setting.batch])
+    split = data.Split(
+        train_images=images,
+        train_labels=labels,
+        eval_images=images[: setting.batch],
+        eval_labels=labels[: setting.batch],
+    )
     settings = TrainingSettings(
-        setting.model, batch_size=setting.batch, epochs=epochs, compute_dtype=setting.compute_dtype
+        model=setting.model, batch_size=setting.batch, epochs=epochs, compute_dtype=setting.compute_dtype
     )
     crop = setting.size == 32
-    return Task(settings, 10, len(images), crop, 4 if crop else 0), to_examples(split, setting.batch)
+    return Task(settings=settings, classes=10, examples=len(images), flip=crop, pad=4 if crop else 0), to_examples(
+        split, setting.batch
+    )
 
 
 def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -95,7 +102,7 @@ def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repe
     """Equations as data in `capacity` slots over all devices."""
     task, examples = workload(setting, 10_000)
     start = time.perf_counter()
-    trainer = Trainer(task, examples, capacity)
+    trainer = Trainer(task, examples, capacity=capacity)
     for k in range(trainer.capacity):
         trainer.start(k, Training(rules[k % len(rules)], 1e-6))
     trainer.advance()
@@ -108,7 +115,14 @@ def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repe
 
 
 def _order(rule) -> Order:
-    return Order(rule, np.uint32(0), np.int32(0), np.float32(1e-6), np.int32(0), np.bool_(True))
+    return Order(
+        rule=rule,
+        seed=np.uint32(0),
+        replicate=np.int32(0),
+        learning_rate=np.float32(1e-6),
+        epoch=np.int32(0),
+        active=np.bool_(True),
+    )
 
 
 def _specialised_call(task: Task, examples: Examples, rule: CompiledRule, device: jax.Device):

@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from bpevo.evolution import CONTROLLERS
 from bpevo.training import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 
 flags.disclaim_key_flags()  # they belong to the command that defines them: its --help shows them
@@ -10,7 +11,7 @@ _DEFAULTS = TrainingSettings()
 
 
 def define_common() -> None:
-    """Of every command that trains."""
+    """The flags of every command that trains."""
     flags.DEFINE_string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
     flags.DEFINE_string(
         "dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set."
@@ -20,16 +21,15 @@ def define_common() -> None:
     flags.DEFINE_string(
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
-    flags.DEFINE_enum("optimizer", _DEFAULTS.optimizer, OPTIMIZERS, "SGD without or with momentum 0.9.")
+    flags.DEFINE_string("optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9.")
     flags.DEFINE_list("learning_rates", ["0.1"], "Each equation is trained with each of these; the best counts.")
     flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
     flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
-    flags.DEFINE_enum(
+    flags.DEFINE_string(
         "schedule",
         _DEFAULTS.schedule,
-        SCHEDULES,
-        "Learning rate over time; paper: constant up to 50 epochs, then warmup_cosine.",
+        f"Learning rate over time: {', '.join(SCHEDULES)}; paper: constant up to 50 epochs, then warmup_cosine.",
     )
     flags.DEFINE_enum(
         "compute_dtype", _DEFAULTS.compute_dtype, tuple(DTYPES), "Of the network; rules compute in float32."
@@ -40,6 +40,9 @@ def define_common() -> None:
         "Candidates in training at once, over all devices. Default: 4 a CPU device, what fits up to 16 an accelerator.",
     )
     flags.DEFINE_integer("seed", 0, "Root of everything random.")
+    flags.DEFINE_float(
+        "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
+    )
     flags.DEFINE_bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
 
 
@@ -48,6 +51,11 @@ def define_search() -> None:
         "checkpoint_minutes",
         10.0,
         "A training that lasts longer is saved so often, and continues from there. 0: never.",
+    )
+    flags.DEFINE_string(
+        "controller",
+        "paper",
+        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
     )
     flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")

@@ -14,10 +14,9 @@ from absl import flags
 from bpevo import data, models
 from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.treatments import read_treatments, winners
-from bpevo.evolution import EvolutionSettings, Rung, SearchSpace
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import RunDatabase
-from bpevo.runs.provenance import NUMERICS
 from bpevo.search import SearchPlan
 from bpevo.training import TrainingPlan, TrainingSettings, most_slots
 
@@ -40,10 +39,11 @@ class SearchCommand:
     checkpoint_minutes: float  # 0: none
     fork_from: str | None
     selfcheck: bool
+    max_hours: float | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
-        return self.training.fingerprint() | {"numerics": NUMERICS} | self.search.fingerprint()
+        return self.training.fingerprint() | self.search.fingerprint()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,11 @@ class EvaluationCommand:
     eval_examples: int | None
     alignment: bool
     selfcheck: bool
+    max_hours: float | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
-        of_training = self.training.fingerprint() | {"numerics": NUMERICS}
+        of_training = self.training.fingerprint()
         own = {"scenario": self.folder.name, "alignment": self.alignment}
         return of_training | own | self.evaluation.fingerprint()
 
@@ -91,6 +92,14 @@ def _rates(values: flags.FlagValues) -> tuple[float, ...]:
     return rates
 
 
+def path_of(name: str, value: str) -> str:
+    """The path that a flag gives, `~` replaced by the home directory. Raises UsageError where none is known."""
+    path = os.path.expanduser(value)
+    if path.startswith("~") and value.partition("/")[0] == "~":
+        raise UsageError(f"--{name}={value}: no home directory is known; write the whole path")
+    return path
+
+
 def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UsageError(f"--{name}={value} must be at least {least}")
@@ -106,6 +115,8 @@ def training_plan(values: flags.FlagValues) -> TrainingPlan:
     for name in ("slots", "train_examples"):
         at_least(name, values[name].value, 1)
     at_least("seed", values.seed, 0)
+    if values.max_hours is not None and not 0 < values.max_hours < 10**5:
+        raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
     if values.seed >= 2**32:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
@@ -113,13 +124,13 @@ def training_plan(values: flags.FlagValues) -> TrainingPlan:
     rates = _rates(values)
     try:
         settings = TrainingSettings(
-            values.model,
-            values.optimizer,
-            values.weight_decay,
-            values.batch_size,
-            values.epochs,
-            values.schedule,
-            values.compute_dtype,
+            model=values.model,
+            optimizer=values.optimizer,
+            weight_decay=values.weight_decay,
+            batch_size=values.batch_size,
+            epochs=values.epochs,
+            schedule=values.schedule,
+            compute_dtype=values.compute_dtype,
         )
         models.by_name(settings.model)
         dataset = data.load(values.dataset, values.data_dir)
@@ -149,13 +160,19 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         raise UsageError(
             f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
         )
+    if values.controller not in CONTROLLERS:
+        raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
     lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
         settings = EvolutionSettings(
-            values.elite_size, values.elite_probability, _numbers("mutations", values.mutations), rungs, values.seed
+            elite_size=values.elite_size,
+            elite_probability=values.elite_probability,
+            mutations=_numbers("mutations", values.mutations),
+            rungs=rungs,
+            seed=values.seed,
         )
         initial = _initial(values.initial, values.max_parts)
     except UsageError:
@@ -163,6 +180,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return SearchPlan(
+        controller=values.controller,
         space=space,
         evolution=settings,
         initial=tuple(initial),
@@ -179,14 +197,15 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
     """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
     search = search_plan(values)
     return SearchCommand(
-        workdir=values.workdir,
+        workdir=path_of("workdir", values.workdir or ""),
         training=training_plan(values),
         search=search,
         lag=values.lag,
         slots=values.slots,
         checkpoint_minutes=values.checkpoint_minutes,
-        fork_from=values.fork_from,
+        fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
         selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
     )
 
 
@@ -222,7 +241,7 @@ def _initial(choice: str, max_parts: int) -> list[Equation]:
         names = ("backprop", "feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "frsf")
         known = [parse(NAMED[n]) for n in names]
         return [e.to_equation(max_parts) for e in known if len(e.to_equation(8).to_parts()) <= max_parts]
-    return read_equations(choice, max_parts)
+    return read_equations(path_of("initial", choice), max_parts)
 
 
 def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
@@ -269,17 +288,16 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
     training = training_plan(values)
     training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
     try:
-        named = read_treatments(values.rules) if values.rules else []
+        named = read_treatments(path_of("rules", values.rules)) if values.rules else []
     except ValueError as error:
         raise UsageError(f"--rules: {error}") from error
     found = []
-    if (pathlib.Path(values.workdir) / "run.sqlite").is_file():
-        with RunDatabase.reading(values.workdir) as search:
+    workdir = path_of("workdir", values.workdir)
+    if (pathlib.Path(workdir) / "run.sqlite").is_file():
+        with RunDatabase.reading(workdir) as search:
             found = [t for t in winners(search, values.top) if t not in named]
     elif not values.rules:
-        raise UsageError(
-            f"there is no search in {values.workdir} to take rules from: give --rules, such as --rules=table1"
-        )
+        raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
     plan = EvaluationPlan(
         named=tuple(named),
         found=tuple(found),
@@ -291,7 +309,7 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         ablate=values.ablate,
     )
     return EvaluationCommand(
-        folder=pathlib.Path(values.workdir) / values.scenario,
+        folder=pathlib.Path(workdir) / values.scenario,
         training=training,
         evaluation=plan,
         slots=values.slots,
@@ -299,4 +317,5 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         eval_examples=values.eval_examples,
         alignment=values.alignment,
         selfcheck=values.selfcheck,
+        max_hours=values.max_hours,
     )

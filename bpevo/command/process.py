@@ -4,11 +4,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
 from absl import app, flags
 
+from bpevo.command import flag_files
 from bpevo.runs import printable
 
 EXIT_ERROR = 2  # the command cannot do what was asked; starting again changes nothing
@@ -86,6 +88,21 @@ class Output:
             os.close(nowhere)
 
 
+@contextlib.contextmanager
+def time_limit(hours: float | None) -> Iterator[None]:
+    """Sends this process SIGTERM after so many hours within; None: never."""
+    if hours is None:
+        yield
+        return
+    timer = threading.Timer(3600 * hours, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def fail(command: str, error: object, code: int = EXIT_ERROR) -> int:
     """Prints one message to standard error; returns the exit code."""
     with contextlib.suppress(OSError, AttributeError):
@@ -99,15 +116,13 @@ def parse_flags(command: str):
 
     def parse(arguments: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(arguments)
+            rest = flags.FLAGS([arguments[0], *flag_files.expanded(arguments[1:])])
         except SystemExit:  # absl's --help, which would exit with 1
             sys.exit(0)
         except flags.Error as error:
             sys.exit(fail(command, f"{error}; --help lists the flags"))
-        except UnicodeDecodeError as error:
-            sys.exit(fail(command, f"the flag file is not a UTF-8 text: {error.reason} at byte {error.start}"))
-        except (OSError, ValueError, RecursionError) as error:
-            sys.exit(fail(command, f"the flags cannot be read: {error}"))
+        except ValueError as error:
+            sys.exit(fail(command, error))
         if len(rest) > 1:
             sys.exit(fail(command, f"unknown argument {rest[1]!r}: settings are flags, --name=value"))
         return rest

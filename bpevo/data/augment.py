@@ -3,6 +3,7 @@
 Letters: `N` examples, `B` batch, `H W C` height, width, channels.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ def per_pixel_mean(train_images: np.ndarray) -> np.ndarray:
     return (train_images.mean(axis=0, dtype=np.float64) / 255.0).astype(np.float32)
 
 
-def normalise(images: jax.Array, mean: jax.Array | np.ndarray) -> jax.Array:
+def normalise(images: chex.Array, mean: chex.Array) -> jax.Array:
     """`images / 255 - mean`.
 
     Args:
@@ -30,7 +31,8 @@ def normalise(images: jax.Array, mean: jax.Array | np.ndarray) -> jax.Array:
     Returns:
       float32 `[..., H, W, C]`.
     """
-    return images.astype(jnp.float32) / 255.0 - mean
+    chex.assert_shape(images, (..., *mean.shape))
+    return jnp.asarray(images).astype(jnp.float32) / 255.0 - mean
 
 
 def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int) -> jax.Array:
@@ -49,6 +51,7 @@ def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int) -> jax.Arra
     Returns:
       float32 `[B, H, W, C]`.
     """
+    chex.assert_rank(images, 4)
     batch, height, width, channels = images.shape
     if not flip and not pad:
         return images

@@ -101,7 +101,7 @@ def prepare(
 def _write(builder: Any, contents: _Contents, report: Progress) -> None:
     import tensorflow_datasets as tfds
 
-    class Writer(type(builder), skip_registration=True):  # type: ignore[misc]
+    class Writer(type(builder), skip_registration=True):  # type: ignore[misc, call-arg]
         """The stock builder, fed from memory and silent."""
 
         __module__ = type(builder).__module__  # dataset_info.json records it.

@@ -9,7 +9,7 @@ from bpevo.data.datasets import Dataset
 PERMUTATION_SEED = 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
     """Examples to train on and examples to evaluate on; images uint8 `[N, H, W, C]`, labels int32 `[N]`."""
 

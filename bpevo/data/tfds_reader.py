@@ -6,7 +6,7 @@ import json
 import logging as standard_logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,13 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def open_builder(name: str, data_dir: Path) -> Any:
+def open_builder(name: str, data_dir: Path, local: Iterable[str] = ()) -> Any:
     """The stock TFDS builder of `name`, a fixed-size image classification set, prepared or not.
+
+    Args:
+      name: of a TFDS dataset.
+      data_dir: TFDS's directory.
+      local: names that are no TFDS datasets but may be meant.
 
     Raises:
       DataError: no such dataset, not an image classification set of one size, or its directory is damaged.
@@ -33,12 +38,12 @@ def open_builder(name: str, data_dir: Path) -> Any:
     import tensorflow_datasets as tfds
 
     if not re.fullmatch(r"\w+(/[\w.+-]+)?", name):
-        raise _unknown(name)
+        raise _unknown(name, local)
     try:
         with without_chatter():
             builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
-        raise _unknown(name) from None
+        raise _unknown(name, local) from None
     except Exception as error:  # TFDS raises protobuf, assertion and value errors for damaged metadata alike.
         folder = data_dir / name
         if not folder.exists():
@@ -50,10 +55,10 @@ def open_builder(name: str, data_dir: Path) -> Any:
     return builder
 
 
-def _unknown(name: str) -> DataError:
+def _unknown(name: str, local: Iterable[str]) -> DataError:
     import tensorflow_datasets as tfds
 
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    known = [*local, *tfds.list_builders(with_community_datasets=False)]
     nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
     return DataError(f"Unknown dataset {name!r}. The nearest valid name is {nearest!r}.")
 

@@ -24,7 +24,7 @@ def ablations(treatment: Treatment) -> list[Treatment]:
 def _without_one(node: Expression) -> Iterator[Expression]:
     """Trees with one node removed, root first."""
     if isinstance(node, OperandNode):
-        if node.modifier:
+        if node.statistic:
             yield OperandNode(node.name)
     elif isinstance(node, UnaryNode):
         yield node.x

@@ -124,7 +124,7 @@ class Evaluation:
 
     def _training(self, treatment: Treatment, rate: float, replicate: int) -> Training:
         equation = treatment.chain(self._max_parts) or treatment.expression
-        return Training(equation, rate, replicate, treatment.transform)
+        return Training(equation, rate, replicate=replicate, transform=treatment.transform)
 
     def _measure_costs(self) -> None:
         """Wall time of an epoch over backprop's in the interpreted slots; the program that trained the rule is timed."""

@@ -29,7 +29,7 @@ class Treatment:
 
     @classmethod
     def parse(cls, text: str) -> "Treatment":
-        """Of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
+        """The treatment of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
         rule, bar, transform = (part.strip() for part in text.partition("|"))
         known = [name for name in TRANSFORMS if name]
         if bar and transform not in known:
@@ -70,7 +70,7 @@ BASELINES = (
 
 
 def read_treatments(choice: str) -> list[Treatment]:
-    """Of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
+    """The treatments of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
 
     Each once, baselines left out. Raises ValueError.
     """

@@ -47,9 +47,9 @@ class LocalWorkplace:
         trainer = Trainer(
             plan.task(self._alignment),
             plan.examples(),
-            self._slots,
-            self._max_parts,
-            plan.seed,
+            capacity=self._slots,
+            max_parts=self._max_parts,
+            seed=plan.seed,
             rule=None if rule is None else compile(rule),
             transforms=True,
         )

@@ -1,4 +1,4 @@
-"""The search: component space, mutations, the paper's controller, and the keys under which duplicates are found.
+"""The search: component space, mutations, controllers, and the keys under which duplicates are found.
 
 Proposals are a pure function of settings and earlier results; nothing here trains or stores anything.
 """
@@ -6,24 +6,28 @@ Proposals are a pure function of settings and earlier results; nothing here trai
 from bpevo.evolution.controllers import (
     CONTROLLERS,
     Controller,
-    EvolutionSettings,
+    ControllerFactory,
+    Draw,
+    DrawingController,
     PaperController,
-    Proposal,
-    Result,
-    Rung,
-    SpaceExhausted,
+    RandomController,
 )
 from bpevo.evolution.equivalence import functional_key
 from bpevo.evolution.fitness import fitness
+from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
     "CONTROLLERS",
-    "Controller",
     "Change",
+    "Controller",
+    "ControllerFactory",
+    "Draw",
+    "DrawingController",
     "EvolutionSettings",
-    "Proposal",
     "PaperController",
+    "Proposal",
+    "RandomController",
     "Result",
     "Rung",
     "SearchSpace",

@@ -6,13 +6,15 @@ zeros, both signs) and rounds the signals to 10 significant bits. Every equation
 
 import functools
 import hashlib
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bpevo.rules import Equation, InterpretedRule, Program, Unit, assemble
+from bpevo.rules import OPERANDS, Equation, InterpretedRule, Program, Unit, UnitShapes, Values, assemble, extensions
+from bpevo.rules.components import Component
 
 STEPS, BITS = 3, 10
 
@@ -22,55 +24,56 @@ def _entries(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return np.where(rng.random(shape) < 0.1, 0, x).astype(np.float32)
 
 
-def _dense(rng: np.random.Generator) -> Unit:
-    b, i, o, c = 4, 5, 6, 3
-    hp, w = _entries(rng, STEPS, b, i), [_entries(rng, STEPS, i, o) for _ in range(3)]
-    return Unit(
-        hp, np.maximum(hp, 0), (hp > 0).astype(np.float32), _entries(rng, STEPS, b, o), _entries(rng, STEPS, b, o),
-        _entries(rng, STEPS, b, c), w[0], *(np.repeat(x[:1], STEPS, 0) for x in w[1:]),
-        np.repeat(_entries(rng, 1, c, i), STEPS, 0), lambda x, k: x @ k, lambda y, k: y @ k.T, None,
-    )  # fmt: skip
+def _values(rng: np.random.Generator, shapes: UnitShapes) -> Values:
+    """STEPS steps of a unit with the activation ReLU, stacked; its constants stay the same."""
+    hp, w, r, s = (_entries(rng, STEPS, *shape) for shape in (shapes.X, shapes.K, shapes.K, shapes.K))
+    hp_next, b_next, b_l = (_entries(rng, STEPS, *shape) for shape in (shapes.Y, shapes.Y, shapes.Z))
+    constants = {"R": r[:1], "S": s[:1], "R_L": _entries(rng, 1, *shapes.F)}
+    for o in OPERANDS.values():
+        if o.draw and not o.paper:  # by its name alone: keys do not depend on what else is registered
+            own = np.random.default_rng(zlib.crc32(o.name.encode()))
+            constants[o.name] = _entries(own, 1, *shapes.of(o.base))
+    constants = {name: np.repeat(x, STEPS, 0) for name, x in constants.items()}
+    h, dh = np.maximum(hp, 0), (hp > 0).astype(np.float32)
+    values = Values(hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_l, W=w, constants=constants)
+    return jax.tree.map(jnp.asarray, values)
 
 
-def _convolution(rng: np.random.Generator) -> Unit:
+def _conv_forward(x, k):
     """A 2x2 convolution without padding, as matrix products over its four positions."""
-    b, i, o, c = 3, 2, 3, 3
-    hp, w = _entries(rng, STEPS, b, 3, 3, i), [_entries(rng, STEPS, 2, 2, i, o) for _ in range(3)]
+    return sum(x[:, r : r + 2, s : s + 2] @ k[r, s] for r in range(2) for s in range(2))
 
-    def forward(x, k):
-        return sum(x[:, r : r + 2, s : s + 2] @ k[r, s] for r in range(2) for s in range(2))
 
-    def backward(y, k):
-        pads = [((0, 0), (r, 1 - r), (s, 1 - s), (0, 0)) for r in range(2) for s in range(2)]
-        return sum(jnp.pad(y @ k[p // 2, p % 2].T, pad) for p, pad in enumerate(pads))
+def _conv_backward(y, k):
+    pads = [((0, 0), (r, 1 - r), (s, 1 - s), (0, 0)) for r in range(2) for s in range(2)]
+    return sum(jnp.pad(y @ k[p // 2, p % 2].T, pad) for p, pad in enumerate(pads))
 
-    return Unit(
-        hp, np.maximum(hp, 0), (hp > 0).astype(np.float32), _entries(rng, STEPS, b, 2, 2, o), _entries(rng, STEPS, b, 2, 2, o),
-        _entries(rng, STEPS, b, c), w[0], *(np.repeat(x[:1], STEPS, 0) for x in w[1:]),
-        np.repeat(_entries(rng, 1, c, 3, 3, i), STEPS, 0), forward, backward, None,
-    )  # fmt: skip
+
+_UNITS = (
+    (UnitShapes((4, 5), (4, 6), (4, 3), (5, 6)), lambda x, k: x @ k, lambda y, k: y @ k.T),
+    (UnitShapes((3, 3, 3, 2), (3, 2, 2, 3), (3, 3), (2, 2, 2, 3)), _conv_forward, _conv_backward),
+)
 
 
 @functools.cache
-def _probe():
+def _probe(registered: tuple[Component, ...]):
+    """program -> signals, traced with these components registered."""
+    assert registered == extensions()
     rng = np.random.default_rng(1808_02822)
-    units = (_dense(rng), _convolution(rng))
-    names = ("hp", "h", "dh", "hp_next", "b_next", "b_L", "W", "R", "S", "R_L")
+    units = [(shapes, _values(rng, shapes), *products) for shapes, *products in _UNITS]
 
     @jax.jit
     def run(program: Program):
         rule = InterpretedRule(program)
         signals = []
-        for unit in units:
-            values = tuple(jnp.asarray(getattr(unit, n)) for n in names)
+        for shapes, values, forward, backward in units:
 
-            def step(state, xs, unit=unit):
+            def step(state, xs, forward=forward, backward=backward):
                 t, values = xs
                 key = jax.random.fold_in(jax.random.key(0), t)
-                signal, state = rule.signal(Unit(*values, unit.forward, unit.backward, key), state)
+                signal, state = rule.signal(Unit(values, forward, backward, key), state)
                 return state, jnp.ravel(signal)
 
-            shapes = Unit(*(v[0] for v in values), unit.forward, unit.backward, None).shapes
             signals.append(jnp.ravel(lax.scan(step, rule.init(shapes), (jnp.arange(STEPS), values))[1]))
         return jnp.concatenate(signals)
 
@@ -89,7 +92,7 @@ def _device() -> jax.Device:
 def functional_key(equation: Equation) -> str:
     """A digest of what the equation computes; raises InfeasibleEquation."""
     with jax.default_device(_device()):
-        signal = np.asarray(_probe()(assemble(equation)), np.float64)
+        signal = np.asarray(_probe(extensions())(assemble(equation)), np.float64)
     mantissa, exponent = np.frexp(np.nan_to_num(signal, nan=1e300, posinf=1e301, neginf=-1e301))
     rounded = np.ldexp(np.round(mantissa * 2**BITS), exponent - BITS) + 0.0
     return hashlib.sha256(rounded.tobytes()).hexdigest()[:32]

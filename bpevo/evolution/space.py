@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bpevo.rules import BINARIES, MODIFIERS, OPERANDS, UNARIES, Equation, InfeasibleEquation
+from bpevo.rules import BINARIES, OPERANDS, STATISTICS, UNARIES, Equation, InfeasibleEquation
 from bpevo.rules.equation import Argument, Part
 from bpevo.rules.expression import OperandNode, format_constant
 
@@ -23,14 +23,26 @@ def component_name(choice: UnaryChoice) -> str:
     return f"{name}:{format_constant(constant)}" if name in UNARIES and UNARIES[name].takes_constant else name
 
 
-ALL_OPERANDS = {str(o): o for o in (OperandNode(name, m) for name in OPERANDS for m in MODIFIERS)}
-ALL_UNARIES: dict[str, UnaryChoice] = {
-    component_name(choice): choice
-    for choice in [
-        ("identity", 0.0),
-        *((u.name, float(np.float32(c))) for u in UNARIES.values() for c in u.constants or (0.0,)),
-    ]
-}
+ALL = "all"  # in a list of names: every component, also those that were registered
+
+
+def operand_choices(paper: bool = False) -> dict[str, OperandNode]:
+    """All operands and what can be taken of them, by name; or the paper's."""
+    operands = [o.name for o in OPERANDS.values() if o.paper or not paper]
+    statistics = ["", *(s.name for s in STATISTICS.values() if s.paper or not paper)]
+    return {str(o): o for o in (OperandNode(name, s) for name in operands for s in statistics)}
+
+
+def unary_choices(paper: bool = False) -> dict[str, UnaryChoice]:
+    """All unary functions with each of their constants, by name; or the paper's."""
+    unaries = [u for u in UNARIES.values() if u.paper or not paper]
+    choices = [("identity", 0.0), *((u.name, float(np.float32(c))) for u in unaries for c in u.constants or (0.0,))]
+    return {component_name(choice): choice for choice in choices}
+
+
+def binary_choices(paper: bool = False) -> list[str]:
+    """All binary functions, or the paper's."""
+    return [b.name for b in BINARIES.values() if b.paper or not paper]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +65,29 @@ class SearchSpace:
         unaries: Sequence[str] = (),
         binaries: Sequence[str] = (),
     ):
-        """Empty subsets mean all. Operands: `g`, `mean(g)`; unaries: `clip` (all its constants) or `clip:0.5`.
+        """An empty subset means the paper's components, `all` also the registered ones.
 
-        Raises ValueError for an unknown component, naming the nearest.
+        Args:
+          max_parts: of the longest equation.
+          operands: such as `g`, `mean(g)`.
+          unaries: such as `relu`, `clip` (all its constants), `clip:0.5`.
+          binaries: such as `add`.
+
+        Raises:
+          ValueError: a component is unknown; the message names the nearest.
+
+        >>> space = SearchSpace(2, operands=["g", "h"], unaries=["identity", "clip"], binaries=["add"])
+        >>> str(space.random(np.random.default_rng(0)))
+        '(clip(h, 0.5) + clip(g, 0.01)) + g'
         """
         if max_parts < 1:
             raise ValueError(f"max_parts must be at least 1, not {max_parts}")
         self.max_parts = max_parts
-        self.operands = [ALL_OPERANDS[n] for n in _chosen(operands, list(ALL_OPERANDS), "operand")]
-        names = list(ALL_UNARIES)
-        if unaries:
-            families = {c[0] for c in ALL_UNARIES.values()}
-            names = []
-            for n in unaries:
-                if n in families:
-                    names += [k for k, c in ALL_UNARIES.items() if c[0] == n]
-                else:
-                    names += [_unary(n)]
-        self.unaries = list(dict.fromkeys(ALL_UNARIES.get(n) or _parse_unary(n) for n in names))
-        self.binaries = _chosen(binaries, list(BINARIES), "binary function")
+        known = operand_choices()
+        names = _chosen(operands, list(known), "operand") or list(operand_choices(paper=True))
+        self.operands = [known[n] for n in names]
+        self.unaries = _chosen_unaries(unaries) or list(unary_choices(paper=True).values())
+        self.binaries = _chosen(binaries, binary_choices(), "binary function") or binary_choices(paper=True)
 
     def argument(self, rng: np.random.Generator) -> Argument:
         unary, constant = _pick(rng, self.unaries)
@@ -115,6 +131,7 @@ class SearchSpace:
 
 
 def feasible(equation: Equation) -> bool:
+    """Whether the symbols of its shapes fit, for dense and convolution units alike."""
     try:
         equation.check()
     except InfeasibleEquation:
@@ -127,26 +144,32 @@ def _pick(rng: np.random.Generator, items: Sequence) -> Any:
 
 
 def _chosen(chosen: Sequence[str], valid: list[str], kind: str) -> list[str]:
+    names: list[str] = []
     for name in chosen:
-        if name not in valid:
+        if name != ALL and name not in valid:
             raise ValueError(f"there is no {kind} {name!r}; the nearest is {_nearest(name, valid)!r}")
-    return list(dict.fromkeys(chosen)) or valid
+        names += valid if name == ALL else [name]
+    return list(dict.fromkeys(names))
+
+
+def _chosen_unaries(chosen: Sequence[str]) -> list[UnaryChoice]:
+    known = unary_choices()
+    choices: list[UnaryChoice] = []
+    for name in chosen:
+        family = [c for c in known.values() if name in (ALL, c[0])]
+        choices += family or [known.get(name) or _parse_unary(name, list(known))]
+    return list(dict.fromkeys(choices))
 
 
 def _nearest(name: str, valid: list[str]) -> str:
     return difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
 
 
-def _unary(name: str) -> str:
+def _parse_unary(name: str, known: list[str]) -> UnaryChoice:
     """A unary with a constant of its own, such as scale:3; raises ValueError."""
-    _parse_unary(name)
-    return name
-
-
-def _parse_unary(name: str) -> UnaryChoice:
     function, _, text = name.partition(":")
     if function not in UNARIES or not (text and UNARIES[function].takes_constant):
-        raise ValueError(f"there is no unary function {name!r}; the nearest is {_nearest(name, list(ALL_UNARIES))!r}")
+        raise ValueError(f"there is no unary function {name!r}; the nearest is {_nearest(name, known)!r}")
     low, high = UNARIES[function].legal
     try:
         constant = float(np.float32(float(text)))

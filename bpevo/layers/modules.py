@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 
 from bpevo.layers import convolution
 from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap, apply
-from bpevo.layers.unit import Activation, Feedback, Weights, unit
-from bpevo.rules import Rule, UnitShapes
+from bpevo.layers.unit import Activation, Weights, unit
+from bpevo.rules import OPERANDS, Operand, Rule, UnitShapes
 
 OVERWRITE = "_overwrite_with_gradient"  # collection whose gradient is its next value (Flax's convention)
-FEEDBACK = "feedback"  # collection of R, S, R_L
+FEEDBACK = "feedback"  # collection of R, S, R_L and whatever else is drawn
 
 
 class _RuleLayer(nn.Module):
@@ -36,8 +37,8 @@ class _RuleLayer(nn.Module):
             y = y if bias is None else y + bias.astype(dtype)
             return y if carrier is None else (y, carrier)
 
-        used = self.rule.operands
-        if carrier is None and used & {"b_L", "dfah", "dfa"}:
+        reads = self.rule.reads
+        if carrier is None and "b_L" in reads:
             raise ValueError(
                 f"the rule {self.rule} needs the signal at the logits: pass a carrier (bpevo.layers.carrier) through the "
                 f"layers as {type(self).__name__}(…)(x, carrier) and add it to the logits"
@@ -46,7 +47,7 @@ class _RuleLayer(nn.Module):
         hp_next = jax.eval_shape(linear.forward, x, jax.ShapeDtypeStruct(kernel_shape, dtype))
         shapes = UnitShapes(x.shape, hp_next.shape, inner.shape, kernel_shape)
 
-        feedback = self._feedback(used, kernel_shape, std, shapes)
+        constants = self._constants(reads, std, shapes)
         state = self.variable(OVERWRITE, "rule", lambda: self.rule.init(shapes)).value
         key = None
         if self.rule.needs_noise and not self.is_initializing():
@@ -55,35 +56,34 @@ class _RuleLayer(nn.Module):
                     f"the rule {self.rule} draws noise: call apply with rngs={{'noise': key}}, fresh each step"
                 )
             key = self.make_rng("noise")
-        y, inner = unit(linear, self.activation, self.rule, x, inner, Weights(kernel, bias), feedback, state, key)
+        y, inner = unit(linear, self.activation, self.rule, x, inner, Weights(kernel, bias), constants, state, key)
         return y if carrier is None else (y, inner)
 
-    def _feedback(
-        self, used: frozenset[str], kernel_shape: tuple[int, ...], std: float, shapes: UnitShapes
-    ) -> Feedback:
-        """R, S and R_L as far as `used`; all come from one Gaussian draw, so that a unit compiles one generator."""
-        names = {"R": {"R", "fah", "fa"}, "S": {"S"}, "R_L": {"R_L", "dfah", "dfa"}}
-        needed = [name for name, operands in names.items() if used & operands]
-        sizes = {"R": math.prod(kernel_shape), "S": math.prod(kernel_shape), "R_L": math.prod(shapes.F)}
-        laws = {
-            "R": lambda gaussian: std * gaussian.reshape(kernel_shape),
-            "S": lambda gaussian: jnp.where(gaussian < 0, -std, std).reshape(kernel_shape),
-            "R_L": lambda gaussian: shapes.Z[1] ** -0.5 * gaussian.reshape(shapes.F),
-        }
+    def _constants(self, reads: frozenset[str], std: float, shapes: UnitShapes) -> dict[str, jax.Array]:
+        """The drawn operands that the rule reads; the paper's come from one Gaussian draw: one generator to compile."""
+        drawn = [o for o in OPERANDS.values() if o.draw]
+        needed = [o for o in drawn if o.name in reads]
         gaussians: dict[str, jax.Array] = {}
         if needed and self.is_initializing():
             # Folded in once more, so that R differs from W even if both streams start from one key.
             key = jax.random.fold_in(self.make_rng(FEEDBACK), 1)
-            ends = itertools.accumulate(sizes.values())
-            draw = jax.random.normal(key, (sum(sizes.values()),))
-            gaussians = {name: draw[end - sizes[name] : end] for name, end in zip(sizes, ends, strict=True)}
+            together = {o.name: math.prod(shapes.of(o.base)) for o in drawn if o.paper}
+            ends = itertools.accumulate(together.values())
+            draw = jax.random.normal(key, (sum(together.values()),))
+            gaussians = {n: draw[end - together[n] : end] for n, end in zip(together, ends, strict=True)}
+            for o in needed:
+                if not o.paper:  # by its name alone: it does not depend on what else is registered
+                    own = jax.random.fold_in(key, zlib.crc32(o.name.encode()))
+                    gaussians[o.name] = jax.random.normal(own, shapes.of(o.base))
 
-        def constant(name: str) -> jax.Array:
-            if name not in needed:
-                return jnp.zeros(shapes.F if name == "R_L" else kernel_shape)
-            return self.variable(FEEDBACK, name, lambda: laws[name](gaussians[name])).value
+        def constant(o: Operand) -> jax.Array:
+            assert o.draw is not None
+            draw = o.draw
+            return self.variable(
+                FEEDBACK, o.name, lambda: draw(gaussians[o.name].reshape(shapes.of(o.base)), std)
+            ).value
 
-        return Feedback(*map(constant, names))
+        return {o.name: constant(o) for o in needed}
 
 
 class Dense(_RuleLayer):

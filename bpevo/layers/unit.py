@@ -8,15 +8,16 @@ next state: whoever takes the gradient stores it instead of feeding it to an opt
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bpevo.layers.linear import Linear
-from bpevo.rules import InterpretedRule, Rule, Unit
+from bpevo.rules import Rule, Unit, Values
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -26,12 +27,7 @@ class Weights(NamedTuple):
     bias: jax.Array | None  # [O], float32
 
 
-class Feedback(NamedTuple):
-    """Random constants of a unit, fixed for a run; zeros of any shape where a rule needs none."""
-
-    R: jax.Array  # K
-    S: jax.Array  # K
-    R_L: jax.Array  # F
+Constants = Mapping[str, jax.Array]  # operands that are drawn once a run, as far as the rule reads them
 
 
 def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weights) -> jax.Array:
@@ -47,7 +43,7 @@ def unit(
     hp: jax.Array,
     carrier: jax.Array,
     weights: Weights,
-    feedback: Feedback,
+    constants: Constants,
     state,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -55,24 +51,25 @@ def unit(
     return _apply(linear, activation, hp, weights), carrier
 
 
-def _forward(linear, activation, rule, hp, carrier, weights, feedback, state, key):
+def _forward(linear, activation, rule, hp, carrier, weights, constants, state, key):
     hp_next = _apply(linear, activation, hp, weights)
-    return (hp_next, carrier), (rule, hp, hp_next, weights, feedback, state, key)
+    return (hp_next, carrier), (rule, hp, hp_next, weights, constants, state, key)
 
 
 def _backward(linear, activation, residuals, cotangents):
-    rule, hp, hp_next, weights, feedback, state, key = residuals
+    rule, hp, hp_next, weights, constants, state, key = residuals
     b_next, b_L = cotangents  # noqa: N806 (the paper's name)
     h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
     kernel_gradient = linear.weight_gradient(h, b_next).astype(jnp.float32)
     bias_gradient = None
     if weights.bias is not None:
         bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
-    values = tuple(
-        v.astype(jnp.float32)
-        for v in (hp, h, dh, hp_next, b_next, b_L, weights.kernel, feedback.R, feedback.S, feedback.R_L)
-    )
-    signal, state = _signal(linear, isinstance(rule, InterpretedRule))(rule, values, state, key)
+    values = Values(
+        hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_L, W=weights.kernel, constants=constants
+    )  # fmt: skip
+    values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
+    signal, state = _signal(linear, rule.equation_is_data)(rule, values, state, key)
+    chex.assert_equal_shape([signal, hp])
     return None, signal.astype(hp.dtype), b_L, Weights(kernel_gradient, bias_gradient), None, state, None
 
 
@@ -80,13 +77,13 @@ unit.defvjp(_forward, _backward)
 
 
 @functools.cache
-def _signal(linear: Linear, interpreted: bool):
-    """The rule's signal; an interpreted rule is mapped, never vectorised, over candidates: its switches stay branches."""
+def _signal(linear: Linear, one_by_one: bool):
+    """The rule's signal; where the equation is data it is mapped, never vectorised: its switches stay branches."""
 
     def signal(rule, values, state, key):
-        return rule.signal(Unit(*values, linear.forward, linear.input_gradient, key), state)
+        return rule.signal(Unit(values, linear.forward, linear.input_gradient, key), state)
 
-    if not interpreted:
+    if not one_by_one:
         return signal
     mapped = jax.custom_batching.custom_vmap(signal)
 

@@ -1,17 +1,9 @@
 """Canonical form of expressions: the key under which a search finds structural duplicates."""
 
-from bpevo.rules.components import BINARIES, UNARIES
+from bpevo.rules import formulas
+from bpevo.rules.components import BINARIES, OPERANDS, UNARIES
 from bpevo.rules.expression import BinaryNode, Expression, OperandNode, UnaryNode
 
-# Operands that are abbreviations: each side computes the same.
-_DEFINITIONS = {
-    "g": BinaryNode("mul", OperandNode("gh"), OperandNode("dh")),
-    "fa": BinaryNode("mul", OperandNode("fah"), OperandNode("dh")),
-    "dfa": BinaryNode("mul", OperandNode("dfah"), OperandNode("dh")),
-    "gh": BinaryNode("matmul", OperandNode("b_next"), UnaryNode("transpose", OperandNode("W"))),
-    "fah": BinaryNode("matmul", OperandNode("b_next"), UnaryNode("transpose", OperandNode("R"))),
-    "dfah": BinaryNode("matmul", OperandNode("b_L"), OperandNode("R_L")),
-}
 _INVOLUTIONS = ("neg", "transpose")
 
 
@@ -32,9 +24,13 @@ def without_idle(node: Expression) -> Expression:
 
 
 def canonical(node: Expression) -> Expression:
-    """The same function in one form: idle genes dropped, abbreviations spelled out, commutative arguments sorted."""
+    """The same function in one form: idle genes dropped, commutative arguments sorted, formulas of operands spelled out.
+
+    A formula of one unary function, as sgn(W), is longer than its operand, sgn_W: there the operand takes its place.
+    """
     if isinstance(node, OperandNode):
-        return canonical(_DEFINITIONS[node.name]) if not node.modifier and node.name in _DEFINITIONS else node
+        definition = None if node.statistic else formulas.definition(node.name)
+        return node if definition is None or _short(definition) else canonical(definition)
     if isinstance(node, BinaryNode):
         left = canonical(node.left)
         if node.name == "left":
@@ -46,14 +42,26 @@ def canonical(node: Expression) -> Expression:
             left, right = sorted((left, right), key=str)
         return BinaryNode(node.name, left, right)
     assert isinstance(node, UnaryNode)
-    x = canonical(node.x)
+    result = _unary(node.name, canonical(node.x), node.constant)
+    by_formula = (o.name for o in OPERANDS.values() if o.formula)
+    return next((OperandNode(n) for n in by_formula if _short(formulas.definition(n)) == result), result)
+
+
+def _unary(name: str, x: Expression, constant: float) -> Expression:
+    """The canonical form of a unary function of a canonical x."""
     inner = x if isinstance(x, UnaryNode) else None
-    if (node.name, node.constant) in (("scale", 1.0), ("shift", 0.0)):
+    if (name, constant) in (("scale", 1.0), ("shift", 0.0)):
         return x
-    if inner and node.name in _INVOLUTIONS and inner.name == node.name:
+    if inner and name in _INVOLUTIONS and inner.name == name:
         return inner.x
-    if inner and node.name in ("abs", "sqrt", "sq") and inner.name in ("neg", "abs"):
-        return canonical(UnaryNode(node.name, inner.x, node.constant))
-    if node.name == "sgn" and x == OperandNode("W"):
-        return OperandNode("sgn_W")
-    return UnaryNode("unit_elem2" if node.name == "unit_fro" else node.name, x, node.constant)
+    if inner and name in ("abs", "sqrt", "sq") and inner.name in ("neg", "abs"):
+        return canonical(UnaryNode(name, inner.x, constant))
+    return UnaryNode("unit_elem2" if name == "unit_fro" else name, x, constant)
+
+
+def _short(definition: Expression | None) -> Expression | None:
+    """The canonical form of a formula that is one unary function of one operand; None of any other."""
+    if not isinstance(definition, UnaryNode) or not isinstance(definition.x, OperandNode):
+        return None
+    form = _unary(definition.name, canonical(definition.x), definition.constant)
+    return form if isinstance(form, UnaryNode) else None

@@ -6,23 +6,35 @@ import jax
 import jax.numpy as jnp
 
 from bpevo.rules import expression as ex
-from bpevo.rules import statistics
-from bpevo.rules.components import BINARIES, EPSILON, OPERANDS, UNARIES
+from bpevo.rules import formulas, statistics
+from bpevo.rules.components import STATISTICS, UNARIES, Statistic
 from bpevo.rules.equation import Equation
-from bpevo.rules.text import parse
-from bpevo.rules.types import WEIGHTS, Type, matrix, product
+from bpevo.rules.named import resolve
+from bpevo.rules.types import WEIGHTS, Type
 from bpevo.rules.unit import State, Unit, UnitShapes
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CompiledRule:
-    """A rule whose equation is fixed when a program is traced; a pytree without leaves."""
+    """A rule whose equation is fixed when a program is traced; a pytree without leaves.
+
+    Args:
+        expression: A feasible tree; `compile` makes the rule of a text and checks it.
+
+    >>> rule = compile("unit_fro(g) + (0.5*g)")
+    >>> print(rule)
+    unit_fro(g) + (0.5*g)
+    >>> sorted(rule.reads), rule.needs_noise
+    (['W', 'b_next', 'dh'], False)
+    """
 
     expression: ex.Expression = dataclasses.field(metadata={"static": True})
 
+    equation_is_data = False
+
     def init(self, shapes: UnitShapes) -> State:
-        rows = [_average_shape(node.type, shapes) for node in _statistics(self.expression)]
+        rows = [_average_shape(kind, shapes) for kind in _statistics(self.expression)]
         return {"m": [jnp.zeros(s) for s in rows], "var": [jnp.zeros(s) for s in rows], "step": jnp.zeros(())}
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
@@ -33,8 +45,9 @@ class CompiledRule:
         return any(isinstance(n, ex.UnaryNode) and UNARIES[n.name].noisy for n in self.expression.walk())
 
     @property
-    def operands(self) -> frozenset[str]:
-        return frozenset(n.name for n in self.expression.walk() if isinstance(n, ex.OperandNode))
+    def reads(self) -> frozenset[str]:
+        operands = (n.name for n in self.expression.walk() if isinstance(n, ex.OperandNode))
+        return frozenset().union(*map(formulas.reads, operands))
 
     def _repr_latex_(self) -> str:
         return self.expression._repr_latex_()
@@ -44,35 +57,42 @@ class CompiledRule:
 
 
 def compile(expression: str | ex.Expression | Equation) -> CompiledRule:  # noqa: A001 (the product's name)
-    """The rule of a text, a named rule, any feasible Expression tree or an Equation.
+    """The rule of an equation, for `rule=` of the layers.
 
-    Pass it as `rule=` to `bpevo.layers.Dense` or `Conv`. Raises RuleSyntaxError or InfeasibleEquation.
+    Args:
+        expression: A text, the name of a rule (bpevo.rules.NAMED), any feasible Expression tree or an Equation.
+
+    Returns:
+        The rule.
+
+    Raises:
+        RuleSyntaxError: The text is no equation of the language.
+        InfeasibleEquation: Its shapes do not fit.
+
+    >>> print(compile("feedback_alignment"))
+    fa
+    >>> compile("g + W")
+    Traceback (most recent call last):
+    ...
+    bpevo.rules.types.InfeasibleEquation: in g + W: add needs two operands of one shape but got [B, I] and [I, O]; \
+g is [B, I], W is [I, O]
     """
-    from bpevo.rules.named import resolve
-
     if isinstance(expression, Equation):
         expression = expression.to_expression()
     if isinstance(expression, ex.Expression):
         return CompiledRule(expression.check())
-    return CompiledRule(resolve(expression) if isinstance(expression, str) else parse(expression))
+    return CompiledRule(resolve(expression))
 
 
-def _is_statistic(node: ex.Expression) -> bool:
-    if isinstance(node, ex.OperandNode):
-        return bool(node.modifier)
-    return isinstance(node, ex.UnaryNode) and UNARIES[node.name].structure == "whiten"
-
-
-def _live(node: ex.Expression):
-    """Nodes in order of evaluation, without what `left` ignores."""
-    ignored = isinstance(node, ex.BinaryNode) and BINARIES[node.name].structure == "left"
-    for child in node.children[:1] if ignored else node.children:
-        yield from _live(child)
-    yield node
-
-
-def _statistics(expression: ex.Expression) -> list[ex.Expression]:
-    return [node for node in _live(expression) if _is_statistic(node)]
+def _statistics(expression: ex.Expression) -> list[Type]:
+    """Types of what running statistics are taken of, in order of evaluation."""
+    types = []
+    for node in formulas.live(expression):
+        if isinstance(node, ex.OperandNode) and node.statistic:
+            types.append(ex.OperandNode(node.name).type)
+        elif isinstance(node, ex.UnaryNode) and UNARIES[node.name].statistic:
+            types.append(node.x.type)
+    return types
 
 
 def _average_shape(kind: Type, shapes: UnitShapes) -> tuple[int, ...]:
@@ -91,68 +111,32 @@ class _Evaluation:
         self._cache: dict[str, jax.Array] = {}
 
     def run(self, expression: ex.Expression) -> tuple[jax.Array, State]:
-        value = self._value(expression)
+        value = formulas.value(self._unit, expression, self._leaf, self._stateful)
         shape = self._unit.shapes.X
         return jnp.broadcast_to(value, shape), {"m": self._m, "var": self._var, "step": self._step}
 
-    def _value(self, node: ex.Expression) -> jax.Array:
-        if isinstance(node, ex.OperandNode):
-            x = self._operand(node.name)
-            return self._statistic(x, Type(OPERANDS[node.name].base), node.modifier) if node.modifier else x
-        if isinstance(node, ex.UnaryNode):
-            return self._unary(node, self._value(node.x))
-        assert isinstance(node, ex.BinaryNode)
-        entry = BINARIES[node.name]
-        left = self._value(node.left)
-        if entry.structure == "left":
-            return left
-        right = self._value(node.right)
-        if entry.structure == "product":
-            p = product(node.left.type, node.right.type)
-            activation, weight = (right, left) if p.mirrored else (left, right)
-            return self._unit.product(activation, p.name, weight)
-        assert entry.fn is not None
-        return entry.fn(left, right)
+    def _leaf(self, node: ex.OperandNode) -> jax.Array:
+        x = self._operand(node.name)
+        return self._statistic(x, ex.OperandNode(node.name).type, STATISTICS[node.statistic]) if node.statistic else x
 
     def _operand(self, name: str) -> jax.Array:
+        if formulas.definition(name) is None:
+            return self._unit.values.read(name)
         if name not in self._cache:
-            self._cache[name] = self._compute(name)
+            self._cache[name] = formulas.formula_value(self._unit, name, self._operand)
         return self._cache[name]
 
-    def _compute(self, name: str) -> jax.Array:
-        unit = self._unit
-        match name:
-            case "sgn_W":
-                return jnp.sign(unit.W)
-            case "gh":
-                return unit.backward(unit.b_next, unit.W)
-            case "fah":
-                return unit.backward(unit.b_next, unit.R)
-            case "dfah":
-                return unit.product(unit.b_L, "ZF", unit.R_L)
-            case "g" | "fa" | "dfa":
-                return self._operand({"g": "gh", "fa": "fah", "dfa": "dfah"}[name]) * unit.dh
-        return getattr(unit, name)
-
-    def _unary(self, node: ex.UnaryNode, x: jax.Array) -> jax.Array:
-        entry, kind = UNARIES[node.name], node.x.type
-        c = jnp.float32(node.constant)
-        if entry.structure == "transpose":
-            return x
-        if entry.structure == "whiten":
-            return self._statistic(x, kind, "whiten")
-        if entry.norm:
-            return x / (jnp.reshape(_norm(x, kind, *entry.norm), _norm_shape(x, kind, entry.norm[1])) + EPSILON)
-        if entry.line:
-            return entry.line(c)(x)
+    def _stateful(self, node: ex.UnaryNode, x: jax.Array) -> jax.Array:
+        entry = UNARIES[node.name]
+        if entry.statistic:
+            return self._statistic(x, node.x.type, entry.statistic)
         assert entry.fn is not None
-        if entry.noisy:
-            key = jax.random.fold_in(self._unit.key, self._noises)
-            self._noises += 1
-            return entry.fn(x, c, jax.random.uniform(key, (x.size,)).reshape(x.shape))
-        return entry.fn(x, c)
+        key = jax.random.fold_in(self._unit.key, self._noises)
+        self._noises += 1
+        uniform = jax.random.uniform(key, (x.size,)).reshape(x.shape)
+        return entry.fn(x, jnp.float32(node.constant), uniform)
 
-    def _statistic(self, x: jax.Array, kind: Type, what: str) -> jax.Array:
+    def _statistic(self, x: jax.Array, kind: Type, statistic: Statistic) -> jax.Array:
         mean, spread = (
             (x, 0.0)
             if kind.base in WEIGHTS or kind.average
@@ -163,41 +147,7 @@ class _Evaluation:
         m, var = statistics.update(self._old["m"][index], self._old["var"][index], mean, spread, w)
         self._m.append(m)
         self._var.append(var)
-        match what:
-            case "mean":
-                return m
-            case "std":
-                return jnp.sqrt(var)
-        bn, whiten = statistics.divisors(m, var)
-        return (x - m) / (bn if what == "bn" else whiten)
-
-
-def _norm(x: jax.Array, kind: Type, order: str, axis: str) -> jax.Array:
-    """The norm of the (transposed) matrix form: scalar, [1, columns] or [rows, 1] of the stored matrix."""
-    x = jnp.abs(matrix(x, kind.base))
-    if axis == "mat":
-        # Largest column sum (1), largest (inf) or smallest (ninf) row sum; rows and columns swap when transposed.
-        sums = jnp.sum(x, 0 if (order == "1") != kind.transposed else 1)
-        return jnp.min(sums) if order == "ninf" else jnp.max(sums)
-    over = {"elem": (0, 1), "col": (0,), "row": (1,)}[axis]
-    if kind.transposed and axis != "elem":
-        over = (1 - over[0],)
-    match order:
-        case "0":
-            return jnp.sum(x != 0, over, dtype=x.dtype)
-        case "1":
-            return jnp.sum(x, over)
-        case "2":
-            return jnp.sqrt(jnp.sum(x * x, over))
-        case "ninf":
-            return jnp.min(x, over)
-    return jnp.max(x, over)
-
-
-def _norm_shape(x: jax.Array, kind: Type, axis: str) -> tuple[int, ...]:
-    """Shape that lets `_norm` broadcast against the native value."""
-    if axis in ("elem", "mat"):
-        return (1,) * x.ndim
-    per_row = (axis == "row") != kind.transposed
-    split = x.ndim - 1 if kind.base == "K" else 1
-    return tuple(n if (d < split) == per_row else 1 for d, n in enumerate(x.shape))
+        if statistic.average:
+            return statistic.average(m, var)
+        assert statistic.divisor is not None
+        return (x - m) / statistic.divisor(m, var)

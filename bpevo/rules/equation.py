@@ -7,18 +7,30 @@ a later mutation may wake them.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from bpevo.rules import expression as ex
-from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
+from bpevo.rules.components import BINARIES, OPERANDS, STATISTICS, UNARIES
 from bpevo.rules.types import RuleSyntaxError
 
-OPERAND_NAMES, MODIFIER_NAMES = tuple(OPERANDS), tuple(MODIFIERS)
-UNARY_NAMES, BINARY_NAMES = ("identity", *UNARIES), tuple(BINARIES)
 PREVIOUS = -1  # op1 of parts after the first
 DEFAULT_PARTS = 3
+
+
+class Alleles(NamedTuple):
+    """What the integers of a genome stand for. Registering a component appends to one of them."""
+
+    operands: list[str]
+    statistics: list[str]  # "" is the operand itself
+    unaries: list[str]  # "identity" is none
+    binaries: list[str]
+
+
+def alleles() -> Alleles:
+    return Alleles(list(OPERANDS), ["", *STATISTICS], ["identity", *UNARIES], list(BINARIES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +61,11 @@ class Part:
 class Equation:
     """Chain genome, padded with zeros to P parts; leaves may carry leading batch axes (K slots)."""
 
-    operand: jax.typing.ArrayLike  # shape=[P, 2], int32, index into OPERAND_NAMES or PREVIOUS
-    modifier: jax.typing.ArrayLike  # shape=[P, 2], int32, index into MODIFIER_NAMES
-    unary: jax.typing.ArrayLike  # shape=[P, 2], int32, index into UNARY_NAMES
+    operand: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.operands or PREVIOUS
+    statistic: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.statistics
+    unary: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.unaries
     constant: jax.typing.ArrayLike  # shape=[P, 2], float32
-    binary: jax.typing.ArrayLike  # shape=[P], int32, index into BINARY_NAMES
+    binary: jax.typing.ArrayLike  # shape=[P], int32, index into Alleles.binaries
     parts: jax.typing.ArrayLike  # shape=(), int32, number of parts used
 
     @classmethod
@@ -61,28 +73,29 @@ class Equation:
         """Raises RuleSyntaxError if there are more than `max_parts` parts."""
         if not 1 <= len(parts) <= max_parts:
             raise RuleSyntaxError(f"the equation has {len(parts)} parts; this search allows 1 to {max_parts}")
-        integers = np.zeros((3, max_parts, 2), np.int32)
+        known, integers = alleles(), np.zeros((3, max_parts, 2), np.int32)
         constant, binary = np.zeros((max_parts, 2), np.float32), np.zeros(max_parts, np.int32)
         for i, part in enumerate(parts):
-            binary[i] = BINARY_NAMES.index(part.binary)
+            binary[i] = known.binaries.index(part.binary)
             for j, argument in enumerate((part.left, part.right)):
                 operand = argument.operand
-                integers[0, i, j] = OPERAND_NAMES.index(operand.name) if operand else PREVIOUS
-                integers[1, i, j] = MODIFIER_NAMES.index(operand.modifier) if operand else 0
-                integers[2, i, j] = UNARY_NAMES.index(argument.unary)
+                integers[0, i, j] = known.operands.index(operand.name) if operand else PREVIOUS
+                integers[1, i, j] = known.statistics.index(operand.statistic) if operand else 0
+                integers[2, i, j] = known.unaries.index(argument.unary)
                 constant[i, j] = argument.constant
         return cls(*integers, constant, binary, np.int32(len(parts)))
 
     def to_parts(self) -> list[Part]:
-        def argument(i: int, j: int) -> Argument:
-            index = int(np.asarray(self.operand)[i, j])
-            modifier = MODIFIER_NAMES[int(np.asarray(self.modifier)[i, j])]
-            operand = None if index == PREVIOUS else ex.OperandNode(OPERAND_NAMES[index], modifier)
-            unary = UNARY_NAMES[int(np.asarray(self.unary)[i, j])]
-            return Argument(operand, unary, float(np.asarray(self.constant)[i, j]))
+        known, parts = alleles(), int(self.parts)
+        genes = (np.asarray(x)[:parts].tolist() for x in (self.operand, self.statistic, self.unary, self.constant))
 
-        binary = np.asarray(self.binary)
-        return [Part(BINARY_NAMES[int(binary[i])], argument(i, 0), argument(i, 1)) for i in range(int(self.parts))]
+        def argument(operand: int, statistic: int, unary: int, constant: float) -> Argument:
+            node = None if operand == PREVIOUS else ex.OperandNode(known.operands[operand], known.statistics[statistic])
+            return Argument(node, known.unaries[unary], constant)
+
+        pairs = [[argument(*gene) for gene in zip(*sides, strict=True)] for sides in zip(*genes, strict=True)]
+        names = [known.binaries[i] for i in np.asarray(self.binary)[:parts].tolist()]
+        return [Part(name, *pair) for name, pair in zip(names, pairs, strict=True)]
 
     def to_expression(self) -> ex.Expression:
         """The tree; `left(x, y)` shows idle genes, except a last part whose idle gene is the default."""

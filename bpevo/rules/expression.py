@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpevo.rules import types
-from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
+from bpevo.rules.components import BINARIES, OPERANDS, STATISTICS, UNARIES
 from bpevo.rules.types import SIGNAL, InfeasibleEquation, Type
 
 if TYPE_CHECKING:
@@ -73,22 +73,23 @@ class Expression:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class OperandNode(Expression):
-    """An operand or, with a modifier "mean", "std" or "bn", what is taken of it."""
+    """An operand or, with the name of a statistic, what is taken of it."""
 
     name: str
-    modifier: str = ""
+    statistic: str = ""
 
     def __str__(self) -> str:
-        return f"{self.modifier}({self.name})" if self.modifier else self.name
+        return f"{self.statistic}({self.name})" if self.statistic else self.name
 
     @functools.cached_property
     def type(self) -> Type:
         own = Type(OPERANDS[self.name].base)
-        return own.mean() if self.modifier in ("mean", "std") else own
+        return own.mean() if self.statistic and STATISTICS[self.statistic].average else own
 
     @property
     def latex(self) -> str:
-        return MODIFIERS[self.modifier][0].format(x=OPERANDS[self.name].latex)
+        own = OPERANDS[self.name].latex
+        return STATISTICS[self.statistic].latex.format(x=own) if self.statistic else own
 
 
 def _is_infix(node: Expression) -> bool:

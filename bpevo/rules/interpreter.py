@@ -8,16 +8,15 @@ is compiled once per unit: the fewer, the shorter the wait, hence reductions are
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bpevo.rules import formulas, statistics
 from bpevo.rules import program as p
-from bpevo.rules import statistics
-from bpevo.rules.components import BINARIES, EPSILON, OPERANDS, Line
+from bpevo.rules.components import BINARIES, EPSILON, OPERANDS, Affine
 from bpevo.rules.equation import Equation
 from bpevo.rules.program import Program, assemble
 from bpevo.rules.types import BASES, PRODUCTS, WEIGHTS, matrix
@@ -29,17 +28,29 @@ _SMALL = BASES[:-1]  # all but R_L's type
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InterpretedRule:
-    """A rule whose equation is data: a `Program` (its leaves may be traced). Agrees with CompiledRule up to rounding."""
+    """A rule whose equation is data: one compiled program runs any equation. Agrees with CompiledRule up to rounding.
+
+    Args:
+        program: From `assemble`; its leaves may be traced, and stacked over candidates.
+
+    >>> from bpevo.rules import parse
+    >>> print(InterpretedRule.of(parse("unit_fro(g)").to_equation()).program)
+    0 load g, norm order=2 axis=elem
+    """
 
     program: Program
 
+    needs_noise = True
+    equation_is_data = True
+
     @classmethod
     def of(cls, equation: Equation) -> "InterpretedRule":
-        """Raises InfeasibleEquation."""
+        """The rule of an equation. Raises InfeasibleEquation."""
         return cls(assemble(equation))
 
-    needs_noise = True
-    operands = frozenset(OPERANDS)
+    @property
+    def reads(self) -> frozenset[str]:
+        return formulas.unit_values()
 
     def init(self, shapes: UnitShapes) -> State:
         small, feedback = p.state_rows(self.program.load.shape[-1] // 2)
@@ -50,6 +61,7 @@ class InterpretedRule:
         }
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
+        self.program.check()
         program = jax.tree.map(jnp.asarray, self.program)  # fresh from `assemble` it holds NumPy arrays
         return _Machine(unit, program, state["step"] + 1).run(state)
 
@@ -62,7 +74,7 @@ class _Machine:
     """Runs one program on one unit. N is the length of the flat buffer."""
 
     def __init__(self, unit: Unit, program: Program, step: jax.Array):
-        self._unit, self._program, self._shapes = unit, program, unit.shapes
+        self._unit, self._program, self._shapes, self._codes = unit, program, unit.shapes, p.codes()
         self._sizes = {base: int(np.prod(self._shapes.of(base))) for base in BASES}
         self._n = max(self._sizes.values())
         self._lines = max(max(self._shapes.matrix(base)) for base in BASES)
@@ -78,15 +90,15 @@ class _Machine:
         return matrix(self._native(flat, base), base)
 
     def run(self, state: State) -> tuple[jax.Array, State]:
-        program, shared = self._program, self._shared_products()
+        program, products = self._program, self._products()
 
         def instruction(t, carry):
             accumulator, small, feedback = carry
-            value = lax.switch(program.load[t], self._loads(shared, accumulator))
+            value = lax.switch(program.load[t], self._loads(products, accumulator))
             # Loops with 0, 1 or 2 turns, not branches: what a loop leaves alone it does not copy.
             value, small = lax.fori_loop(0, program.turns[t], functools.partial(self._function, t), (value, small))
             if feedback.shape[0]:
-                renew = functools.partial(self._feedback_statistic, program.detail[t, 0])
+                renew = functools.partial(self._feedback_statistic, p.Running(*program.detail[t, 0, :2]))
                 value, feedback = lax.fori_loop(0, program.feedback[t], renew, (value, feedback))
             return lax.switch(program.combine[t], self._combines(t), accumulator, value), small, feedback
 
@@ -94,34 +106,27 @@ class _Machine:
         accumulator, small, feedback = lax.fori_loop(0, program.length, instruction, start)
         return self._native(accumulator, "X"), {"small": small, "F": feedback, "step": state["step"] + 1}
 
-    def _shared_products(self) -> dict[str, jax.Array]:
-        """gh, fah and dfah, each computed once if the program reads it."""
-        unit = self._unit
-        products = {
-            "gh": lambda: unit.backward(unit.b_next, unit.W),
-            "fah": lambda: unit.backward(unit.b_next, unit.R),
-            "dfah": lambda: unit.product(unit.b_L, "ZF", unit.R_L),
-        }
-        blank = jnp.zeros_like(unit.hp)
-        return {
-            name: lax.cond(self._program.uses[i] > 0, compute, lambda: blank)
-            for i, (name, compute) in enumerate(products.items())
-        }
+    def _products(self) -> dict[str, jax.Array]:
+        """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
+        found: dict[str, jax.Array] = {}
+        for used, name in zip(self._program.uses, self._codes.products, strict=True):
+            blank = jnp.zeros(self._shapes.of(OPERANDS[name].base))
+            compute = functools.partial(self._operand, found.copy(), name)
+            found[name] = lax.cond(used > 0, compute, lambda blank=blank: blank)
+        return found
 
-    def _loads(self, shared: dict[str, jax.Array], accumulator: jax.Array):
-        unit = self._unit
-        computed: dict[str, Callable[[], jax.Array]] = {
-            "sgn_W": lambda: jnp.sign(unit.W),
-            **{name: functools.partial(shared.__getitem__, name) for name in shared},
-            "g": lambda: shared["gh"] * unit.dh,
-            "fa": lambda: shared["fah"] * unit.dh,
-            "dfa": lambda: shared["dfah"] * unit.dh,
-        }
+    def _operand(self, products: dict[str, jax.Array], name: str) -> jax.Array:
+        if name in products:
+            return products[name]
+        if formulas.definition(name) is None:
+            return self._unit.values.read(name)
+        return formulas.formula_value(self._unit, name, functools.partial(self._operand, products))
 
+    def _loads(self, products: dict[str, jax.Array], accumulator: jax.Array):
         def load(name: str):
-            return lambda: self._flat(computed[name]() if name in computed else getattr(unit, name))
+            return lambda: self._flat(self._operand(products, name))
 
-        return [lambda: accumulator, lambda: jnp.zeros(self._n), *(load(name) for name in OPERANDS)]
+        return [lambda: accumulator, lambda: jnp.zeros(self._n), *map(load, OPERANDS)]
 
     def _function(self, t, i, carry):
         """Applies function i of instruction t; carry is (value, state)."""
@@ -129,34 +134,35 @@ class _Machine:
         program = self._program
         base, average, c = program.base[t, i], program.average[t, i] > 0, program.constant[t, i]
         code, detail = program.function[t, i], program.detail[t, i]
-        row = jnp.where(code == p.STATISTIC, detail[1], 0)
+        running = p.Running(*detail[:2])
+        row = jnp.where(code == self._codes.functions.index(p.STATISTIC), running.row, 0)
 
         def elementwise(entry):
             return lambda old: (entry.fn(value, c), old)
 
-        branches = [elementwise(entry) for entry in p.ELEMENTWISE]
-        branches.append(lambda old: (self._noise(value, c, base, average, detail), old))
-        branches.append(lambda old: (self._norm(value, base, average, detail), old))
-        branches.append(lambda old: self._statistic(value, base, average, detail[0], old))
+        branches = [elementwise(entry) for entry in self._codes.elementwise]
+        branches.append(lambda old: (self._noise(value, c, base, average, p.Noise(*detail[:2])), old))
+        branches.append(lambda old: (self._norm(value, base, average, p.Norm(*detail)), old))
+        branches.append(lambda old: self._statistic(value, base, average, running.which, old))
         # Branches return the state's row, not the state: what passes through a branch is copied.
         value, new = lax.switch(code, branches, lax.dynamic_index_in_dim(small, row, keepdims=False))
         small = lax.dynamic_update_index_in_dim(small, new, row, 0)
         return value, small
 
-    def _noise(self, value: jax.Array, c, base, average, detail) -> jax.Array:
+    def _noise(self, value: jax.Array, c, base, average, noise: p.Noise) -> jax.Array:
         """A noisy function. Entry i of its U[0, 1) depends on the key and i alone; an average has one row of it."""
-        flat = jax.random.uniform(jax.random.fold_in(self._unit.key, detail[0]), (self._n,))
+        flat = jax.random.uniform(jax.random.fold_in(self._unit.key, noise.number), (self._n,))
 
         def repeat(name: str):
             rows, columns = self._shapes.matrix(name)
             return lambda: self._flat(jnp.broadcast_to(flat[:columns], (rows, columns)))
 
         uniform = lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
-        return lax.switch(detail[1], [lambda e=e: e.fn(value, c, uniform) for e in p.NOISY])
+        return lax.switch(noise.which, [lambda e=e: e.fn(value, c, uniform) for e in self._codes.noisy])
 
-    def _norm(self, value: jax.Array, base, average, detail) -> jax.Array:
+    def _norm(self, value: jax.Array, base, average, norm: p.Norm) -> jax.Array:
         """value / (norm + ε): a reduction into lines (one per row or column), then a division by them."""
-        order, axis, of_sums = detail[0], detail[1], detail[2]
+        order, axis, of_sums = norm
         largest = order >= p.ORDERS.index("inf")
         sign = jnp.where(order == p.ORDERS.index("ninf"), -1.0, 1.0)  # smallest = -largest of the negative
 
@@ -216,36 +222,48 @@ class _Machine:
 
         mean, spread = lax.switch(base, [moments(name) for name in _SMALL])
         new = statistics.update(old[0], old[1], mean, spread, self._w)
-        lines = _lines(what, *new)
+        terms = self._terms(what, *new)
 
         def result(name: str):
             def branch():
                 x = self._matrix(value, name)
                 shape = x.shape if name in WEIGHTS else (1, x.shape[1])
-                return self._flat(_apply(what, x, *(v[: int(np.prod(shape))].reshape(shape) for v in lines)))
+                return self._flat(self._taken(what, x, *(v[: int(np.prod(shape))].reshape(shape) for v in terms)))
 
             return branch
 
         return lax.switch(base, [result(name) for name in _SMALL]), jnp.stack(new)
 
-    def _feedback_statistic(self, detail, _, carry):
+    def _feedback_statistic(self, running: p.Running, _, carry):
         """The same for a value of R_L's type, with its own state."""
         value, feedback = carry
         x = value[: self._sizes["F"]]
-        old = lax.dynamic_index_in_dim(feedback, detail[1], keepdims=False)
+        old = lax.dynamic_index_in_dim(feedback, running.row, keepdims=False)
         new = statistics.update(old[0], old[1], x, 0.0, self._w)
-        feedback = lax.dynamic_update_index_in_dim(feedback, jnp.stack(new), detail[1], 0)
-        return self._flat(_apply(detail[0], x, *_lines(detail[0], *new))), feedback
+        feedback = lax.dynamic_update_index_in_dim(feedback, jnp.stack(new), running.row, 0)
+        return self._flat(self._taken(running.which, x, *self._terms(running.which, *new))), feedback
+
+    def _terms(self, what, m: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What `_taken` needs of m and var: (average, mean, divisor); computed here, once a line."""
+        averages = {k: s.average(m, var) for k, s in enumerate(self._codes.statistics) if s.average}
+        divisors = {k: s.divisor(m, var) for k, s in enumerate(self._codes.statistics) if s.divisor}
+        return _choice(what, averages), m, _choice(what, divisors)
+
+    def _taken(self, what, x: jax.Array, average: jax.Array, m: jax.Array, divisor: jax.Array) -> jax.Array:
+        averages = [what == k for k, s in enumerate(self._codes.statistics) if s.average]
+        return jnp.where(functools.reduce(jnp.logical_or, averages), average, (x - m) / divisor)
 
     def _combines(self, t):
         name, mirrored = self._program.product[t, 0], self._program.product[t, 1] > 0
-        line = Line(*self._program.line[t])
+        affine = Affine(*self._program.affine[t])
 
         def elementwise(entry):
-            return lambda accumulator, value: entry.fn(accumulator, line(value))
+            return lambda accumulator, value: entry.fn(accumulator, affine(value))
 
         def multiply(accumulator, value):
-            activation, weight = lax.cond(mirrored, lambda a, b: (b, a), lambda a, b: (a, b), accumulator, line(value))
+            activation, weight = lax.cond(
+                mirrored, lambda a, b: (b, a), lambda a, b: (a, b), accumulator, affine(value)
+            )
 
             def branch(name: str):
                 left, right = PRODUCTS[name][:2]
@@ -256,14 +274,14 @@ class _Machine:
             return lax.switch(name, [branch(n) for n in p.PRODUCT_NAMES])
 
         return [
-            lambda accumulator, value: line(value),
+            lambda accumulator, value: affine(value),
             multiply,
             *(elementwise(b) for b in BINARIES.values() if b.fn),
         ]
 
 
 def _table(values: list[int]) -> jax.Array:
-    """Of scalar literals: an array constant would become an operand, which vmap of a lax.cond batches and custom_vmap refuses."""
+    """Made of scalar literals: a constant would become an operand, which vmap of a lax.cond batches and custom_vmap refuses."""
     return jnp.stack([jnp.full((), v, jnp.int32) for v in values])
 
 
@@ -271,11 +289,9 @@ def _pad(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(jnp.ravel(x), (0, length - x.size))
 
 
-def _lines(what, m: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What _apply needs of m and var: (mean or deviation, mean, divisor); the roots are taken here, once a line."""
-    shown = jnp.where(what == p.STATISTICS["mean"], m, jnp.sqrt(var))
-    return shown, m, jnp.where(what == p.STATISTICS["bn"], *statistics.divisors(m, var))
-
-
-def _apply(what, x: jax.Array, shown: jax.Array, m: jax.Array, divisor: jax.Array) -> jax.Array:
-    return jnp.where(what <= p.STATISTICS["std"], shown, (x - m) / divisor)
+def _choice(what, values: dict[int, jax.Array]) -> jax.Array:
+    """The value whose key is `what`; some value if there is none."""
+    *others, (_, chosen) = values.items()
+    for k, value in reversed(others):
+        chosen = jnp.where(what == k, value, chosen)
+    return chosen

@@ -88,7 +88,23 @@ NAMED: dict[str, str] = CLASSICS | CONTROLS | TABLE_1
 
 
 def resolve(name_or_text: str) -> Expression:
-    """The Expression of a named rule or of a text. Raises RuleSyntaxError or InfeasibleEquation."""
+    """The expression of a named rule or of a text.
+
+    Args:
+        name_or_text: A name of NAMED, or an equation of the language.
+
+    Returns:
+        Its tree.
+
+    Raises:
+        RuleSyntaxError: It is neither.
+        InfeasibleEquation: The shapes of the equation do not fit.
+
+    >>> resolve("a1_sgd_1")
+    parse('min(unit_fro(g), clip(h, 1.0))')
+    """
+    if not isinstance(name_or_text, str):
+        return parse(name_or_text)  # which says that it is no text
     text = name_or_text.strip()
     if text in NAMED:
         return parse(NAMED[text])

@@ -8,8 +8,6 @@ updated by its own recursion, which is algebraically the same and cannot cancel:
 import jax
 import jax.numpy as jnp
 
-from bpevo.rules.components import EPSILON
-
 DECAY = 0.9
 
 
@@ -23,8 +21,3 @@ def update(m: jax.Array, var: jax.Array, mean: jax.Array, spread: jax.Array | fl
     """New (m, var) from a batch's mean and variance (`spread`), all of one shape."""
     d = mean - m
     return m + w * d, (1 - w) * (var + w * d * d) + w * spread
-
-
-def divisors(m: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of x - m: for bn, std + ε; for whiten, the root of the mean square + ε."""
-    return jnp.sqrt(var) + EPSILON, jnp.sqrt(var + m * m + EPSILON)

@@ -8,14 +8,13 @@ import warnings
 
 import numpy as np
 
-from bpevo.rules.components import BINARIES, MODIFIERS, OPERANDS, UNARIES
+from bpevo.rules.components import BINARIES, OPERANDS, STATISTICS, UNARIES
 from bpevo.rules.expression import BinaryNode, Expression, OperandNode, UnaryNode, format_constant
 from bpevo.rules.types import RuleSyntaxError
 
 MAX_CHARACTERS, MAX_NESTING, MAX_NODES = 1000, 64, 64
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INFIX = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.MatMult: "matmul"}
-_CALLS = {n for n, u in UNARIES.items() if u.spelling.startswith(n)} | {n for n, b in BINARIES.items() if not b.infix}
 _FORMS = {
     "sub": "a number cannot stand before '-'; write (-x) + {c}",
     "div": "a number cannot be divided or divide; write inv(x) for 1/x and {inverse}*x for x/{c}",
@@ -25,10 +24,37 @@ _FORMS = {
 
 
 def parse(text: str) -> Expression:
-    """The Expression that `text` spells.
+    """The Expression that `text` spells; the inverse of `str`.
 
-    Raises RuleSyntaxError (what is wrong, where, the nearest valid name) or InfeasibleEquation (the two shapes).
+    Args:
+        text: An equation of the language.
+
+    Returns:
+        Its tree.
+
+    Raises:
+        RuleSyntaxError: What is wrong, where, and the nearest valid name.
+        InfeasibleEquation: The part whose shapes do not fit, and the shapes.
+
+    >>> parse("(b_next@W.T)*dh")
+    parse('(b_next @ W.T) * dh')
+    >>> parse("g + gg")
+    Traceback (most recent call last):
+    ...
+    bpevo.rules.types.RuleSyntaxError: there is no operand 'gg'; the nearest is 'g', at character 5:
+      g + gg
+          ^
     """
+    expression = read(text).check()
+    if len(str(expression)) > MAX_CHARACTERS:  # constants in full: what is printed must read back
+        raise RuleSyntaxError(
+            f"an equation has at most {MAX_CHARACTERS} characters, printed this one has {len(str(expression))}"
+        )
+    return expression
+
+
+def read(text: str) -> Expression:
+    """The same for a tree of any type, feasible or not. Raises RuleSyntaxError."""
     if not isinstance(text, str):
         raise RuleSyntaxError(f"an equation is a text, not {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
@@ -49,12 +75,12 @@ def parse(text: str) -> Expression:
         raise RuleSyntaxError(_at(text, 0, "this is no expression that can be read")) from None
     _check_size(text, tree)
     with np.errstate(over="ignore"):  # of numbers beyond float32, which are refused as any too large
-        expression = _Reader(text).expression(tree).check()
-    if len(str(expression)) > MAX_CHARACTERS:  # constants in full: what is printed must read back
-        raise RuleSyntaxError(
-            f"an equation has at most {MAX_CHARACTERS} characters, printed this one has {len(str(expression))}"
-        )
-    return expression
+        return _Reader(text).expression(tree)
+
+
+def _calls() -> set[str]:
+    """What is written as a function of expressions."""
+    return {n for n, u in UNARIES.items() if u.spelling.startswith(n)} | {n for n, b in BINARIES.items() if not b.infix}
 
 
 def _at(text: str, place: int, message: str) -> str:
@@ -120,7 +146,7 @@ class _Reader:
     def _operand(self, node: ast.AST, name: str) -> OperandNode:
         if name in OPERANDS:
             return OperandNode(name)
-        if name in _CALLS or name in MODIFIERS:
+        if name in _calls() or name in STATISTICS:
             raise self._error(node, f"{name} is a function: write {name}(…)")
         raise self._unknown(node, name, "operand", list(OPERANDS))
 
@@ -136,15 +162,15 @@ class _Reader:
             if len(args) != n:
                 raise self._error(node, f"{name} is written {form}, but {len(args)} arguments are given")
 
-        if name in MODIFIERS and name:
+        if name in STATISTICS:
             arity(1, f"{name}(operand)")
             if not isinstance(args[0], ast.Name):
                 raise self._error(args[0], f"{name}(…) takes an operand alone, such as {name}(g)")
             return OperandNode(self._operand(args[0], args[0].id).name, name)
-        if name not in _CALLS:
+        if name not in _calls():
             if name in OPERANDS:
                 raise self._error(node, f"{name} is an operand and takes no arguments")
-            raise self._unknown(node, name, "function", sorted(_CALLS | {m for m in MODIFIERS if m}))
+            raise self._unknown(node, name, "function", sorted(_calls() | set(STATISTICS)))
         if name in BINARIES:
             arity(2, f"{name}(x, y)")
             return BinaryNode(name, self.expression(args[0]), self.expression(args[1]))

@@ -5,7 +5,8 @@ functions so that this room knows neither dense layers nor convolutions.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -34,17 +35,13 @@ class UnitShapes:
         """Rows and columns of the matrix form."""
         shape = self.of(base)
         split = -1 if base == "K" else 1
-        rows, columns = 1, 1
-        for n in shape[:split]:
-            rows *= n
-        for n in shape[split:]:
-            columns *= n
-        return rows, columns
+        return math.prod(shape[:split]), math.prod(shape[split:])
 
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """The values of one unit in one backward pass, float32 in their native shapes, and its linear map."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Values:
+    """The values of one unit in one backward pass, float32 in their native shapes; the letters are those of UnitShapes."""
 
     hp: jax.Array  # X
     h: jax.Array  # X
@@ -53,16 +50,28 @@ class Unit:
     b_next: jax.Array  # Y, the signal from above
     b_L: jax.Array  # Z  # noqa: N815 (the paper's name)
     W: jax.Array  # K
-    R: jax.Array  # K
-    S: jax.Array  # K
-    R_L: jax.Array  # F
+    constants: Mapping[
+        str, jax.Array
+    ]  # R and S (K), R_L (F) and whatever else is drawn; may lack what the rule does not read
+
+    def read(self, name: str) -> jax.Array:
+        """The value of an operand that has no formula."""
+        return self.constants[name] if name in self.constants else getattr(self, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One unit in one backward pass: its values, its linear map and a key for noise."""
+
+    values: Values
     forward: Callable[[jax.Array, jax.Array], jax.Array]  # X, K -> Y
     backward: Callable[[jax.Array, jax.Array], jax.Array]  # Y, K -> X, the product with the transposed weight
-    key: jax.Array | None  # noise of this unit and step
+    key: jax.Array | None = None  # noise of this unit and step; None where the rule draws none
 
     @property
     def shapes(self) -> UnitShapes:
-        return UnitShapes(self.hp.shape, self.hp_next.shape, self.b_L.shape, self.W.shape)
+        v = self.values
+        return UnitShapes(v.hp.shape, v.hp_next.shape, v.b_L.shape, v.W.shape)
 
     def product(self, activation: jax.Array, name: str, weight: jax.Array) -> jax.Array:
         """The product `name` of bpevo.rules.types.PRODUCTS: X·K, Y·Kᵀ, Z·F or X·Fᵀ."""
@@ -77,17 +86,26 @@ class Unit:
 
 
 class Rule(Protocol):
-    """A backward equation ready to run. Rules are pytrees: what is data in them may be traced and mapped."""
+    """An extension point: whatever has these members can be the `rule` of a layer.
+
+    A rule is a pytree: what is data in it may be traced and mapped. `CompiledRule` and `InterpretedRule` are the package's;
+    neither needs to be derived from.
+    """
 
     def init(self, shapes: UnitShapes) -> State:
-        """Fresh running statistics for a unit."""
+        """Fresh running statistics for a unit: a pytree of float32 arrays, `{}` if there are none."""
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
-        """b_i^p, float32 in the shape of `unit.hp`, and the next state."""
+        """b_i^p, float32 in the shape of `unit.values.hp`, and the next state, of the same structure and shapes."""
 
     @property
-    def needs_noise(self) -> bool: ...
+    def needs_noise(self) -> bool:
+        """Whether `unit.key` must be a key, fresh each step."""
 
     @property
-    def operands(self) -> frozenset[str]:
-        """Names of the operands it may read."""
+    def reads(self) -> frozenset[str]:
+        """Names of the unit's values that it may read (no operands by formula): which constants to draw, and "b_L"."""
+
+    @property
+    def equation_is_data(self) -> bool:
+        """Whether the equation is in the leaves: then it is mapped over candidates one by one, never vectorised."""

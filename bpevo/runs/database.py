@@ -215,14 +215,14 @@ class RunDatabase:
             if number != position:
                 raise ValueError(f"proposal {position} is missing")
             return Proposal(
-                number,
-                parse(text).to_equation(max_parts),
-                key,
-                parent,
-                tuple(Change(**c) for c in json.loads(changes)),
-                tuple((int(e), float(a)) for e, a in json.loads(bars)),
-                infeasible,
-                duplicates,
+                id=number,
+                equation=parse(text).to_equation(max_parts),
+                key=key,
+                parent=parent,
+                changes=tuple(Change(**c) for c in json.loads(changes)),
+                bars=tuple((int(e), float(a)) for e, a in json.loads(bars)),
+                infeasible=infeasible,
+                duplicates=duplicates,
             )
 
         return self._read("proposals", rows, proposal)

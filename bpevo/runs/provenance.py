@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: versions, machine, and the generation of this project's arithmetic."""
+"""Where a run's numbers come from: versions and machine."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,7 @@ import platform
 
 import jax
 
-NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
+MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS")  # of `versions`: what is no release
 
 
 def versions() -> dict[str, str]:
@@ -20,9 +20,12 @@ def versions() -> dict[str, str]:
             return "not installed"
 
     devices = jax.local_devices()
+    xla_flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
     return {"python": platform.python_version(), **{n: version(n) for n in packages}} | {
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "cores": str(os.cpu_count()),
+        "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
+        "XLA_FLAGS": " ".join(sorted(xla_flags)),
     }
 
 
@@ -30,8 +33,10 @@ def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
     """What of `versions` differs and may change bits; the number of devices and cores does not."""
 
     def kinds(versions: dict[str, str]) -> dict[str, str]:
-        names = ("bpevo", "jax", "jaxlib", "flax", "optax")
-        return {n: versions.get(n, "") for n in names} | {"device": versions.get("device", "").partition(" x ")[2]}
+        shown = {n: versions.get(n, "unknown") for n in ("bpevo", "jax", "jaxlib", "flax", "optax")}
+        shown |= {"device": versions.get("device", "").partition(" x ")[2] or "unknown"}
+        shown |= {"matmul precision": versions.get("matmul precision", "default")}
+        return shown | {"XLA_FLAGS": versions.get("XLA_FLAGS") or "none"}
 
     old, new = kinds(before), kinds(now)
-    return "; ".join(f"{n} {old[n] or 'unknown'} then, {new[n]} now" for n in new if old[n] != new[n])
+    return "; ".join(f"{n} {old[n]} then, {new[n]} now" for n in new if old[n] != new[n])

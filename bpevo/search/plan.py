@@ -11,6 +11,7 @@ from bpevo.rules import Equation, parse
 class SearchPlan:
     """Everything about a search but its training. `fingerprint` is what its run records."""
 
+    controller: str = "paper"  # one of bpevo.evolution.CONTROLLERS
     space: SearchSpace
     evolution: EvolutionSettings
     initial: tuple[Equation, ...] = ()  # empty: random ones
@@ -40,6 +41,7 @@ class SearchPlan:
         """What two sessions of a run must share to be the same search."""
         space = self.space
         return {
+            "controller": self.controller,
             "max_parts": space.max_parts,
             "operands": [str(o) for o in space.operands],
             "unaries": [f"{name}:{c}" for name, c in space.unaries],

@@ -89,7 +89,7 @@ class Search:
         return parse(NAMED[name]).to_equation(self.plan.space.max_parts)
 
     def _search_jobs(self) -> Iterator[Job | None]:
-        """Of the earlier proposals, then of new ones; None while the next may not be drawn yet."""
+        """First those of earlier proposals, then those of new ones; None while the next may not be drawn yet."""
         plan, issued = self.plan, 0
         for proposal in list(self.proposals):
             issued += len(plan.learning_rates)
@@ -124,7 +124,7 @@ class Search:
     def _job(
         self, stage: Stage, equation: Equation, rate: float, replicate: int, proposal: Proposal | None = None
     ) -> Job:
-        job = Job(stage=stage, subject=str(equation), training=Training(equation, rate, replicate))
+        job = Job(stage=stage, subject=str(equation), training=Training(equation, rate, replicate=replicate))
         if proposal is None:
             return job
         return dataclasses.replace(job, proposal=proposal.id, bars=proposal.bars, rung_epochs=self.plan.rung_epochs)
@@ -190,4 +190,10 @@ def to_result(proposal: Proposal, rows: Sequence[Row]) -> Result:
     best = max(rows, key=lambda row: fitness(row.accuracy, row.rungs))
     ordered = sorted(rows, key=lambda row: row.learning_rate)
     curves = tuple(tuple(v for v in row.curve["eval_accuracy"] if v is not None) for row in ordered)
-    return Result(proposal.id, proposal.equation, best.accuracy, best.rungs if best.accuracy is not None else 0, curves)
+    return Result(
+        id=proposal.id,
+        equation=proposal.equation,
+        accuracy=best.accuracy,
+        rungs=best.rungs if best.accuracy is not None else 0,
+        curves=curves,
+    )

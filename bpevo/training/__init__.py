@@ -4,7 +4,7 @@ A `Trainer` knows equations, seeds and learning rates; it knows no evolution.
 """
 
 from bpevo.training.plan import TrainingPlan
-from bpevo.training.settings import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
+from bpevo.training.settings import DTYPES, NUMERICS, OPTIMIZERS, SCHEDULES, TrainingSettings
 from bpevo.training.slots import most_slots
 from bpevo.training.task import REASONS, Examples, Task, to_examples
 from bpevo.training.trainer import DeviceLost, EpochResult, OutOfMemory, Trainer, Training
@@ -12,6 +12,7 @@ from bpevo.training.transforms import TRANSFORMS
 
 __all__ = [
     "DTYPES",
+    "NUMERICS",
     "OPTIMIZERS",
     "REASONS",
     "SCHEDULES",

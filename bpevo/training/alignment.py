@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from bpevo import layers
 
@@ -37,10 +36,10 @@ def units(run: Callable[[], Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return found
 
 
-def signals(logits: Callable[[], jax.Array], labels: jax.Array, probes: Probes) -> Probes:
-    """b_i^p of each probed unit; `logits` applies the model."""
+def signals(loss: Callable[[], jax.Array], probes: Probes) -> Probes:
+    """b_i^p of each probed unit; `loss` applies the model."""
 
-    def loss(probes: Probes) -> jax.Array:
+    def probed(probes: Probes) -> jax.Array:
         def add(call, args, kwargs, context):
             name = "/".join(context.module.path)
             if _is_unit(context) and name in probes:
@@ -48,9 +47,9 @@ def signals(logits: Callable[[], jax.Array], labels: jax.Array, probes: Probes) 
             return call(*args, **kwargs)
 
         with nn.intercept_methods(add):
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(), labels))
+            return loss()
 
-    return jax.grad(loss)(probes)
+    return jax.grad(probed)(probes)
 
 
 def compare(evolved: Probes, true: Probes, names: list[str]) -> jax.Array:

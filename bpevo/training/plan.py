@@ -1,47 +1,52 @@
-"""What the candidates of a run train on, as one typed plan."""
+"""What the trainings of one run share, read once: settings, data, seed."""
 
 import dataclasses
 import functools
 import zlib
 from typing import Any
 
+import numpy as np
+
 from bpevo import data
-from bpevo.training.settings import TrainingSettings
+from bpevo.training.settings import NUMERICS, TrainingSettings
 from bpevo.training.task import Examples, Task, to_examples
 from bpevo.training.trainer import Trainer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Settings, rates, data and seed of a run's trainings; data loaded."""
+    """Everything but the equations, with the data in memory.
+
+    >>> digits = data.load("digits")
+    >>> split = data.train_validation_split(digits, train_examples=100)
+    >>> settings = TrainingSettings(model="mlp-8", batch_size=10)
+    >>> plan = TrainingPlan(settings=settings, learning_rates=(0.1,), dataset=digits, split=split, seed=0)
+    >>> plan.task().steps_per_epoch
+    10
+    """
 
     settings: TrainingSettings
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]  # each equation is trained with each of these
     dataset: data.Dataset
-    split: data.Split
-    seed: int
+    split: data.Split  # of the dataset: what is trained on and what is evaluated on
+    seed: int  # root of everything random
 
     def task(self, measure_alignment: bool = False) -> Task:
-        """What every candidate trains on."""
         return Task(
-            self.settings,
-            self.dataset.num_classes,
-            len(self.split.train_labels),
-            self.dataset.flip,
-            self.dataset.pad,
-            measure_alignment,
+            settings=self.settings,
+            classes=self.dataset.num_classes,
+            examples=len(self.split.train_labels),
+            flip=self.dataset.flip,
+            pad=self.dataset.pad,
+            measure_alignment=measure_alignment,
         )
 
     def examples(self) -> Examples:
         return to_examples(self.split, self.settings.batch_size)
 
     def trainer(self, max_parts: int, slots: int | None) -> Trainer:
-        """Slots that train interpreted equations of up to `max_parts` parts. Raises OutOfMemory."""
-        return Trainer(self.task(), self.examples(), slots, max_parts, self.seed)
-
-    @functools.cached_property
-    def _crc32(self) -> int:
-        return zlib.crc32(self.split.train_images.tobytes() + self.split.eval_images.tobytes())
+        """Raises OutOfMemory."""
+        return Trainer(self.task(), self.examples(), capacity=slots, max_parts=max_parts, seed=self.seed)
 
     def fingerprint(self) -> dict[str, Any]:
         """What two runs must share to be comparable."""
@@ -51,4 +56,11 @@ class TrainingPlan:
             "train_examples": len(self.split.train_labels),
             "learning_rates": list(self.learning_rates),
             "seed": self.seed,
+            "numerics": NUMERICS,
         }
+
+    @functools.cached_property
+    def _crc32(self) -> int:
+        """Checksum of the images, computed once: they may be hundreds of megabytes."""
+        images = (self.split.train_images, self.split.eval_images)
+        return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), images, 0)

@@ -1,30 +1,92 @@
 """What a training is: everything but the equation, the seed and the learning rate."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-OPTIMIZERS = ("sgd", "momentum")
-SCHEDULES = ("paper", "constant", "cosine", "warmup_cosine")
+NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+# An extension point: name -> what makes of (decayed) gradients a direction; the learning rate comes after it.
+#     OPTIMIZERS["adam"] = optax.scale_by_adam
+#     TrainingSettings(optimizer="adam")
+OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": optax.identity,
+    "momentum": lambda: optax.trace(0.9),
+}
 
-@dataclasses.dataclass(frozen=True)
+
+def constant(steps: int, epochs: int) -> optax.Schedule:
+    del steps, epochs
+    return optax.constant_schedule(1.0)
+
+
+def cosine(steps: int, epochs: int) -> optax.Schedule:
+    """From 1 to 0 along half a cosine."""
+    del epochs
+    return optax.cosine_decay_schedule(1.0, steps)
+
+
+def warmup_cosine(steps: int, epochs: int) -> optax.Schedule:
+    """10 % of the steps rise linearly from 0 to 1, the others fall to 0 along half a cosine."""
+    del epochs
+    return optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 10), max(2, steps))
+
+
+def paper(steps: int, epochs: int) -> optax.Schedule:
+    """`constant` up to 50 epochs, `warmup_cosine` above."""
+    return (warmup_cosine if epochs > 50 else constant)(steps, epochs)
+
+
+# An extension point: name -> function of a training's steps and epochs that gives the factor of the learning rate by step.
+#     SCHEDULES["linear"] = lambda steps, epochs: optax.linear_schedule(1.0, 0.0, steps)
+#     TrainingSettings(schedule="linear")
+SCHEDULES: dict[str, Callable[[int, int], optax.Schedule]] = {
+    "paper": paper,
+    "constant": constant,
+    "cosine": cosine,
+    "warmup_cosine": warmup_cosine,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Settings shared by every candidate of a run; two runs that differ in one are not comparable."""
+    """Settings shared by every candidate of a run; two runs that differ in one are not comparable.
+
+    Args:
+      model: name of a network, such as `wrn-16-2` or `mlp-64-64`.
+      optimizer: one of `OPTIMIZERS`.
+      weight_decay: L2 gradient on kernels as a multiple of the weight; the paper's 5e-4·Σw² without the ½.
+      batch_size: examples per step.
+      epochs: of a training.
+      schedule: one of `SCHEDULES`: learning rate over time.
+      compute_dtype: one of `DTYPES`: of the network; rules compute in float32.
+
+    Raises:
+      ValueError: a name is in none of these tables, or a number is out of its range.
+
+    >>> settings = TrainingSettings(model="mlp-64-64", optimizer="momentum", epochs=10)
+    >>> settings.batch_size, settings.schedule
+    (128, 'paper')
+    >>> TrainingSettings(optimizer="sdg")
+    Traceback (most recent call last):
+    ValueError: optimizer must be one of sgd, momentum, not 'sdg'
+    """
 
     model: str = "wrn-16-2"
-    optimizer: str = "sgd"  # "momentum": 0.9
-    weight_decay: float = 1e-3  # L2 gradient on kernels; the paper's 5e-4·Σw² without the ½
+    optimizer: str = "sgd"
+    weight_decay: float = 1e-3
     batch_size: int = 128
     epochs: int = 20
-    schedule: str = "paper"  # constant up to 50 epochs, above 10 % linear warm-up and cosine decay
+    schedule: str = "paper"
     compute_dtype: str = "float32"
 
     def __post_init__(self):
-        for name, valid in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("compute_dtype", tuple(DTYPES))):
+        for name, valid in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("compute_dtype", DTYPES)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, not {getattr(self, name)!r}")
         if self.batch_size < 1 or self.epochs < 1:
@@ -32,25 +94,14 @@ class TrainingSettings:
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay must lie in [0, 1), not {self.weight_decay}")
 
-    @property
-    def resolved_schedule(self) -> str:
-        if self.schedule != "paper":
-            return self.schedule
-        return "warmup_cosine" if self.epochs > 50 else "constant"
-
     def learning_rate_factor(self, steps: int) -> optax.Schedule:
         """step -> factor of the peak learning rate over `steps` in all."""
-        match self.resolved_schedule:
-            case "constant":
-                return optax.constant_schedule(1.0)
-            case "cosine":
-                return optax.cosine_decay_schedule(1.0, steps)
-        return optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 10), max(2, steps))
+        return SCHEDULES[self.schedule](steps, self.epochs)
 
     def optimizer_transform(self) -> optax.GradientTransformation:
         """Gradients and parameters to a direction; the learning rate comes after."""
         decay = optax.add_decayed_weights(self.weight_decay, mask=is_kernel)
-        return optax.chain(decay, optax.trace(0.9)) if self.optimizer == "momentum" else decay
+        return optax.chain(decay, OPTIMIZERS[self.optimizer]())
 
 
 def is_kernel(params):

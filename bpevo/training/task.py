@@ -6,12 +6,15 @@ candidate's own seed and step, so a result depends neither on its slot nor on it
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jax import lax
 
 from bpevo import data, layers, models
@@ -23,17 +26,19 @@ from bpevo.training.transforms import transformed
 REASONS = ("", "loss not finite", "signal not finite", "weight not finite")
 
 
-class Examples(NamedTuple):
+@struct.dataclass(kw_only=True)
+class Examples:
     """A split on the device. Evaluation arrays are padded to whole batches with label -1."""
 
-    train_images: jax.Array  # shape=[N, H, W, C], uint8
-    train_labels: jax.Array  # shape=[N], int32
-    eval_images: jax.Array  # shape=[E, B, H, W, C], uint8
-    eval_labels: jax.Array  # shape=[E, B], int32
-    mean: jax.Array  # shape=[H, W, C], float32
+    train_images: chex.Array  # shape=[N, H, W, C], uint8
+    train_labels: chex.Array  # shape=[N], int32
+    eval_images: chex.Array  # shape=[E, B, H, W, C], uint8
+    eval_labels: chex.Array  # shape=[E, B], int32
+    mean: chex.Array  # shape=[H, W, C], float32
 
 
-class Order(NamedTuple):
+@struct.dataclass(kw_only=True)
+class Order:
     """What a slot has to do in this epoch. Scalars, or [K] when stacked."""
 
     rule: Any  # a Rule; its leaves are data
@@ -45,16 +50,20 @@ class Order(NamedTuple):
     transform: Any = None  # int32, index into TRANSFORMS; None: the program knows none
 
 
-class TrainingState(NamedTuple):
-    params: Any
+@struct.dataclass(kw_only=True)
+class TrainingState:
+    """What a training carries from step to step. With a leading axis [K] in the slots."""
+
+    params: Any  # collection of the model, as are the next two; float32
     batch_stats: Any
-    rule_state: Any
-    optimizer: Any
+    rule_state: Any  # layers.OVERWRITE
+    optimizer: Any  # of optax
     reason: jax.Array  # shape=(), int32, index into REASONS
 
 
-class Metrics(NamedTuple):
-    """Of one epoch; float32 scalars. Training values are means over its steps."""
+@struct.dataclass(kw_only=True)
+class Metrics:
+    """What an epoch measured; float32 scalars. Training values are means over its steps."""
 
     train_loss: jax.Array
     train_accuracy: jax.Array
@@ -62,20 +71,25 @@ class Metrics(NamedTuple):
     eval_loss: jax.Array
     eval_accuracy: jax.Array
     reason: jax.Array  # int32
-    alignment: Any = (
-        None  # shape=[L, 2], per unit the cosine and norm ratio of evolved and true signal; None: not measured
-    )
+    alignment: Any = None  # shape=[L, 2], per unit cosine and norm ratio of evolved and true signal; None: not measured
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every candidate trains on: the functions of one training under `settings` on data of one shape."""
+    """What every candidate trains on: the functions of one training under `settings` on data of one shape.
+
+    Raises ValueError if a batch is larger than the training set.
+
+    >>> task = Task(settings=TrainingSettings(model="mlp-8", batch_size=32), classes=10, examples=100, flip=False, pad=0)
+    >>> task.steps_per_epoch
+    3
+    """
 
     settings: TrainingSettings
     classes: int
     examples: int  # N
-    flip: bool
-    pad: int
+    flip: bool  # augmentation: left to right
+    pad: int  # zeros on every side before a random crop
     measure_alignment: bool = False  # after each epoch, on a fixed batch: costs three backward passes
 
     def __post_init__(self):
@@ -98,12 +112,23 @@ class Task:
     def _start(self, variables: dict[str, Any]) -> TrainingState:
         params = variables["params"]
         return TrainingState(
-            params,
-            variables.get("batch_stats", {}),
-            variables.get(layers.OVERWRITE, {}),
-            self.settings.optimizer_transform().init(params),
-            jnp.int32(0),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            rule_state=variables.get(layers.OVERWRITE, {}),
+            optimizer=self.settings.optimizer_transform().init(params),
+            reason=jnp.int32(0),
         )
+
+    def _apply(
+        self, rule: Rule | None, state: TrainingState, feedback: Any, x: jax.Array, *, train: bool, key: jax.Array
+    ):
+        """(logits, next batch_stats) of the network with `rule`, or with standard gradients where it is None."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        if rule is not None:
+            variables |= {layers.OVERWRITE: state.rule_state, layers.FEEDBACK: feedback}
+        mutable = ["batch_stats"] if train else []
+        logits, updated = self._model(rule).apply(variables, x, train=train, mutable=mutable, rngs={"noise": key})
+        return logits, updated.get("batch_stats", {})
 
     def blank(self, rule: Rule, image_shape: tuple[int, ...]) -> Any:
         """Shapes and dtypes of a TrainingState, nothing computed."""
@@ -115,18 +140,15 @@ class Task:
         return jax.eval_shape(start, images)
 
     def bytes_needed(self, rule: Rule, image_shape: tuple[int, ...]) -> tuple[int, int]:
-        """Of a candidate's state, and of what a step keeps for its backward pass. Read off shapes, nothing computed."""
+        """Bytes of a candidate's state, and of what a step keeps for its backward pass: read off shapes, nothing computed."""
 
         def kept(images, labels):
             variables = self._variables(rule, jax.random.key(0), images[:1])
             state, feedback = self._start(variables), variables.get(layers.FEEDBACK, {})
 
             def loss(params):
-                collections = {"params": params, "batch_stats": state.batch_stats, layers.FEEDBACK: feedback}
-                collections[layers.OVERWRITE] = state.rule_state
-                rngs = {"noise": jax.random.key(0)}
-                logits = self._model(rule).apply(collections, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
-                return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+                now = state.replace(params=params)
+                return mean_loss(self._apply(rule, now, feedback, images, train=True, key=jax.random.key(0))[0], labels)
 
             return jax.vjp(loss, state.params)[1]
 
@@ -142,7 +164,7 @@ class Task:
             measured = (
                 jnp.zeros((len(self.units(order.rule, examples.mean.shape)), 2)) if self.measure_alignment else None
             )
-            return state, Metrics(*(jnp.float32(0),) * 5, jnp.int32(0), measured)
+            return state, _metrics((jnp.float32(0),) * 5, jnp.int32(0), measured)
 
         return lax.cond(order.active, lambda state: self._epoch(order, state, examples), idle, state)
 
@@ -181,22 +203,16 @@ class Task:
             lambda: (jnp.float32(0), jnp.float32(0)),
         )
         measured = self._alignment(order.rule, feedback, state, examples) if self.measure_alignment else None
-        return state, Metrics(*(sums / self.steps_per_epoch), loss, accuracy, state.reason, measured)
+        values = (*(sums / self.steps_per_epoch), loss, accuracy)
+        return state, _metrics(values, state.reason, measured)
 
     def _step(self, order: Order, feedback, state: TrainingState, x, labels, rate, key):
         """One optimizer step; returns the state and [loss, accuracy, gradient norm]."""
-        model = self._model(order.rule)
 
         def objective(params, rule_state):
-            variables = {
-                "params": params,
-                "batch_stats": state.batch_stats,
-                layers.OVERWRITE: rule_state,
-                layers.FEEDBACK: feedback,
-            }
-            logits, updated = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"noise": key})
-            loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-            return loss, (jnp.mean(jnp.argmax(logits, -1) == labels), updated.get("batch_stats", {}))
+            now = state.replace(params=params, rule_state=rule_state)
+            logits, batch_stats = self._apply(order.rule, now, feedback, x, train=True, key=key)
+            return mean_loss(logits, labels), (jnp.mean(jnp.argmax(logits, -1) == labels), batch_stats)
 
         with_aux = jax.value_and_grad(objective, (0, 1), has_aux=True)
         (loss, (accuracy, batch_stats)), (gradient, rule_state) = with_aux(state.params, state.rule_state)
@@ -209,7 +225,10 @@ class Task:
         # The first of REASONS that is not finite; 0 if all are.
         reason = jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32)
         values = jnp.stack([loss, accuracy.astype(jnp.float32), norm])
-        return TrainingState(params, batch_stats, rule_state, optimizer, reason), values
+        state = TrainingState(
+            params=params, batch_stats=batch_stats, rule_state=rule_state, optimizer=optimizer, reason=reason
+        )
+        return state, values
 
     def units(self, rule: Rule, image_shape: tuple[int, ...]) -> list[str]:
         """Names of the rule-driven units, in forward order."""
@@ -220,40 +239,43 @@ class Task:
         batch = self.settings.batch_size
         x, labels = data.normalise(examples.train_images[:batch], examples.mean), examples.train_labels[:batch]
 
-        def logits(rule):
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            if rule is not None:
-                variables |= {layers.OVERWRITE: state.rule_state, layers.FEEDBACK: feedback}
-            rngs = {"noise": jax.random.key(0)}
-            return self._model(rule).apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+        def loss(rule):
+            return mean_loss(self._apply(rule, state, feedback, x, train=True, key=jax.random.key(0))[0], labels)
 
-        found = alignment.units(functools.partial(logits, rule))
+        found = alignment.units(functools.partial(loss, rule))
         probes = {name: jnp.zeros(s.shape, s.dtype) for name, s in found.items()}
-        evolved, true = (alignment.signals(functools.partial(logits, r), labels, probes) for r in (rule, None))
+        evolved, true = (alignment.signals(functools.partial(loss, r), probes) for r in (rule, None))
         return alignment.compare(evolved, true, list(found))
 
     def _evaluate(self, rule, feedback, state: TrainingState, examples: Examples):
         """Mean loss and accuracy on the evaluation examples, batch norm with running averages."""
-        model = self._model(rule)
-        variables = {
-            "params": state.params,
-            "batch_stats": state.batch_stats,
-            layers.OVERWRITE: state.rule_state,
-            layers.FEEDBACK: feedback,
-        }
 
         def batch(sums, xs):
             images, labels = xs
-            logits = model.apply(
-                variables, data.normalise(images, examples.mean), train=False, rngs={"noise": jax.random.key(0)}
-            )
+            x = data.normalise(images, examples.mean)
+            logits, _ = self._apply(rule, state, feedback, x, train=False, key=jax.random.key(0))
             real = labels >= 0
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+            losses = cross_entropies(logits, jnp.maximum(labels, 0))
             right = (jnp.argmax(logits, -1) == labels) & real
             return sums + jnp.stack([jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right)]), None
 
         sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels))
         return tuple(sums / jnp.maximum(jnp.sum(examples.eval_labels >= 0), 1))
+
+
+def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """[B], float32, of logits [B, C] and labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The one loss: what is trained, and whose gradient at the logits is b_L."""
+    return jnp.mean(cross_entropies(logits, labels))
+
+
+def _metrics(values: Iterable[jax.Array], reason: jax.Array, measured: jax.Array | None) -> Metrics:
+    names = ("train_loss", "train_accuracy", "gradient_norm", "eval_loss", "eval_accuracy")
+    return Metrics(**dict(zip(names, values, strict=True)), reason=reason, alignment=measured)
 
 
 def _bytes(shapes: Any) -> int:
@@ -262,16 +284,29 @@ def _bytes(shapes: Any) -> int:
 
 
 def to_examples(split: data.Split, batch_size: int) -> Examples:
-    """Host arrays of a split, ready for the device."""
+    """Host arrays of a split, ready for the device.
+
+    Args:
+      split: uint8 images [N, H, W, C] and labels [N].
+      batch_size: of the evaluation; at most its number of examples is used.
+
+    Raises:
+      AssertionError: the arrays are of other shapes or types.
+    """
+    chex.assert_rank([split.train_images, split.eval_images], 4)
+    chex.assert_type([split.train_images, split.eval_images], np.uint8)
+    chex.assert_equal_shape_suffix([split.train_images, split.eval_images], 3)
+    chex.assert_shape(split.train_labels, split.train_images.shape[:1])
+    chex.assert_shape(split.eval_labels, split.eval_images.shape[:1])
     count = len(split.eval_labels)
     batch = min(batch_size, count)
     padding = -count % batch
     images = np.concatenate([split.eval_images, split.eval_images[:1].repeat(padding, 0)])
     labels = np.concatenate([split.eval_labels, np.full(padding, -1, np.int32)]).astype(np.int32)
     return Examples(
-        split.train_images,
-        split.train_labels.astype(np.int32),
-        images.reshape(-1, batch, *images.shape[1:]),
-        labels.reshape(-1, batch),
-        data.per_pixel_mean(split.train_images),
+        train_images=split.train_images,
+        train_labels=split.train_labels.astype(np.int32),
+        eval_images=images.reshape(-1, batch, *images.shape[1:]),
+        eval_labels=labels.reshape(-1, batch),
+        mean=data.per_pixel_mean(split.train_images),
     )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +21,14 @@ class Training:
 
     equation: Equation | Expression  # an Expression only where the trainer is specialised to it
     learning_rate: float
+    _: dataclasses.KW_ONLY
     replicate: int = 0
     transform: str = ""  # of the parameter gradient, one of TRANSFORMS; only where the trainer has `transforms`
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One epoch of one slot. `reason` is empty, or says why the candidate diverged."""
+    """One epoch of one slot."""
 
     epoch: int  # 1-based
     train_loss: float
@@ -34,9 +36,9 @@ class EpochResult:
     gradient_norm: float
     eval_loss: float
     eval_accuracy: float
-    reason: str
+    reason: str = ""  # why the candidate diverged
+    # Each unit's cosine and norm ratio of its evolved and true signal, where measured.
     alignment: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    # Of each unit the cosine and norm ratio of its evolved and true signal, where measured.
 
 
 class OutOfMemory(RuntimeError):
@@ -48,13 +50,24 @@ class DeviceLost(RuntimeError):
 
 
 class Trainer:
-    """Trains up to `capacity` candidates at once, an epoch at a time. One compiled program, whatever the equations."""
+    """Trains up to `capacity` candidates at once, an epoch at a time. One compiled program, whatever the equations.
+
+    >>> from bpevo import data, rules
+    >>> from bpevo.training import Task, Trainer, Training, TrainingSettings, to_examples
+    >>> split = data.train_validation_split(data.load("digits"), train_examples=64)
+    >>> task = Task(settings=TrainingSettings(model="mlp-8", batch_size=32), classes=10, examples=64, flip=False, pad=0)
+    >>> trainer = Trainer(task, to_examples(split, 32), capacity=2, devices=jax.devices()[:1])
+    >>> trainer.start(0, Training(rules.parse("unit_fro(g)").to_equation(3), learning_rate=0.1))
+    >>> trainer.free  # trainer.advance() trains an epoch and returns {0: EpochResult(...)}
+    [1]
+    """
 
     def __init__(
         self,
         task: Task,
         examples: Examples,
-        capacity: int | None,
+        *,
+        capacity: int | None = None,
         max_parts: int = 3,
         seed: int = 0,
         devices: Sequence[jax.Device] | None = None,
@@ -62,13 +75,26 @@ class Trainer:
         rule: CompiledRule | None = None,
         transforms: bool = False,
     ):
-        """`capacity` is rounded up to a multiple of the number of devices; None: as many as fit, up to most_slots.
+        """Places examples and empty slots on the devices; the first epoch compiles.
 
-        Raises OutOfMemory.
+        Args:
+          task: what every candidate trains on.
+          examples: from `to_examples`.
+          capacity: slots K, rounded up to a multiple of the number of devices; None: as many as fit, up to most_slots.
+          max_parts: of the longest equation.
+          seed: root of everything random.
+          devices: all local ones where None.
+          lowering: "map" or "vmap" (bpevo.training.slots); the device's default where None.
+          rule: the program is specialised to it and trains nothing else.
+          transforms: each training may choose one of TRANSFORMS.
 
-        With a `rule` the program is specialised to it and trains nothing else; with `transforms` each training may choose
-        one of TRANSFORMS.
+        Raises:
+          OutOfMemory: the slots do not fit.
+          AssertionError: the examples are not those that `task` speaks of.
         """
+        chex.assert_shape(examples.train_images, (task.examples, *examples.mean.shape))
+        chex.assert_shape(examples.train_labels, (task.examples,))
+        chex.assert_shape(examples.eval_images, (*examples.eval_labels.shape, *examples.mean.shape))
         self._remake = functools.partial(
             Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering,
             rule=rule, transforms=transforms,
@@ -84,15 +110,14 @@ class Trainer:
         self.capacity = -(-capacity // len(self._devices)) * len(self._devices)
         self.task, self.max_parts = task, max_parts
         self.rule = rule
-        transform = np.int32(0) if transforms else None
         order = Order(
-            blank,
-            np.uint32(seed),
-            np.int32(0),
-            np.float32(0),
-            np.int32(0),
-            np.bool_(False),
-            transform,
+            rule=blank,
+            seed=np.uint32(seed),
+            replicate=np.int32(0),
+            learning_rate=np.float32(0),
+            epoch=np.int32(0),
+            active=np.bool_(False),
+            transform=np.int32(0) if transforms else None,
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
@@ -147,8 +172,7 @@ class Trainer:
         """
         if self.rule is None:
             assert isinstance(training.equation, Equation)
-            for mine, theirs in zip(self._orders.rule.program, assemble(training.equation), strict=True):
-                mine[slot] = theirs
+            jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, assemble(training.equation))
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
@@ -183,10 +207,17 @@ class Trainer:
         results = {}
         for k in busy:
             self._orders.epoch[k] += 1
-            values = [float(v[k]) for v in metrics[: metrics._fields.index("reason")]]
             pairs = [] if metrics.alignment is None else metrics.alignment[k].tolist()
-            measured = {name: (cosine, ratio) for name, (cosine, ratio) in zip(self._units, pairs, strict=True)}
-            results[k] = EpochResult(int(self._orders.epoch[k]), *values, REASONS[int(metrics.reason[k])], measured)
+            results[k] = EpochResult(
+                epoch=int(self._orders.epoch[k]),
+                train_loss=float(metrics.train_loss[k]),
+                train_accuracy=float(metrics.train_accuracy[k]),
+                gradient_norm=float(metrics.gradient_norm[k]),
+                eval_loss=float(metrics.eval_loss[k]),
+                eval_accuracy=float(metrics.eval_accuracy[k]),
+                reason=REASONS[int(metrics.reason[k])],
+                alignment={name: (cosine, ratio) for name, (cosine, ratio) in zip(self._units, pairs, strict=True)},
+            )
             if results[k].reason or results[k].epoch >= self.task.settings.epochs:
                 self.stop(k)
         return results
@@ -230,6 +261,10 @@ class Trainer:
 
 def _zeros(shapes, capacity: int):
     return jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+
+
+def _write(slot: int, mine: np.ndarray, theirs: np.ndarray) -> None:
+    mine[slot] = theirs
 
 
 def _placed(states, slot, values):

@@ -36,7 +36,9 @@ def clip_global_norm(gradient: Any) -> Any:
     return jax.tree.map(lambda g: g * (CLIP_NORM / jnp.maximum(norm, CLIP_NORM)), gradient)
 
 
-# The empty name is the gradient as it is.
+# An extension point: name -> function of the gradient's pytree. The empty name is the gradient as it is.
+#     TRANSFORMS["sign"] = lambda gradient: jax.tree.map(jnp.sign, gradient)
+#     Training(equation, 0.1, transform="sign")
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     "": lambda gradient: gradient,
     "block_normalised": block_normalised,

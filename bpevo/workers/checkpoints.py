@@ -51,10 +51,10 @@ class Checkpoints:
         header = {
             "job": _description(job),
             "identity": self._identity,
-            "curve": [dataclasses.astuple(e) for e in checkpoint.curve],
+            "curve": [dataclasses.asdict(e) for e in checkpoint.curve],
             "seconds": checkpoint.seconds,
         }
-        arrays = {str(i): a for i, a in enumerate(checkpoint.state)}
+        arrays: dict[str, Any] = {str(i): a for i, a in enumerate(checkpoint.state)}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         partial, flags = f"{name}.partial", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -85,7 +85,7 @@ class Checkpoints:
                 state = [arrays[str(i)] for i in range(len(arrays.files) - 1)]
                 if [(a.shape, str(a.dtype)) for a in state] != [(tuple(s), d) for s, d in shapes]:
                     raise ValueError("its arrays are of another network")
-                curve = [EpochResult(*e) for e in header["curve"]]
+                curve = [EpochResult(**e) for e in header["curve"]]
                 if [e.epoch for e in curve] != list(range(1, len(curve) + 1)) or not curve:
                     raise ValueError("its curve has gaps")
                 return Checkpoint(curve, float(header["seconds"]), state)

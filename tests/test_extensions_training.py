@@ -1,0 +1,126 @@
+"""Extension points of data, training and evolution: each is added from outside the package and used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_fork import start  # noqa: F401 (a fixture: the command on a stand-in for training)
+
+from bpevo import data
+from bpevo.data import LOCAL
+from bpevo.evolution import CONTROLLERS, Draw, DrawingController
+from bpevo.rules import parse
+from bpevo.runs import RunDatabase
+from bpevo.training import (
+    OPTIMIZERS,
+    SCHEDULES,
+    TRANSFORMS,
+    Trainer,
+    Training,
+    TrainingPlan,
+    TrainingSettings,
+)
+
+RATE, BATCH = 0.01, 16
+
+
+def stripes() -> data.Dataset:
+    """4x4 images of rows (0) or columns (1)."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60).astype(np.int32)
+    rows = np.indices((4, 4))[0] % 2 * 200
+    images = np.stack([rows.T if label else rows for label in labels]) + rng.integers(0, 50, (60, 4, 4))
+    images = images[..., None].astype(np.uint8)
+    return data.Dataset(
+        name="stripes", train_images=images[:48], train_labels=labels[:48], test_images=images[48:],
+        test_labels=labels[48:], num_classes=2, flip=False, pad=0, source="made up",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def curves() -> dict[str, tuple[list, dict]]:
+    """Two steps, then two more, on a data set, with an optimizer, a schedule and gradient transforms of one's own: each
+    training's results and its parameters after the first two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOCAL, "stripes", stripes)
+        patch.setitem(OPTIMIZERS, "sign", lambda: optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g)))
+        patch.setitem(SCHEDULES, "halving", lambda steps, epochs: lambda step: 0.5**step)
+        patch.setitem(TRANSFORMS, "uphill", lambda gradient: jax.tree.map(jnp.negative, gradient))
+        settings = TrainingSettings(
+            model="mlp-8", optimizer="sign", schedule="halving", weight_decay=0.0, batch_size=BATCH, epochs=2
+        )
+        dataset = data.load("stripes")
+        plan = TrainingPlan(
+            settings=settings,
+            learning_rates=(RATE,),
+            dataset=dataset,
+            split=data.train_validation_split(dataset, 2 * BATCH),
+            seed=0,
+        )
+        trainer = Trainer(plan.task(), plan.examples(), capacity=3, devices=jax.devices()[:1], transforms=True)
+        g = parse("g").to_equation(3)
+        orders = {"stays": Training(g, 0.0), "down": Training(g, RATE), "up": Training(g, RATE, transform="uphill")}
+        for slot, order in enumerate(orders.values()):
+            trainer.start(slot, order)
+        first = trainer.advance()
+        parameters = [jax.tree.map(lambda x, k=k: np.asarray(x[k]), trainer._states.params) for k in range(3)]
+        second = trainer.advance()
+        return {name: ([first[k], second[k]], parameters[k]) for k, name in enumerate(orders)}
+
+
+def moves(curves, name: str) -> np.ndarray:
+    """How far each parameter went in the first two steps."""
+    there, before = curves[name][1], curves["stays"][1]
+    return np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (there, before)), strict=True)])
+
+
+def test_an_optimizer_and_a_schedule_of_ones_own_decide_every_step(curves):
+    """Signs of gradients times 1 and 1/2 of the rate: no other distances are possible."""
+    found = np.unique(np.round(np.abs(moves(curves, "down")) / RATE, 3))
+    assert set(found) <= {0.0, 0.5, 1.0, 1.5} and {0.5, 1.5} & set(found)
+
+
+def test_a_gradient_transform_of_ones_own_changes_the_gradient(curves):
+    losses = {name: [e.train_loss for e in curve] for name, (curve, _) in curves.items()}
+    assert losses["down"][1] < losses["stays"][1] < losses["up"][1]
+    assert np.abs(moves(curves, "up")).max() == pytest.approx(1.5 * RATE, rel=1e-3)
+
+
+def test_a_data_set_of_ones_own_is_known_by_name_and_others_are_not(monkeypatch):
+    monkeypatch.setitem(LOCAL, "stripes", stripes)
+    assert data.load("stripes").train_images.shape == (48, 4, 4, 1)
+    with pytest.raises(data.DataError, match="nearest valid name is 'stripes'"):
+        data.load("stripess")
+
+
+class Newest(DrawingController):
+    """Mutates the newest result."""
+
+    newest = None
+
+    def tell(self, result):
+        super().tell(result)
+        self.newest = result
+
+    def draw(self, rng):
+        if self.newest is None:
+            return Draw(self.space.random(rng))
+        equation, change = self.space.mutated(rng, self.newest.equation)
+        return Draw(equation, self.newest.id, (change,))
+
+
+def test_a_controller_of_ones_own_searches_by_name(start, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(CONTROLLERS, "newest", Newest)
+    start(tmp_path, "--controller=newest", "--max_evaluations=14", "--lag=4", "--slots=4")
+    with RunDatabase.reading(tmp_path) as database:
+        assert [p.parent for p in database.proposals()] == [None] * 4 + list(range(10))
+        assert database.settings()["controller"] == "newest"
+
+
+def test_random_search_breeds_nothing_and_an_unknown_controller_is_named(start, tmp_path):  # noqa: F811
+    start(tmp_path, "--controller=random", "--max_evaluations=14", "--lag=4", "--slots=4")
+    with RunDatabase.reading(tmp_path) as database:
+        assert [p.parent for p in database.proposals()] == [None] * 14
+    with pytest.raises(ValueError, match="--controller=rndom must be one of paper, random"):
+        start(tmp_path / "other", "--controller=rndom")

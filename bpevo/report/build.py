@@ -59,7 +59,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     _name(each),
                     settings,
                     database.versions(),
-                    database.rows(),
+                    database.rows() if "scenario" in settings else database.judged(),
                     proposals,
                     database.costs(),
                 )

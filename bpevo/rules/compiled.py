@@ -74,7 +74,7 @@ def compile(expression: str | ex.Expression | Equation) -> CompiledRule:  # noqa
     >>> compile("g + W")
     Traceback (most recent call last):
     ...
-    bpevo.rules.types.InfeasibleEquation: in g + W: add needs two operands of one shape but got [B, I] and [I, O]; \
+    bpevo.rules.types.InfeasibleEquation: in g + W: + needs two operands of one shape but got [B, I] and [I, O]; \
 g is [B, I], W is [I, O]
     """
     if isinstance(expression, Equation):

@@ -59,9 +59,14 @@ class Weights(NamedTuple):
 Constants = Mapping[str, jax.Array]  # operands that are drawn once a run, as far as the rule reads them
 
 
+def along_features(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """[O] as the last axis of as many as `y` has, in its dtype."""
+    return bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
 def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weights) -> jax.Array:
     y = linear.forward(activation(hp), weights.kernel.astype(hp.dtype))
-    return y if weights.bias is None else y + weights.bias.astype(y.dtype)
+    return y if weights.bias is None else y + along_features(weights.bias, y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -10,6 +10,7 @@ weight gradient into batched matrix products.
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -139,14 +140,17 @@ def _weight_gradient(geometry: Window, kernel: tuple[int, int]):
 
 def conv(x: jax.Array, w: jax.Array, geometry: Window) -> jax.Array:
     """[B, H, W, I], [kh, kw, I, O] -> [B, H', W', O]."""
+    chex.assert_rank([x, w], 4)
     return _conv(geometry)(x, w)
 
 
 def conv_input_gradient(b: jax.Array, w: jax.Array, size: tuple[int, int], geometry: Window) -> jax.Array:
     """[B, H', W', O], [kh, kw, I, O] -> [B, H, W, I] with `size` = (H, W)."""
+    chex.assert_rank([b, w], 4)
     return _input_gradient(geometry, size)(b, w)
 
 
 def conv_weight_gradient(x: jax.Array, b: jax.Array, kernel: tuple[int, int], geometry: Window) -> jax.Array:
     """[B, H, W, I], [B, H', W', O] -> [kh, kw, I, O]."""
+    chex.assert_rank([x, b], 4)
     return _weight_gradient(geometry, kernel)(x, b)

@@ -59,7 +59,14 @@ class Part:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Equation:
-    """Chain genome, padded with zeros to P parts; leaves may carry leading batch axes (K slots)."""
+    """Chain genome, padded with zeros to P parts; leaves may carry leading batch axes (K slots).
+
+    Made from a text by `parse(text).to_equation()`; `==` and `str` are those of the tree, idle genes included.
+
+    >>> from bpevo.rules import parse
+    >>> parse("min(unit_fro(g), clip(h, 1.0))").to_equation()
+    Equation('min(unit_fro(g), clip(h, 1.0))')
+    """
 
     operand: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.operands or PREVIOUS
     statistic: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.statistics

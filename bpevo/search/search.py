@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from bpevo.evolution import Controller, Proposal, Result, SpaceExhausted, fitness
+from bpevo.evolution import Controller, Proposal, Result, SpaceExhausted, Trained
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import Driver, Row, RunDatabase, fittest, ranked
 from bpevo.search.plan import SearchPlan
@@ -186,14 +186,13 @@ class Search:
 
 
 def to_result(proposal: Proposal, rows: Sequence[Row]) -> Result:
-    """A proposal's result from its trainings, one a learning rate: the fittest counts."""
-    best = max(rows, key=lambda row: fitness(row.accuracy, row.rungs))
-    ordered = sorted(rows, key=lambda row: row.learning_rate)
-    curves = tuple(tuple(v for v in row.curve["eval_accuracy"] if v is not None) for row in ordered)
-    return Result(
-        id=proposal.id,
-        equation=proposal.equation,
-        accuracy=best.accuracy,
-        rungs=best.rungs if best.accuracy is not None else 0,
-        curves=curves,
+    """A proposal's result from its trainings, one a learning rate."""
+    trainings = (
+        Trained(
+            accuracy=row.accuracy,
+            rungs=row.rungs,
+            curve=tuple(v for v in row.curve["eval_accuracy"] if v is not None),
+        )
+        for row in sorted(rows, key=lambda row: row.learning_rate)
     )
+    return Result(proposal=proposal, trainings=tuple(trainings))

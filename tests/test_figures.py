@@ -268,7 +268,9 @@ def test_early_decisions_are_the_correlations_and_the_choice_of_successive_halvi
 
 
 def test_a_page_shows_the_correlation_after_a_third_of_the_epochs_and_shares_in_percent():
-    d = EarlyDecisions("fa", 24, tuple(i / 10 for i in range(1, 10)), 81.234, 79.0, 21 / 81)
+    d = EarlyDecisions(
+        text="fa", n=24, correlations=tuple(i / 10 for i in range(1, 10)), best=81.234, picked=79.0, spent=21 / 81
+    )
     cells = [c.split("<")[0] for c in page.early_decisions_html([d]).split('">')[1:]]
     assert [c for c in cells if c][-6:] == ["24", "0.30", "81.23", "79.00", "2.23", "26%"]
 
@@ -396,7 +398,10 @@ def test_the_distribution_counts_every_training_once():
 
 
 def test_shares_are_drawn_in_percent_up_to_100():
-    shares = [ancestry.Share("g", 1.0, 0.75), ancestry.Share("fa", 0.0, 0.25)]
+    shares = [
+        ancestry.Share(component="g", winners=1.0, population=0.75),
+        ancestry.Share(component="fa", winners=0.0, population=0.25),
+    ]
     (axis,) = axes(plots.enrichment(shares, 2, 8))
     assert [p.get_width() for p in axis.patches] == [100, 0, 75, 25] and axis.get_xlim() == (0, 100)
     assert [t.get_text() for t in axis.figure.legends[0].get_texts()] == ["2 best", "all 8"]
@@ -441,7 +446,7 @@ def test_accuracies_stand_over_their_learning_rates():
 
 
 def test_correlations_end_at_1():
-    found = EarlyDecisions("fa", 9, (0.5, 0.9, 1.0), 80, 80, 0.3)
+    found = EarlyDecisions(text="fa", n=9, correlations=(0.5, 0.9, 1.0), best=80, picked=80, spent=0.3)
     (axis,) = axes(plots.early_decisions([found]))
     assert list(axis.lines[0].get_ydata()) == [0.5, 0.9, 1.0] and axis.get_ylim()[1] == 1 and whole(visible(axis, "x"))
 
@@ -451,7 +456,10 @@ def test_alignments_are_means_over_seeds():
         row("fa", 0.5, stage="test", replicate=i, curve={"eval_accuracy": [0.5, 0.5], "cosine D": c, "norm_ratio D": n})
         for i, (c, n) in enumerate((([0.2, 1.0], [1.0, 4.0]), ([0.4, 0.5], [3.0, 2.0])))
     )
-    standing = Standing("fa", "named", 0.1, False, {0.1: 50.0}, None, None, 0, None, None, None, "")
+    standing = Standing(
+        text="fa", kind="named", learning_rate=0.1, at_edge=False, tuning={0.1: 50.0}, selection=None, test=None,
+        diverged=0, difference=None, p=None, cost=None, paper="",
+    )  # fmt: skip
     left, right = axes(plots.alignment(rows, standing))
     assert list(left.lines[0].get_ydata()) == pytest.approx([0.3, 0.75]) and left.get_ylim() == (-1, 1)
     assert list(right.lines[0].get_ydata()) == pytest.approx([2, 3]) and right.get_yscale() == "log"

@@ -86,13 +86,11 @@ class UnitSteps:
         return np.stack(signals)
 
 
-CONSTANTS = ("R", "S", "R_L")
-
-
 def values_of(arrays) -> rules.Values:
     """The Values of a mapping from operands to arrays."""
-    constants = {name: jnp.asarray(arrays[name]) for name in CONSTANTS}
-    return rules.Values(constants=constants, **{n: jnp.asarray(v) for n, v in arrays.items() if n not in CONSTANTS})
+    arrays = {name: jnp.asarray(v) for name, v in arrays.items()}
+    constants = {name: arrays.pop(name) for name in list(arrays) if rules.OPERANDS[name].draw}
+    return rules.Values(constants=constants, **arrays)
 
 
 def unit_steps(x_shape, w_shape, strides=None, padding=None, classes=7, seed=0) -> UnitSteps:

@@ -187,3 +187,9 @@ def test_the_key_is_the_same_in_every_process_and_names_what_is_infeasible():
     with pytest.raises(ValueError, match="infeasible|must be|is"):
         functional_key(SearchSpace(1, ["W"], ["identity"], ["left"]).random(np.random.default_rng(0)))
     assert len(unary_choices()) > 50
+
+
+def test_rules_that_differ_by_a_ten_thousandth_are_no_duplicates():
+    """1.0001 moves some of a few hundred signals across a boundary of their 10 significant bits; of 4 bits it moves none."""
+    keys = [functional_key(equation(t)) for t in ("g", "gh * dh", "1.0001*g")]
+    assert keys[0] == keys[1] != keys[2]

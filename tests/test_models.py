@@ -275,10 +275,27 @@ WRONG = ["wrn-12-1", "wrn-4-1", "wrn-10-0", "wrn-10", "mlp", "mlp-0", "mlp-64-",
 
 @pytest.mark.parametrize("name", WRONG)
 def test_unknown_networks_are_refused_with_the_form_to_write(name):
-    with pytest.raises(ValueError, match="no model .*write wrn-DEPTH-WIDTH with depth 6n"):
+    with pytest.raises(ValueError, match="no model .*write wrn-DEPTH-WIDTH with depth 6n.* or mlp-HIDDEN"):
         models.by_name(name)
 
 
 def test_wrong_depth_is_refused():
     with pytest.raises(ValueError, match="depth is 6n"):
         models.WideResNet(11, 1).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
+def test_a_family_of_ones_own_has_names():
+    def build(groups, classes, rule, dtype):
+        if groups[0] == "9":
+            raise ValueError("nine is no size")
+        return models.MLP((int(groups[0]),), classes, rule, dtype)
+
+    models.MODELS["tiny"] = models.Family("tiny-N (tiny-3)", r"(\d)", build)
+    try:
+        assert models.by_name("tiny-3", 4).hidden == (3,)
+        with pytest.raises(ValueError, match=r"no model 'tiny-33': write .*tiny-N \(tiny-3\)"):
+            models.by_name("tiny-33")
+        with pytest.raises(ValueError, match="no model 'tiny-9': nine is no size"):
+            models.by_name("tiny-9")
+    finally:
+        del models.MODELS["tiny"]

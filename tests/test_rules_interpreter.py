@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONSTANTS, STEPS, chains
+from conftest import STEPS, chains
 from hypothesis import assume, example, given, settings
 
 from bpevo import rules
@@ -91,7 +91,7 @@ def layer_signals(steps, program):
     def step(state, inputs):
         index, values = inputs
         hp, b_next, b_l, w = (values[name] for name in ("hp", "b_next", "b_L", "W"))
-        constants = {name: values[name] for name in CONSTANTS}
+        constants = {name: values[name] for name in ("R", "S", "R_L")}
 
         def loss(hp, state):
             key = jax.random.fold_in(KEY, index)

@@ -25,7 +25,7 @@ from bpevo.command import process
 from bpevo.evolution import CONTROLLERS
 from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
-from bpevo.workers import Job, LocalWorkers
+from bpevo.workers import Job, LocalWorkers, Stage
 
 flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
 flags.DEFINE_enum("compute_dtype", "float32", tuple(DTYPES), "Of the network, in (a) to (d).")
@@ -110,7 +110,8 @@ def _throughput(setting: engines.Setting, console: Console) -> dict:
         trainer = Trainer(task, examples, capacity=8)
         workers = LocalWorkers(trainer)
         for equation in engines.equations(size, seed=1):
-            workers.submit(Job(None, Training(equation, 1e-6)))
+            training = Training(equation, 1e-6)
+            workers.submit(Job(stage=Stage.SEARCH, subject=str(equation), training=training))
         while not workers.idle:
             workers.poll()
         seconds, programs = time.perf_counter() - begin, compilations.count - compiled

@@ -26,9 +26,9 @@ class Compilations:
         self.names: collections.Counter[str] = collections.Counter()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, *, fun_name: str = "", **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **facts: str | int) -> None:
         if event == STAGES["compile"]:
-            self.names[fun_name] += 1
+            self.names[str(facts.get("fun_name", ""))] += 1
 
     @property
     def count(self) -> int:
@@ -41,9 +41,9 @@ def _first_results(name: str, cache: str) -> dict[str, float]:
     jax.config.update("jax_compilation_cache_dir", cache)
     stages: dict[str, float] = collections.defaultdict(float)
 
-    def listen(event: str, duration: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         for stage, known in STAGES.items():
-            stages[stage] += duration * (event == known)
+            stages[stage] += duration_secs * (event == known)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     start = time.perf_counter()

@@ -11,7 +11,7 @@ _DEFAULTS = TrainingSettings()
 
 
 def define_common() -> None:
-    """Of every command that trains."""
+    """The flags of every command that trains."""
     flags.DEFINE_string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
     flags.DEFINE_string(
         "dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set."

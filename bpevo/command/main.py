@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import IO, cast
 
 from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
 from absl import app, flags
@@ -33,7 +34,7 @@ def start(name: str, definitions: Sequence[Callable[[], None]], run: Run) -> Non
         interruption.install()
         try:
             configure_jax()
-            code = run(flags.FLAGS, Console(file=process.Output(sys.stdout)), interruption)
+            code = run(flags.FLAGS, Console(file=cast(IO[str], process.Output(sys.stdout))), interruption)
         except (UsageError, DataError, RunError, OutOfMemory) as error:
             code = process.fail(name, error)
         except DeviceLost as error:

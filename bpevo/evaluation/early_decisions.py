@@ -6,12 +6,12 @@ with them is read off their curves, nothing is trained again. Source: 1808.02822
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-from bpevo.runs import Row
+from bpevo.runs import Rows
+from bpevo.workers import Stage
 
 MIN_CONFIGURATIONS = 9
 DRAWS, POOL, ETA = 2000, 9, 3
@@ -33,9 +33,9 @@ class EarlyDecisions:
         return self.best - self.picked
 
 
-def final_curves(rows: Sequence[Row], text: str) -> np.ndarray:
+def final_curves(rows: Rows, text: str) -> np.ndarray:
     """Validation accuracy [n, epochs] of a treatment's tuning; 0 from where a training diverged."""
-    own = [e for e in rows if (e.stage, e.equation) == ("tuning", text)]
+    own = rows.of(stage=Stage.TUNING, equation=text)
     curves = np.zeros((len(own), max((len(e.curve["eval_accuracy"]) for e in own), default=0)))
     for curve, e in zip(curves, own, strict=True):
         values = e.curve["eval_accuracy"]
@@ -67,7 +67,7 @@ def successive_halving(curves: np.ndarray, rng: np.random.Generator, eta: int = 
     return int(alive[0]), spent
 
 
-def early_decisions(rows: Sequence[Row], text: str) -> EarlyDecisions | None:
+def early_decisions(rows: Rows, text: str) -> EarlyDecisions | None:
     """None below MIN_CONFIGURATIONS or two epochs. Pools are drawn at random, DRAWS times, from a fixed seed."""
     curves = final_curves(rows, text)
     if len(curves) < MIN_CONFIGURATIONS or curves.shape[1] < 2:

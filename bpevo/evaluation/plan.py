@@ -32,7 +32,7 @@ class EvaluationPlan:
     def max_parts(self) -> int:
         """Parts of the interpreted program: those of the longest chain that is evaluated, 3 to 8."""
         chains = [t.chain(8) for t in self.treatments]
-        return max(DEFAULT_PARTS, *(int(c.parts) for c in chains if c is not None))
+        return max(DEFAULT_PARTS, *(len(c.to_parts()) for c in chains if c is not None))
 
     def fingerprint(self) -> dict[str, Any]:
         """What may change between sessions only where FREE says so."""

@@ -10,6 +10,7 @@ from bpevo.evaluation.significance import LEVEL, Difference, Summary, holm, pair
 from bpevo.evaluation.treatments import BACKPROP, BASELINES
 from bpevo.rules import NAMED, PAPER
 from bpevo.runs import Rows
+from bpevo.workers import Stage
 
 PAPER_SETUPS = ("a1", "a2", "a3", "b1")
 
@@ -70,7 +71,7 @@ def standings(rows: Rows, costs: Mapping[str, float], settings: Mapping[str, Any
     """
     baselines, named = {str(t) for t in BASELINES}, set(settings.get("rules", ()))
     shown = baselines | named | set(settings.get("found", ()))
-    texts = dict.fromkeys(e.equation for e in rows if e.stage == "tuning" and e.equation in shown)
+    texts = dict.fromkeys(e.equation for e in rows.of(stage=Stage.TUNING) if e.equation in shown)
     trained = {text: _trained(text, rows.of(equation=text)) for text in texts}
     differences = _differences(trained)
     adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
@@ -110,16 +111,15 @@ class _Trained:
 def _trained(text: str, rows: Rows) -> _Trained:
     rate = tuned_rate(rows, text)
     of_rate: dict[float, list[float]] = {}
-    for e in rows:
-        if e.stage == "tuning":
-            of_rate.setdefault(e.learning_rate, []).append(100 * (e.accuracy or 0.0))
-    tuned = [e for e in rows if e.learning_rate == rate]
+    for e in rows.of(stage=Stage.TUNING):
+        of_rate.setdefault(e.learning_rate, []).append(100 * (e.accuracy or 0.0))
+    selected, tested = (rows.of(stage=stage, learning_rate=rate) for stage in (Stage.SELECTION, Stage.TEST))
     return _Trained(
         rate=rate,
         tuning={r: statistics.mean(values) for r, values in sorted(of_rate.items())},
-        selected=[100 * e.accuracy for e in tuned if e.stage == "selection" and e.accuracy is not None],
-        tested={e.replicate: 100 * e.accuracy for e in tuned if e.stage == "test" and e.accuracy is not None},
-        diverged=sum(e.accuracy is None for e in tuned if e.stage == "test"),
+        selected=[100 * e.accuracy for e in selected if e.accuracy is not None],
+        tested={e.replicate: 100 * e.accuracy for e in tested if e.accuracy is not None},
+        diverged=sum(e.accuracy is None for e in tested),
     )
 
 

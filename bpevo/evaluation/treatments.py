@@ -29,7 +29,7 @@ class Treatment:
 
     @classmethod
     def parse(cls, text: str) -> "Treatment":
-        """Of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
+        """The treatment of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
         rule, bar, transform = (part.strip() for part in text.partition("|"))
         known = [name for name in TRANSFORMS if name]
         if bar and transform not in known:
@@ -70,7 +70,7 @@ BASELINES = (
 
 
 def read_treatments(choice: str) -> list[Treatment]:
-    """Of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
+    """The treatments of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
 
     Each once, baselines left out. Raises ValueError.
     """
@@ -105,6 +105,6 @@ def _expanded(text: str) -> list[str]:
 
 def winners(search: RunDatabase, top: int) -> list[Treatment]:
     """The `top` rules of a search by its own fitness, best first; what computes as one of the search's controls is none."""
-    finished = search.rows(Stage.SEARCH).of(status="done")
+    finished = search.judged().of(stage=Stage.SEARCH, status="done")
     found = dict.fromkeys(Treatment.parse(row.equation) for row in ranked(finished, CONTROL_KEYS))
     return list(found)[:top]

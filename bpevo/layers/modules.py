@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,8 @@ class _RuleLayer(nn.Module):
                 f"layers as {type(self).__name__}(…)(x, carrier) and add it to the logits"
             )
         inner = jnp.zeros((x.shape[0], 1)) if carrier is None else carrier
+        chex.assert_rank(inner, 2)
+        chex.assert_axis_dimension(inner, 0, x.shape[0])
         hp_next = jax.eval_shape(linear.forward, x, jax.ShapeDtypeStruct(kernel_shape, dtype))
         shapes = UnitShapes(x.shape, hp_next.shape, inner.shape, kernel_shape)
 
@@ -87,11 +90,29 @@ class _RuleLayer(nn.Module):
 
 
 class Dense(_RuleLayer):
-    """The unit [activation, x @ kernel + bias] with the backward signal of `rule`.
+    """The unit [activation, x @ kernel + bias] with the backward signal of a rule.
 
-    Calls map x [B, I] to [B, O], or (x, carrier [B, C]) to ([B, O], carrier). `rule=None` is standard backprop.
-    `activation` acts element by element. Parameters are float32; `dtype` is that of the computation.
-    Kernel law: He-normal N(0, 2/fan_in).
+    Calls map x [B, I] to [B, O], or (x, carrier [B, C]) to ([B, O], carrier). Parameters are float32. Kernel law: He-normal
+    N(0, 2/fan_in).
+
+    Args:
+        features: O.
+        rule: What the layer below gets for a signal; None is standard backprop.
+        activation: Acts on x, element by element.
+        use_bias: Whether there is a bias.
+        dtype: Of the computation; None: that of x. Rules compute in float32.
+
+    Raises:
+        ValueError: When called: x is not [B, I]; the rule reads b_L and there is no carrier, or it draws noise and there is no
+            key.
+
+    >>> import bpevo
+    >>> layer = Dense(3, bpevo.rules.compile("unit_fro(g)"))
+    >>> x = jnp.ones((2, 4))
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> signal = jax.grad(lambda x: jnp.sum(layer.apply(variables, x)))(x)
+    >>> print(f"{jnp.linalg.norm(signal):.4f}")
+    1.0000
     """
 
     features: int
@@ -107,17 +128,15 @@ class Dense(_RuleLayer):
         return self._run(DenseMap(), x, carrier, (x.shape[-1], self.features))
 
 
-class PooledDense(_RuleLayer):
+class PooledDense(Dense):
     """The unit [activation, mean over positions and Dense]: a convolutional network's head.
 
-    Calls map x [B, H, W, I] to [B, O], or (x, carrier) to (…, carrier); else as `Dense`.
-    """
+    Calls map x [B, H, W, I] to [B, O], or (x, carrier) to (…, carrier); Args and Raises as of `Dense`.
 
-    features: int
-    rule: Rule | None = None
-    activation: Activation = nn.relu
-    use_bias: bool = True
-    dtype: Any = None
+    >>> layer, x = PooledDense(3), jnp.ones((2, 5, 5, 4))
+    >>> layer.init_with_output(jax.random.key(0), x)[0].shape
+    (2, 3)
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array, carrier: jax.Array | None = None):
@@ -127,9 +146,23 @@ class PooledDense(_RuleLayer):
 
 
 class Conv(_RuleLayer):
-    """The unit [activation, convolution] with the backward signal of `rule`.
+    """The unit [activation, convolution] with the backward signal of a rule.
 
-    Calls map x [B, H, W, I] to [B, H', W', O], or (x, carrier) to (…, carrier); else as `Dense`.
+    Calls map x [B, H, W, I] to [B, H', W', O], or (x, carrier) to (…, carrier). Kernel law: He-normal N(0, 2/fan_in).
+
+    Args:
+        features: O.
+        kernel_size: (kh, kw).
+        strides: One number, or one for each axis.
+        padding: "SAME" or "VALID".
+        rule, activation, use_bias, dtype: As of `Dense`.
+
+    Raises:
+        ValueError: When called: x is not [B, H, W, I], or as `Dense`.
+
+    >>> layer, x = Conv(3, (5, 5), strides=2), jnp.ones((2, 8, 8, 1))
+    >>> layer.init_with_output(jax.random.key(0), x)[0].shape
+    (2, 4, 4, 3)
     """
 
     features: int
@@ -154,5 +187,24 @@ class Conv(_RuleLayer):
 
 
 def carrier(batch: int, classes: int) -> jax.Array:
-    """A zero carrier [B, C], float32: pass it through the layers from bottom to top and add it to the logits."""
+    """A zero carrier, which brings b_L to every unit: pass it from bottom to top and add it to the logits.
+
+    Args:
+        batch: B.
+        classes: C.
+
+    Returns:
+        Zeros [B, C], float32.
+
+    >>> import bpevo
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         c = carrier(x.shape[0], 3)
+    ...         x, c = Dense(8, bpevo.rules.compile("dfa"))(x, c)
+    ...         x, c = Dense(3, bpevo.rules.compile("dfa"))(x, c)
+    ...         return x + c
+    >>> Net().init_with_output(jax.random.key(0), jnp.ones((2, 4)))[0].shape
+    (2, 3)
+    """
     return jnp.zeros((batch, classes))

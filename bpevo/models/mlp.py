@@ -13,9 +13,21 @@ from bpevo.rules import Rule
 
 
 class MLP(nn.Module):
-    """Maps [B, ...] float32 to logits [B, classes] float32.
+    """A multilayer perceptron: maps [B, ...] float32 to logits [B, classes] float32.
 
     The first Dense is a plain layer, each further one a unit [ReLU, Dense].
+
+    Args:
+        hidden: Sizes of the hidden layers.
+        classes: Number of logits.
+        rule: Backward equation of the units; None is standard backprop.
+        dtype: Of the computation.
+
+    >>> import bpevo
+    >>> net = MLP((8,), classes=3, rule=bpevo.rules.compile("unit_fro(g)"))
+    >>> variables = net.init(jax.random.key(0), jnp.zeros((2, 5)))
+    >>> net.apply(variables, jnp.zeros((2, 5))).shape
+    (2, 3)
     """
 
     hidden: Sequence[int]

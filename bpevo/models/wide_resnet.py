@@ -15,11 +15,25 @@ def identity(x: jax.Array) -> jax.Array:
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width. Maps images [B, H, W, C] float32 to logits [B, classes] float32.
+    """WRN-depth-width: maps images [B, H, W, C] float32 to logits [B, classes] float32.
 
     The stem convolution is a plain layer (nothing lies below it); the head is the unit [ReLU, mean pooling and Dense].
-    Batch norm and residual sums keep their standard gradients. Raises ValueError unless
-    depth = 6n + 4.
+    Batch norm and residual sums keep their standard gradients.
+
+    Args:
+        depth: Number of layers, 6n + 4.
+        width: Factor of the channels.
+        classes: Number of logits.
+        rule: Backward equation of the units; None is standard backprop.
+        dtype: Of the computation.
+
+    Raises:
+        ValueError: When called, unless depth = 6n + 4.
+
+    >>> net, images = WideResNet(10, 1, classes=3), jnp.zeros((2, 8, 8, 1))
+    >>> variables = jax.eval_shape(net.init, jax.random.key(0), images)
+    >>> sum(kernel.ndim == 4 for kernel in jax.tree.leaves(variables["params"]))
+    9
     """
 
     depth: int

@@ -5,17 +5,18 @@ file, no network), table.md, table.tex and the plots as SVG and PNG into --workd
 """
 
 import os
-import sys
 
-from absl import app, flags
+from absl import flags
+from rich.console import Console
 
-from bpevo.command import process
+from bpevo.command import main, process
 from bpevo.runs import RunError
 
 
-def run(workdir: str | None) -> int:
+def run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
     """Writes the report and prints what to open; returns the exit code."""
-    if not workdir:
+    del interruption
+    if not values.workdir:
         raise RunError("--workdir=FOLDER is needed: the folder of the run")
     os.environ.pop("MPLBACKEND", None)  # a name that matplotlib does not know fails its import
     try:
@@ -24,26 +25,14 @@ def run(workdir: str | None) -> int:
         raise RunError(f"matplotlib cannot be imported: {error}; check the matplotlibrc that it reads") from error
     from bpevo.report.build import build  # takes a second to load; --help should not
 
-    output = process.Output(sys.stdout)
-    for path in build(workdir):
-        output.write(f"{path}\n")
-    output.flush()
+    for path in build(values.workdir):
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    interruption = process.Interruption()
-    interruption.install()
-    try:
-        code = run(flags.FLAGS.workdir)
-    except RunError as error:
-        code = process.fail("bpevo.report", error)
-    except KeyboardInterrupt:
-        code = interruption.code
-    sys.exit(code)
+def _define() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
-    app.run(main, flags_parser=process.parse_flags("bpevo.report"))
+    main.start("bpevo.report", (_define,), run)

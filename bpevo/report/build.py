@@ -59,7 +59,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     _name(each),
                     settings,
                     database.versions(),
-                    database.rows(),
+                    database.rows() if "scenario" in settings else database.judged(),
                     proposals,
                     database.costs(),
                 )
@@ -87,7 +87,7 @@ class Report:
             self._add(page.picture(image, caption))
 
     def add_search(self, run: Run) -> None:
-        done = [e for e in run.rows if e.stage == "search"]
+        done = run.rows.of(stage=Stage.SEARCH)
         self._add(
             page.heading(2, f"Search {run.name}"),
             page.note(_describe(run)),
@@ -132,7 +132,7 @@ class Report:
         self._early_decisions(run, table)
 
     def _ablations(self, run: Run) -> None:
-        trained = {e.equation for e in run.rows if e.stage == "ablation"}
+        trained = {e.equation for e in run.rows.of(stage=Stage.ABLATION)}
         candidates = [*run.settings.get("rules", ()), *run.settings.get("found", ())]
         wholes = [(text, stored(text)) for text in candidates if text in trained]
         parts = [(text, [str(p) for p in ablations(whole)]) for text, whole in wholes if whole]

@@ -1,7 +1,7 @@
 """The plots, each a matplotlib Figure of one run's or one evaluation's rows. None where there is nothing to show."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,8 @@ from bpevo.evaluation.significance import Summary, summary
 from bpevo.evaluation.standings import Standing, baseline_name
 from bpevo.report.ancestry import Share
 from bpevo.rules import NAMED, parse
-from bpevo.runs import Row
+from bpevo.runs import Rows, fittest
+from bpevo.workers import Stage
 
 TOP = 5  # rules in one plot, beside the baselines
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
@@ -39,6 +40,8 @@ def _label(text: str, length: int = 44) -> str:
 def _legend(figure: Figure, axis: Axes) -> None:
     """Below the axes, where it hides nothing."""
     handles, labels = axis.get_legend_handles_labels()
+    if not labels:
+        return
     columns = 2 if max(map(len, labels)) > 20 else 4
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="x-small", frameon=False)
 
@@ -65,20 +68,17 @@ def _interval(s: Summary) -> tuple[float, float]:
     return max(0.0, s.mean - margin), min(100.0, s.mean + margin)
 
 
-def _controls(rows: Sequence[Row]) -> dict[str, float]:
-    """Best accuracy in % of a search's backprop and zero signal."""
-    texts = {str(parse(NAMED[name])): name for name in ("backprop", "zero_signal")}
-    found: dict[str, float] = {}
-    for e in rows:
-        if e.stage == "control" and e.accuracy is not None and e.equation in texts:
-            name = texts[e.equation]
-            found[name] = max(found.get(name, 0.0), 100 * e.accuracy)
-    return found
+def _mark_controls(rows: Rows, line: Callable[..., object]) -> None:
+    """Where a search's backprop and zero signal ended, at their best; `line` draws across the axes."""
+    best = fittest(rows.of(stage=Stage.CONTROL))
+    for name, style in (("backprop", "--"), ("zero_signal", ":")):
+        if row := best.get(str(parse(NAMED[name]))):
+            line(100 * (row.accuracy or 0.0), color="black", linestyle=style, linewidth=1, label=name)
 
 
-def best_so_far(rows: Sequence[Row]) -> Figure | None:
+def best_so_far(rows: Rows) -> Figure | None:
     """The search's best validation accuracy against trainings and against wall time (pauses included)."""
-    search = [e for e in rows if e.stage == "search"]
+    search = rows.of(stage=Stage.SEARCH)
     if not search:
         return None
     best = np.maximum.accumulate([100 * (e.accuracy or 0.0) for e in search])
@@ -90,8 +90,7 @@ def best_so_far(rows: Sequence[Row]) -> Figure | None:
     figure, axes = _figure(2)
     for axis, x, name in zip(axes, (np.arange(1, len(best) + 1), seconds / length), ("trainings", unit), strict=True):
         axis.step(x, best, where="post", color=_COLOURS[0], label="best so far")
-        for (control, value), style in zip(_controls(rows).items(), ("--", ":"), strict=False):
-            axis.axhline(value, color="black", linestyle=style, linewidth=1, label=control)
+        _mark_controls(rows, axis.axhline)
         axis.set_xlabel(name)
         axis.set_ylim(_within(0, 100, axis.get_ylim()))
     _counts(axes[0].xaxis)
@@ -100,9 +99,9 @@ def best_so_far(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def distribution(rows: Sequence[Row]) -> Figure | None:
+def distribution(rows: Rows) -> Figure | None:
     """Final validation accuracies of the search's trainings."""
-    search = [e for e in rows if e.stage == "search"]
+    search = rows.of(stage=Stage.SEARCH)
     scores = [100 * e.accuracy for e in search if e.accuracy is not None]
     if not scores:
         return None
@@ -110,8 +109,7 @@ def distribution(rows: Sequence[Row]) -> Figure | None:
     low, high = min(scores), max(scores)
     bounds = (low, high) if low < high else (max(0.0, low - 0.5), min(100.0, low + 0.5))
     axis.hist(scores, bins=40, range=bounds, color=_COLOURS[0])
-    for (control, value), style in zip(_controls(rows).items(), ("--", ":"), strict=False):
-        axis.axvline(value, color="black", linestyle=style, linewidth=1, label=control)
+    _mark_controls(rows, axis.axvline)
     axis.set(xlabel="validation accuracy, %", ylabel="trainings", xlim=_within(0, 100, axis.get_xlim()))
     _counts(axis.yaxis)
     axis.set_title(f"{len(scores)} trainings; {len(search) - len(scores)} more diverged", fontsize="small")
@@ -150,15 +148,14 @@ def _styles(standings: Sequence[Standing]) -> dict[str, dict]:
     return styles
 
 
-def learning_curves(rows: Sequence[Row], standings: Sequence[Standing]) -> Figure | None:
+def learning_curves(rows: Rows, standings: Sequence[Standing]) -> Figure | None:
     """Test accuracy after each epoch, mean and 95 % interval over seeds. Nothing was chosen by it."""
     figure, (axis,) = _figure(height=4)
     styles, rates = _styles(standings), {s.text: s.learning_rate for s in standings}
     for text, style in styles.items():
         curves = [
             [100 * (v or 0.0) for v in e.curve["eval_accuracy"]]
-            for e in rows
-            if (e.stage, e.equation, e.learning_rate, e.status) == ("test", text, rates[text], "done")
+            for e in rows.of(stage=Stage.TEST, equation=text, learning_rate=rates[text], status="done")
         ]
         if not curves:
             continue
@@ -195,10 +192,10 @@ def learning_rates(standings: Sequence[Standing]) -> Figure | None:
     return figure
 
 
-def ablation(rows: Sequence[Row], whole: str, parts: Sequence[str]) -> Figure | None:
+def ablation(rows: Rows, whole: str, parts: Sequence[str]) -> Figure | None:
     """Validation accuracy of a rule and of what is left without one component, each at its own tuned rate."""
     values = {
-        text: [100 * (e.accuracy or 0.0) for e in rows if (e.stage, e.equation) == ("ablation", text)]
+        text: [100 * (e.accuracy or 0.0) for e in rows.of(stage=Stage.ABLATION, equation=text)]
         for text in (whole, *parts)
     }
     shown = {text: summary(v) for text, v in values.items() if v}
@@ -216,12 +213,12 @@ def ablation(rows: Sequence[Row], whole: str, parts: Sequence[str]) -> Figure | 
     return figure
 
 
-def alignment(rows: Sequence[Row], standing: Standing) -> Figure | None:
+def alignment(rows: Rows, standing: Standing) -> Figure | None:
     """Cosine and norm ratio of the evolved and the true signal in each unit over training, mean over seeds."""
     curves = [
-        e.curve for e in rows
-        if (e.stage, e.equation, e.learning_rate, e.status) == ("test", standing.text, standing.learning_rate, "done")
-    ]  # fmt: skip
+        e.curve
+        for e in rows.of(stage=Stage.TEST, equation=standing.text, learning_rate=standing.learning_rate, status="done")
+    ]
     units = [name.split(" ", 1)[1] for name in (curves[0] if curves else ()) if name.startswith("cosine ")]
     if not units:
         return None

@@ -53,7 +53,7 @@ class Progress:
 
     def __call__(self, search: Search, rows: Sequence[Row]) -> None:
         if self._stage == COMPILING:
-            self._stage = "search"
+            self._stage = Stage.SEARCH
         for row in rows:
             self._stage = row.stage
         self._trained += sum(row.stage == Stage.SEARCH for row in rows)

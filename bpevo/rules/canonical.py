@@ -26,7 +26,7 @@ def without_idle(node: Expression) -> Expression:
 def canonical(node: Expression) -> Expression:
     """The same function in one form: idle genes dropped, commutative arguments sorted, formulas of operands spelled out.
 
-    A formula of one unary function, as sgn(W), is longer than its operand, sgn_W: there the operand takes its place.
+    A formula of one function of a value of the unit, sgn(W), is longer than its operand, sgn_W: there the operand stands.
     """
     if isinstance(node, OperandNode):
         definition = None if node.statistic else formulas.definition(node.name)
@@ -60,8 +60,10 @@ def _unary(name: str, x: Expression, constant: float) -> Expression:
 
 
 def _short(definition: Expression | None) -> Expression | None:
-    """The canonical form of a formula that is one unary function of one operand; None of any other."""
+    """The canonical form of a formula that is one unary function of a value of the unit; None of any other."""
     if not isinstance(definition, UnaryNode) or not isinstance(definition.x, OperandNode):
         return None
-    form = _unary(definition.name, canonical(definition.x), definition.constant)
+    if formulas.definition(definition.x.name):
+        return None
+    form = _unary(definition.name, definition.x, definition.constant)
     return form if isinstance(form, UnaryNode) else None

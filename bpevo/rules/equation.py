@@ -59,7 +59,14 @@ class Part:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Equation:
-    """Chain genome, padded with zeros to P parts; leaves may carry leading batch axes (K slots)."""
+    """Chain genome, padded with zeros to P parts; leaves may carry leading batch axes (K slots).
+
+    Made from a text by `parse(text).to_equation()`; `==` and `str` are those of the tree, idle genes included.
+
+    >>> from bpevo.rules import parse
+    >>> parse("min(unit_fro(g), clip(h, 1.0))").to_equation()
+    Equation('min(unit_fro(g), clip(h, 1.0))')
+    """
 
     operand: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.operands or PREVIOUS
     statistic: jax.typing.ArrayLike  # shape=[P, 2], int32, index into Alleles.statistics
@@ -83,10 +90,11 @@ class Equation:
                 integers[1, i, j] = known.statistics.index(operand.statistic) if operand else 0
                 integers[2, i, j] = known.unaries.index(argument.unary)
                 constant[i, j] = argument.constant
-        return cls(*integers, constant, binary, np.int32(len(parts)))
+        operands, taken, unaries = integers
+        return cls(operands, taken, unaries, constant, binary, np.int32(len(parts)))
 
     def to_parts(self) -> list[Part]:
-        known, parts = alleles(), int(self.parts)
+        known, parts = alleles(), int(np.asarray(self.parts))
         genes = (np.asarray(x)[:parts].tolist() for x in (self.operand, self.statistic, self.unary, self.constant))
 
         def argument(operand: int, statistic: int, unary: int, constant: float) -> Argument:

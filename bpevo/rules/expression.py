@@ -23,7 +23,15 @@ def format_constant(c: float) -> str:
 
 
 class Expression:
-    """A tree of `OperandNode`, `UnaryNode` and `BinaryNode`. `str` is the text form and `bpevo.rules.parse` its inverse."""
+    """A tree of `OperandNode`, `UnaryNode` and `BinaryNode`. `str` is the text form and `bpevo.rules.parse` its inverse.
+
+    >>> from bpevo.rules import parse
+    >>> rule = parse("(b_next @ W.T) * dh")
+    >>> print(rule.type, rule.key == parse("g").key)
+    [B, I] True
+    >>> print(parse("g - abs(h)").latex)
+    g_i^p - \\left|h_i\\right|
+    """
 
     @functools.cached_property
     def type(self) -> Type:
@@ -59,7 +67,18 @@ class Expression:
         return str(canonical(self))
 
     def to_equation(self, max_parts: int = 3) -> Equation:
-        """The search's chain genome. Raises RuleSyntaxError that names the node that is no chain."""
+        """The search's chain genome.
+
+        Args:
+            max_parts: Length to which it is padded.
+
+        Raises:
+            RuleSyntaxError: It is no chain of at most that many parts; names the node.
+
+        >>> from bpevo.rules import parse
+        >>> len(parse("unit_fro(g) + h").to_equation().to_parts())
+        1
+        """
         from bpevo.rules.equation import to_equation
 
         return to_equation(self, max_parts)

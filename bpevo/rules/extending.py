@@ -63,7 +63,7 @@ def _checked(component: Component) -> Component:
         case Statistic():
             _exactly_one(component, what, ("average", "divisor"))
             _latex(component, what, x="x")
-            _keeps_shape(component.average or component.divisor, what, 2, False)
+            _elementwise(component.average or component.divisor, what, 2)
         case Unary():
             _unary(component, what)
         case Binary():
@@ -71,7 +71,7 @@ def _checked(component: Component) -> Component:
             _latex(component, what, x="x", y="y")
             if component.fn is None or component.structure:
                 raise ValueError(f"{what} needs fn=(x, y) -> array")
-            _keeps_shape(component.fn, what, 2, True)
+            _elementwise(component.fn, what, 2)
     return component
 
 
@@ -122,15 +122,15 @@ def _unary(unary: Unary, what: str) -> None:
     if unary.fn:
         fn, c = unary.fn, jnp.float32(unary.constants[0] if unary.constants else 0.0)
         if unary.noisy:
-            _keeps_shape(lambda x, uniform: fn(x, c, uniform), what, 2, True)
+            _elementwise(lambda x, uniform: fn(x, c, uniform), what, 2)
         else:
-            _keeps_shape(lambda x: fn(x, c), what, 1, True)
+            _elementwise(lambda x: fn(x, c), what, 1)
     if unary.statistic:
-        _keeps_shape(unary.statistic.divisor, what, 2, False)
+        _elementwise(unary.statistic.divisor, what, 2)
 
 
 def _exactly_one(component: Component, what: str, fields: tuple[str, ...]) -> None:
-    if sum(bool(getattr(component, f)) for f in fields) != 1 or getattr(component, "structure", ""):
+    if sum(bool(getattr(component, f)) for f in fields) != 1 or getattr(component, "structure", None):
         raise ValueError(f"{what} needs exactly one of {', '.join(fields)}")
 
 
@@ -162,12 +162,10 @@ def _expect(call, arguments: list[jax.ShapeDtypeStruct], what: str, field: str) 
         )
 
 
-def _keeps_shape(fn, what: str, arguments: int, elementwise: bool) -> None:
-    """Raises ValueError unless `fn` maps arrays to their shape and, if so said, acts element by element."""
+def _elementwise(fn, what: str, arguments: int) -> None:
+    """Raises ValueError unless `fn` maps arrays to their shape, element by element."""
     for shape in ((6,), (2, 3)):
         _expect(fn, [jax.ShapeDtypeStruct(shape, jnp.float32)] * arguments, what, "the function")
-    if not elementwise:
-        return
     x = [np.linspace(lo, 1.0, 6, dtype=np.float32) for lo in (-1.5, 0.0)[:arguments]]
     whole, single = fn(*x), np.concatenate([fn(*(v[i : i + 1] for v in x)) for i in range(6)])
     if not np.allclose(whole, single, 1e-5, 1e-6, equal_nan=True):

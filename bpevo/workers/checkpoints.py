@@ -54,7 +54,7 @@ class Checkpoints:
             "curve": [dataclasses.asdict(e) for e in checkpoint.curve],
             "seconds": checkpoint.seconds,
         }
-        arrays = {str(i): a for i, a in enumerate(checkpoint.state)}
+        arrays: dict[str, Any] = {str(i): a for i, a in enumerate(checkpoint.state)}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         partial, flags = f"{name}.partial", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

@@ -1,0 +1,457 @@
+"""Every figure that people read in tables, pages, plots and progress lines, against values worked out by hand."""
+
+import collections
+import io
+import math
+import types
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from test_ranking import row
+
+from bpevo.evaluation import BASELINES, Evaluation, EvaluationPlan, Treatment, standings, verdict
+from bpevo.evaluation.early_decisions import EarlyDecisions, early_decisions
+from bpevo.evaluation.standings import Standing
+from bpevo.evaluation.treatments import winners
+from bpevo.evolution import Change, Proposal
+from bpevo.report import Progress, Stages, ancestry, leaderboard, page, plots, progress, table, tables
+from bpevo.rules import parse
+from bpevo.runs import Rows
+
+
+def printed(renderable, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def lines(renderable) -> dict[str, list[str]]:
+    """The rows of a table in a wide terminal: first cell to the others."""
+    found = [
+        [c.strip() for c in line.strip("│").split("│")] for line in printed(renderable).splitlines() if "│" in line
+    ]
+    return {cells[0]: cells[1:] for cells in found}
+
+
+# A search.
+
+SEARCH = Rows([
+    row("g", 0.5, stage="control", rate=0.1, proposal=None),
+    row("g", 0.6, stage="control", rate=0.3, proposal=None),
+    row("g - g", 0.2, stage="control", rate=0.1, proposal=None),
+    row("g - g", 0.2, stage="control", rate=0.3, proposal=None),
+    row("fa", 0.55, rate=0.1, proposal=0, rungs=2),
+    row("fa", 0.35, rate=0.3, proposal=0, rungs=2),  # the last rate is not the best
+    row("unit_fro(g)", 0.65, rate=0.1, proposal=1, rungs=2),
+    row("unit_fro(g)", 0.7, rate=0.3, proposal=1, rungs=2),
+    row("dfa", 0.8, rate=0.1, proposal=2, rungs=1, status="stopped"),  # rungs count before accuracy
+    row("dfa", None, rate=0.3, proposal=2, reason="loss not finite"),
+    row("sgn(g)", None, rate=0.1, proposal=3, reason="loss not finite"),
+    row("sgn(g)", None, rate=0.3, proposal=3, reason="loss not finite"),
+    *(row("g", a, stage="selection", rate=0.3, replicate=i, proposal=None) for i, a in enumerate((0.58, 0.62, 0.66), 1)),
+    *(row("unit_fro(g)", a, stage="selection", rate=0.3, replicate=i) for i, a in enumerate((0.71, 0.73, 0.75, 0.77), 1)),
+    row("fa", 0.5, stage="selection", rate=0.1, replicate=1), row("fa", None, stage="selection", rate=0.1, replicate=2),
+    row("fa", 0.99, stage="selection", rate=0.3, replicate=1),  # of a rate that is not its best
+])  # fmt: skip
+
+
+def test_a_leaderboard_shows_what_was_measured():
+    board = leaderboard(SEARCH, {"unit_fro(g)": 1.25, "g": 1.0}, 3)
+    assert [(r.equation, r.search) for r in board] == [
+        ("unit_fro(g)", 70.0), ("g", 60.0), ("fa", 55.00000000000001), ("dfa", 80.0), ("g - g", 20.0)
+    ]  # fmt: skip
+    # Sample deviation of 71, 73, 75, 77 is √(20/3), of 58, 62, 66 it is 4.
+    assert [(r.mean, r.deviation) for r in board[:2]] == [
+        (pytest.approx(74), pytest.approx(math.sqrt(20 / 3))), (pytest.approx(62), pytest.approx(4))
+    ]  # fmt: skip
+    assert lines(table(board, "a title")) == {
+        "unit_fro(g)": ["0.3", "70.00", "74.00 ± 2.58", "4", "1.25x"],
+        "backprop: g": ["0.3", "60.00", "62.00 ± 4.00", "3", "1.00x"],
+        "fa  (1 of 2 diverged)": ["0.1", "55.00", "50.00", "1", ""],
+        "dfa": ["0.1", "80.00", "", "", ""],
+        "zero_signal: g - g": ["0.3", "20.00", "", "", ""],  # a tie: the higher rate
+    }
+    assert [r.equation for r in leaderboard(SEARCH, {}, 1)] == ["unit_fro(g)", "g", "g - g"]
+    assert printed(table(board, "a title")).splitlines()[0].strip() == "a title"
+
+
+def test_what_was_not_trained_or_diverged_has_no_figures():
+    board = leaderboard(Rows([row("g", None, stage="control", reason="loss not finite")]), {}, 3)
+    assert lines(table(board, "")) == {
+        "zero_signal: g - g  (not trained yet)": ["", "", "", "", ""],
+        "backprop: g  (loss not finite)": ["0.1", "", "", "", ""],
+    }
+
+
+def test_the_winners_of_a_search_are_its_fittest_finished_rules():
+    """A stopped training is no winner, though its accuracy is the highest and there is room for it."""
+    database = types.SimpleNamespace(rows=lambda *stages: SEARCH.of(stage="search"))
+    assert [str(t) for t in winners(database, 9)] == ["unit_fro(g)", "fa"]
+
+
+def proposal(number: int, text: str, parent=None, changes=()) -> Proposal:
+    return Proposal(id=number, equation=parse(text).to_equation(3), key=text, parent=parent, changes=changes)
+
+
+PROPOSALS = [
+    proposal(0, "fa"),
+    proposal(1, "unit_fro(g)", 0, (Change(0, "unary1", "identity", "unit_fro"), Change(0, "operand1", "fa", "g"))),
+    proposal(2, "dfa"),
+    proposal(3, "sgn(g)", 1, (Change(0, "unary1", "unit_fro", "sgn"),)),
+]
+
+
+def test_a_lineage_shows_the_best_accuracy_of_each_ancestor():
+    line = ancestry.lineage(PROPOSALS, SEARCH, PROPOSALS[3])
+    assert [(a.id, a.equation, a.accuracy) for a in line] == [
+        (0, "fa", 0.55),
+        (1, "unit_fro(g)", 0.7),
+        (3, "sgn(g)", None),
+    ]
+    text = page.lineage_html(line)
+    assert ">55.00<" in text and ">70.00<" in text and text.count("%</td>") == 0
+    assert "part 1, unary1: identity → unit_fro; part 1, operand1: fa → g" in text and ">initial<" in text
+
+
+def test_shares_of_components_are_counted_and_ordered_from_most_to_least_favoured():
+    """Of all four: fa ¼, unit_fro ¼, g ½, dfa ¼, sgn ¼; of the two winners, unit_fro(g) and fa: unit_fro ½, g ½, fa ½."""
+    found = ancestry.shares(PROPOSALS, [PROPOSALS[1], PROPOSALS[0]])
+    assert {s.component: (s.winners, s.population) for s in found} == {
+        "fa": (0.5, 0.25), "unit_fro": (0.5, 0.25), "g": (0.5, 0.5), "dfa": (0.0, 0.25), "sgn": (0.0, 0.25)
+    }  # fmt: skip
+    differences = [s.winners - s.population for s in found]
+    assert differences == [0.25, 0.25, 0.0, -0.25, -0.25]
+    few = ancestry.shares(PROPOSALS, [PROPOSALS[1], PROPOSALS[0]], count=4)
+    assert sorted(s.component for s in few) == ["dfa", "fa", "sgn", "unit_fro"]  # what differs most
+
+
+# An evaluation.
+
+
+def trained(text: str, tuning: dict[float, tuple], test=(), selection=()) -> list:
+    """Accuracies by learning rate in the tuning; the others are of the rate that `tuned` should find."""
+    rows = [
+        row(text, a, stage="tuning", rate=r, replicate=1000 + i) for r, v in tuning.items() for i, a in enumerate(v)
+    ]
+    for stage, (rate, values) in (("test", test or (0, ())), ("selection", selection or (0, ()))):
+        rows += [row(text, a, stage=stage, rate=rate, replicate=3000 + i) for i, a in enumerate(values)]
+    return rows
+
+
+EVALUATION = Rows([
+    # A training that diverged counts as 0: 0.3 has a mean of 45 %, not of 95 %.
+    *trained("g", {0.03: (0.4, 0.4), 0.1: (0.5, 0.7), 0.3: (0.9, None)}, (0.1, (0.80, 0.82, 0.84, 0.86))),
+    *trained("fa", {0.03: (0.7, 0.8), 0.1: (0.7, 0.7), 0.3: (0.6, 0.6)}, (0.03, (0.82, 0.85, 0.85, 0.88))),
+    *trained("dfa", {0.03: (0.1, 0.1), 0.1: (0.2, 0.2), 0.3: (0.2, 0.2)}, (0.3, (0.79, 0.83, 0.83, 0.87))),  # a tie
+    *trained("sgn(g)", {0.03: (0.5, 0.5), 0.1: (0.6, 0.6), 0.3: (0.1, 0.1)}, (0.1, (0.9, None, 0.92, 0.94)), (0.1, (0.5, 0.6))),
+    *trained("h", {0.03: (None, None), 0.1: (None, None), 0.3: (None, None)}),
+    *trained("g - g", {0.03: (0.1, 0.1), 0.1: (0.2, 0.2), 0.3: (0.1, 0.1)}, (0.1, (0.2, 0.2, 0.2, 0.2))),
+    *trained("g | clip_global_norm", {0.03: (0.1, 0.1), 0.1: (0.3, 0.3), 0.3: (0.1, 0.1)}),
+])  # fmt: skip
+SETTINGS = {"rules": ["fa", "dfa", "sgn(g)"], "found": ["h"], "scenario": "a1", "optimizer": "sgd"}
+T3 = 3.182446305284263  # of 3 degrees of freedom at 97.5 %
+# The p of t with 3 degrees of freedom is 1 - 2/π·(x/(1 + x²) + arctan x), x = t/√3.
+FA = 1 - 2 / math.pi * (2 * math.sqrt(2) / 9 + math.atan(2 * math.sqrt(2)))  # differences 2, 3, 1, 2: t = 2√6
+
+
+def by_text() -> dict[str, Standing]:
+    return {s.text: s for s in standings(EVALUATION, {"fa": 1.25}, SETTINGS)}
+
+
+def test_standings_hold_the_statistics_of_their_trainings():
+    s = by_text()
+    assert {t: x.learning_rate for t, x in s.items()} == {
+        "g": 0.1, "fa": 0.03, "dfa": 0.3, "sgn(g)": 0.1, "h": None, "g - g": 0.1, "g | clip_global_norm": 0.1
+    }  # fmt: skip
+    assert s["g"].tuning == pytest.approx({0.03: 40, 0.1: 60, 0.3: 45}) and s["g"].validation == pytest.approx(60)
+    assert {t for t, x in s.items() if x.at_edge} == {"fa", "dfa"}  # the lowest and the highest
+    assert s["g"].test.mean == pytest.approx(83) and s["g"].test.deviation == pytest.approx(math.sqrt(20 / 3))
+    assert s["g"].test.margin == pytest.approx(T3 * math.sqrt(20 / 3) / 2)
+    d = s["fa"].difference
+    assert (d.pairs.n, d.pairs.mean) == (4, pytest.approx(2)) and d.pairs.deviation == pytest.approx(math.sqrt(2 / 3))
+    assert d.p == pytest.approx(FA, rel=1e-6) and 0.016 < FA < 0.017
+    # Holm over the three that have a p-value: the zero signal's is the smallest, fa's the next.
+    assert s["fa"].p == pytest.approx(2 * FA, rel=1e-6) and s["fa"].better and not s["fa"].worse
+    assert s["dfa"].p == 1.0 and not s["dfa"].better and not s["dfa"].worse  # differences -1, 1, -1, 1
+    assert s["g - g"].worse and s["g - g"].p < 0.001
+    assert s["sgn(g)"].diverged == 1 and s["sgn(g)"].p is None and s["sgn(g)"].test.mean == pytest.approx(92)
+    assert s["sgn(g)"].selection.mean == pytest.approx(55) and s["sgn(g)"].selection.n == 2
+    assert [s["h"].test, s["h"].validation, s["g"].p] == [None, None, None]
+    assert [x.kind for x in s.values()] == ["named", "named", "baseline", "named", "baseline", "baseline", "found"]
+
+
+CELLS = {
+    # lr, validation %, test %, n, 95 %, vs backprop, p, time, paper
+    "sgn(g)": ["0.1", "55.00 ± 7.07", "92.00 ± 2.00 (1 diverged)", "3", "± 4.97", "", "", "", ""],
+    "fa": ["0.03*", "75.00", "85.00 ± 2.45", "4", "± 3.90", "+2.00 ± 1.30", "0.033", "1.25x", ""],
+    "g": ["0.1", "60.00", "83.00 ± 2.58", "4", "± 4.11", "", "", "", "77.11"],
+    "dfa": ["0.3*", "20.00", "83.00 ± 3.27", "4", "± 5.20", "+0.00 ± 1.84", "1.000", "", ""],
+    "g - g": ["0.1", "20.00", "20.00 ± 0.00", "4", "± 0.00", "-63.00 ± 4.11", "<0.001", "", ""],
+    "g | clip_global_norm": ["0.1", "30.00", "", "", "", "", "", "", ""],
+    "h": ["diverged", "", "", "", "", "", "", "", ""],
+}
+
+
+def test_tables_show_the_standings():
+    table = standings(EVALUATION, {"fa": 1.25}, SETTINGS)
+    found = {s.text: tables.cells(s) for s in table}
+    assert found["g"][-1].startswith("77.11")
+    found["g"][-1] = "77.11"
+    assert found == CELLS and list(found) == list(CELLS)  # best first
+    shown = lines(tables.standings_table(table, "a1"))
+    assert shown["fa"] == ["0.03*", "85.00 ± 2.45", "4", "+2.00 ± 1.30", "0.033", "1.25x"]
+    assert shown["zero_signal: g - g"] == ["0.1", "20.00 ± 0.00", "4", "-63.00 ± 4.11", "<0.001", ""]
+    markdown = tables.markdown(table).splitlines()
+    assert markdown[3] == r"| **`fa`** | **0.03\*** | **75.00** | **85.00 ± 2.45** | **4** | **± 3.90** | **+2.00 ± 1.30** | **0.033** | **1.25x** |  |"  # fmt: skip # noqa: E501
+    assert markdown[8] == "| `h` | diverged |  |  |  |  |  |  |  |  |"
+    latex = tables.latex(table)
+    assert r"83.00 $\pm$ 3.27 & 4 & $\pm$ 5.20 & +0.00 $\pm$ 1.84 & 1.000 &  &  \\" in latex
+    html = page.standings_html(table)
+    assert '<tr class="better">' in html and ">+2.00 ± 1.30<" in html and html.count('class="worse"') == 1
+
+
+def test_the_verdict_says_what_the_table_says():
+    assert verdict(standings(EVALUATION, {}, SETTINGS)) == [
+        "Backprop, tuned like every row (learning rate 0.1), reaches 83.00 ± 2.58 % on the test set (n = 4).",
+        "Without any hidden signal the same network reaches 20.00 ± 0.00 %.",
+        "1 of 3 rules are significantly better (two-sided paired t-test on shared seeds, Holm, 5%); the best, fa, by 2.00 ± "
+        "1.30 points (95 % interval).",
+        "Significantly worse: 0.",
+        # At 0.1: fa 70, dfa 20, sgn(g) 60, together 150; at 0.03 they have 135, at 0.3 90. Backprop has 60 there.
+        "Without tuning, at the one learning rate that suits the rules best together (0.1), 1 of 3 rules would have been ahead "
+        "of backprop's 60.00 % on validation; tuned, it has 60.00 %.",
+        "The tuned learning rate of 2 rows lies at the edge of those tried (marked *): more might be in them.",
+        "With n = 4, only large differences can be told from noise.",
+    ]
+    assert verdict([]) == ["Backprop has not been tested yet: no verdict."]
+    nothing = verdict([s for s in standings(EVALUATION, {}, SETTINGS) if s.text in ("g", "dfa")])
+    assert nothing[1] == "None of 1 rules is significantly better (two-sided paired t-test on shared seeds, Holm, 5%)."
+
+
+def test_an_evaluation_chooses_by_means_in_which_what_diverged_counts_as_nothing():
+    found = [Treatment.parse(t) for t in ("fa", "dfa", "sgn(g)")]
+    rows = Rows([
+        *trained("fa", {0.1: (0.9, None), 0.3: (0.5, 0.5)}, (), (0.3, (0.6, 0.6))),
+        *trained("dfa", {0.1: (0.7, 0.7)}, (), (0.1, (0.9, None))),
+        *trained("sgn(g)", {0.1: (0.55, 0.55)}),
+    ])  # fmt: skip
+    plan = EvaluationPlan(found=tuple(found), learning_rates=(0.1, 0.3), finalists=2)
+    evaluation = Evaluation(types.SimpleNamespace(rows=lambda: rows), None, plan)
+    assert [evaluation.rate(t) for t in found] == [0.3, 0.1, 0.1]
+    assert [evaluation.validation(t) for t in found] == [pytest.approx(0.6), pytest.approx(0.45), pytest.approx(0.55)]
+    assert [str(t) for t in evaluation.finalists()] == [*map(str, BASELINES), "fa", "sgn(g)"]
+
+
+# Early decisions.
+
+
+def curves(*accuracies: list, text: str = "fa") -> Rows:
+    return Rows(
+        row(text, c[-1], stage="tuning", rate=0.1 * (1 + i), replicate=i, curve={"eval_accuracy": c})
+        for i, c in enumerate(accuracies)
+    )
+
+
+def test_early_decisions_are_the_correlations_and_the_choice_of_successive_halving():
+    """Nine configurations, nine epochs, ranks as at the end from the start: 21 of 81 epochs are trained, the best is picked."""
+    found = early_decisions(curves(*([i / 10] * 9 for i in range(9))), "fa")
+    assert (found.n, found.spent) == (9, pytest.approx(21 / 81))
+    assert (found.best, found.picked, found.regret) == (pytest.approx(80), pytest.approx(80), pytest.approx(0))
+    # The best at the end is the worst until then: the second of all is picked, 10 points lost.
+    late = early_decisions(curves(*([i / 10 if i < 9 else 0.0] * 8 + [i / 10] for i in range(1, 10))), "fa")
+    assert (late.best, late.picked, late.regret) == (pytest.approx(90), pytest.approx(80), pytest.approx(10))
+    # Spearman's of (1, …, 8, 0) and (0, …, 8): 1 - 6·(8·1² + 8²)/(9·80).
+    assert late.correlations[0] == pytest.approx(1 - 6 * (8 + 64) / 720) and late.correlations[-1] == pytest.approx(1)
+
+
+def test_a_page_shows_the_correlation_after_a_third_of_the_epochs_and_shares_in_percent():
+    d = EarlyDecisions("fa", 24, tuple(i / 10 for i in range(1, 10)), 81.234, 79.0, 21 / 81)
+    cells = [c.split("<")[0] for c in page.early_decisions_html([d]).split('">')[1:]]
+    assert [c for c in cells if c][-6:] == ["24", "0.30", "81.23", "79.00", "2.23", "26%"]
+
+
+# Progress.
+
+
+class Clock:
+    def __init__(self, now: float):
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def watched(**changes) -> types.SimpleNamespace:
+    values = dict(
+        plan=types.SimpleNamespace(max_evaluations=60), done=30, proposals=[None] * 15, infeasible=3, duplicates=2,
+        best=types.SimpleNamespace(accuracy=0.75, equation=parse("unit_fro(g)").to_equation(3)), backprop=0.5,
+        failures=collections.Counter({"stopped": 4, "loss not finite": 1}), occupancy=0.875,
+    )  # fmt: skip
+    return types.SimpleNamespace(**values | changes)
+
+
+def test_a_searchs_progress_line_holds_its_rates_and_shares(monkeypatch):
+    """10 trainings in 5 minutes are 120 an hour, so 30 more take 15 minutes; 3 and 2 of 20 draws are 15 % and 10 %."""
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    console = Console(file=io.StringIO(), width=80)
+    watch = Progress(console)
+    clock.now += 300
+    watch(watched(), [row("fa", 0.5) for _ in range(10)] + [row("g", 0.5, stage="control")])
+    expected = (
+        "stage control, evaluations 30 of 60 (120/h), time left 15.0 min, best 75.00 % unit_fro(g), backprop 50.00 %, "
+        "failures 4 stopped; 1 loss not finite, draws 15 drawn, 15% infeasible, 10% duplicate, occupancy 88% of slots\n"
+    )
+    assert console.file.getvalue() == expected
+    clock.now += 9
+    watch(watched(), [])
+    assert console.file.getvalue() == expected  # nothing new, and not yet time
+    clock.now += 2
+    watch(watched(done=60, best=None, backprop=None, failures=collections.Counter()), [])
+    assert console.file.getvalue().splitlines()[1] == (
+        "stage control, evaluations 60 of 60 (116/h), draws 15 drawn, 15% infeasible, 10% duplicate, occupancy 88% of slots"
+    )
+
+
+def test_a_better_rule_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    console = Console(file=io.StringIO(), width=80)
+    watch = Progress(console)
+    for accuracy in (0.5, 0.5, 0.6):
+        clock.now += 1
+        best = types.SimpleNamespace(accuracy=accuracy, equation=parse("fa").to_equation(3))
+        watch(watched(best=best), [])
+    assert [line.split("best ")[1][:10] for line in console.file.getvalue().splitlines()] == [
+        "50.00 % fa",
+        "60.00 % fa",
+    ]
+
+
+def test_an_evaluations_progress_lines_hold_counts_and_the_time_left(monkeypatch):
+    """4 trainings in 60 s: 12 more take 180 s."""
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    console = Console(file=io.StringIO(), width=80)
+    watch = Stages(console)
+    watch("tuning", 0, 16, [])
+    clock.now += 60
+    watch("tuning", 4, 16, [row("fa", 0.5, stage="tuning") for _ in range(4)])
+    clock.now += 1
+    watch("tuning", 5, 16, [row("fa", 0.5, stage="tuning")])  # too soon for a line
+    watch("tuning", 16, 16, [row("dfa", 0.5, stage="tuning") for _ in range(11)])
+    clock.now += 1
+    watch("test", 3, 4, [])
+    clock.now += 10
+    watch("test", 3, 4, [])
+    assert console.file.getvalue().splitlines() == [
+        "tuning: 0 of 16 trainings",
+        "tuning: 4 of 16 trainings, 3.0 min left; fa",
+        "tuning: 16 of 16 trainings; dfa",
+        "test: 3 of 4 trainings",
+    ]
+
+
+# Plots.
+
+
+def whole(ticks) -> bool:
+    return all(float(t).is_integer() for t in ticks)
+
+
+def axes(figure: Figure | None) -> list[Axes]:
+    assert figure is not None
+    figure.draw_without_rendering()
+    return figure.axes
+
+
+def visible(axis, name: str) -> list[float]:
+    low, high = getattr(axis, f"get_{name}lim")()
+    return [t for t in getattr(axis, f"get_{name}ticks")() if low <= t <= high]
+
+
+def test_the_progress_plot_counts_trainings_and_shows_the_best_so_far():
+    finished = [f"2026-01-01T00:0{i}:00+00:00" for i in range(4)]
+    rows = Rows(
+        row(f"fa{i}", a, finished=t) for i, (a, t) in enumerate(zip((0.5, None, 1.0, 0.7), finished, strict=True))
+    )
+    rows += SEARCH.of(stage="control")
+    left, right = axes(plots.best_so_far(rows))
+    for axis, x in ((left, [1, 2, 3, 4]), (right, [0, 1, 2, 3])):  # trainings; minutes
+        best, *controls = axis.lines
+        assert best.get_xdata().tolist() == x and best.get_ydata().tolist() == [50, 50, 100, 100]
+        assert [(c.get_label(), c.get_ydata()[0]) for c in controls] == [("backprop", 60), ("zero_signal", 20)]
+        assert axis.get_ylim()[1] == 100
+    assert right.get_xlabel() == "minutes" and whole(visible(left, "x")) and len(visible(left, "x")) == 4
+
+
+def test_the_distribution_counts_every_training_once():
+    rows = Rows([*SEARCH.of(stage="search"), row("h", 1.0)])
+    (axis,) = axes(plots.distribution(rows))
+    assert sum(p.get_height() for p in axis.patches) == 6 and axis.get_title() == "6 trainings; 3 more diverged"
+    assert axis.get_xlim()[1] == 100 and whole(visible(axis, "y"))
+    for only in (0.0, 0.5, 1.0):  # without controls there is no legend
+        (axis,) = axes(plots.distribution(Rows([row("fa", only)])))
+        assert axis.get_xlim()[0] >= 0 and axis.get_xlim()[1] <= 100 and visible(axis, "y") == [0, 1]
+
+
+def test_shares_are_drawn_in_percent_up_to_100():
+    shares = [ancestry.Share("g", 1.0, 0.75), ancestry.Share("fa", 0.0, 0.25)]
+    (axis,) = axes(plots.enrichment(shares, 2, 8))
+    assert [p.get_width() for p in axis.patches] == [100, 0, 75, 25] and axis.get_xlim() == (0, 100)
+    assert [t.get_text() for t in axis.figure.legends[0].get_texts()] == ["2 best", "all 8"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["g", "fa"]
+
+
+def test_intervals_end_at_0_and_100_percent():
+    """Of 100, 100, 85: mean 95, deviation √75, half the interval 4.302653·5 = 21.5; of 0, 0, 15 likewise above 0."""
+    high, low = (1.0, 1.0, 0.85), (0.0, 0.0, 0.15)
+    rows = Rows(
+        row(t, a, stage="ablation", replicate=i)
+        for t, v in (("fa", high), ("g", low), ("h", (0.5,)))
+        for i, a in enumerate(v)
+    )
+    (axis,) = axes(plots.ablation(rows, "fa", ["g", "h"]))
+    ends = [s for c in axis.containers for bar in c[2] for s in np.asarray(bar.get_segments())[0][:, 0].tolist()]
+    assert ends == pytest.approx([95 - 21.513, 100, 0, 5 + 21.513, 50, 50], abs=1e-3) and axis.get_xlim() == (0, 100)
+
+    curve = {"eval_accuracy": [0.0, 1.0]}
+    tested = [row("g", 1.0, stage="test", replicate=i, curve={"eval_accuracy": c}) for i, c in
+              enumerate(([0.0, 1.0], [0.0, 1.0], [0.15, 0.85]))]  # fmt: skip
+    lost = row("g", None, stage="test", replicate=9, curve=curve)
+    table = standings(Rows([*trained("g", {0.1: (0.5,)}), *tested, lost]), {}, {})
+    (axis,) = axes(plots.learning_curves(Rows([*tested, lost]), table))
+    (band,), (line,) = axis.collections, axis.lines
+    assert line.get_xdata().tolist() == [1, 2] and list(line.get_ydata()) == pytest.approx([5, 95])
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (0, 100) and axis.get_ylim() == (0, 100) and visible(axis, "x") == [1, 2]
+
+
+def test_a_single_epoch_can_be_seen():
+    tested = Rows([row("g", 0.5, stage="test", curve={"eval_accuracy": [0.5]}), *trained("g", {0.1: (0.5,)})])
+    (axis,) = axes(plots.learning_curves(tested, standings(tested, {}, {})))
+    assert axis.lines[0].get_marker() == "o" and visible(axis, "x") == [1]
+
+
+def test_accuracies_stand_over_their_learning_rates():
+    (axis,) = axes(plots.learning_rates(standings(EVALUATION, {}, SETTINGS)))
+    found = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
+    assert found["fa"] == ([0.03, 0.1, 0.3], pytest.approx([75, 70, 60])) and "h" not in found
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["0.03", "0.1", "0.3"] and axis.get_ylim()[0] >= 0
+
+
+def test_correlations_end_at_1():
+    found = EarlyDecisions("fa", 9, (0.5, 0.9, 1.0), 80, 80, 0.3)
+    (axis,) = axes(plots.early_decisions([found]))
+    assert list(axis.lines[0].get_ydata()) == [0.5, 0.9, 1.0] and axis.get_ylim()[1] == 1 and whole(visible(axis, "x"))
+
+
+def test_alignments_are_means_over_seeds():
+    rows = Rows(
+        row("fa", 0.5, stage="test", replicate=i, curve={"eval_accuracy": [0.5, 0.5], "cosine D": c, "norm_ratio D": n})
+        for i, (c, n) in enumerate((([0.2, 1.0], [1.0, 4.0]), ([0.4, 0.5], [3.0, 2.0])))
+    )
+    standing = Standing("fa", "named", 0.1, False, {0.1: 50.0}, None, None, 0, None, None, None, "")
+    left, right = axes(plots.alignment(rows, standing))
+    assert list(left.lines[0].get_ydata()) == pytest.approx([0.3, 0.75]) and left.get_ylim() == (-1, 1)
+    assert list(right.lines[0].get_ydata()) == pytest.approx([2, 3]) and right.get_yscale() == "log"

@@ -1,0 +1,228 @@
+"""What terminals of all widths and kinds show, and what a file gets: on pseudo-terminals, read as their screens would."""
+
+import dataclasses
+import fcntl
+import io
+import os
+import pathlib
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from test_faults import COMMAND
+from test_figures import EVALUATION, SEARCH, SETTINGS
+from test_runs import StandIn, plan, search
+
+from bpevo.command.process import STOPPING, Output
+from bpevo.evaluation import standings
+from bpevo.report import Progress, leaderboard, standings_table, table
+from bpevo.runs import Rows
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+LONG = "(unit_col2(sgn_W) @ b_next.T).T * (dh - 0.01)"
+
+
+def screen(output: str, width: int) -> list[str]:
+    """What a terminal shows in the end, with all that scrolled out of it. Any code that it does not know is an error."""
+    rows, row, column = [[]], 0, 0
+    for part in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|.|\n", output.replace("\r\n", "\n\r"), re.S):
+        if part.startswith("\x1b"):
+            number, code = part[2:-1], part[-1]
+            if code == "A":
+                row = max(0, row - int(number or 1))
+            elif code == "K":
+                assert number == "2"
+                rows[row] = []
+            else:
+                assert code in "mhl", repr(part)  # colours, and the cursor's visibility
+        elif part == "\n":
+            row += 1
+        elif part == "\r":
+            column = 0
+        else:
+            if column >= width:
+                row, column = row + 1, 0
+            rows += [[] for _ in range(row + 1 - len(rows))]
+            rows[row] += [" "] * (column + 1 - len(rows[row]))
+            rows[row][column] = part
+            column += 1
+        rows += [[] for _ in range(row + 1 - len(rows))]
+    return ["".join(r).rstrip() for r in rows]
+
+
+class Terminal:
+    """A process on a pseudo-terminal of a given width."""
+
+    def __init__(self, arguments: list, width: int, **environment: str):
+        self.output, (self._side, end) = "", os.openpty()
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "COLUMNS", "LINES", "NO_COLOR"))
+        }
+        path = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"
+        kept |= {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TERM": "xterm"}
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)], env=kept | environment, stdin=end, stdout=end, stderr=end,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(end)
+
+    def read_until(self, pattern: str, seconds: float = 120.0) -> None:
+        """Until the output matches; to the process's end for an empty pattern."""
+        end = time.monotonic() + seconds
+        while not (pattern and re.search(pattern, self.output)):
+            assert time.monotonic() < end, self.output[-2000:]
+            if select.select([self._side], [], [], 1.0)[0]:
+                try:
+                    data = os.read(self._side, 65536)
+                except OSError:  # EIO: the other end was closed
+                    data = b""
+                if not data:
+                    assert not pattern, self.output[-2000:]
+                    break
+                self.output += data.decode("utf-8", "replace")
+
+    def finish(self) -> int:
+        self.read_until("")
+        os.close(self._side)
+        return self.process.wait(60)
+
+
+def shown_search(workdir: str) -> None:
+    """Run in a process of its own: a search on a stand-in with its progress, then the leaderboard."""
+    console = Console(file=Output(sys.stdout))
+    progress = Progress(console)
+    with progress.running():
+        made = search(workdir, plan(24), StandIn(4, seconds=0.01), progress)
+    console.print(table(leaderboard(made.rows, {}, 2), "the leaderboard"))
+
+
+SHOWN = ["-c", "import sys, test_terminal as t; t.shown_search(sys.argv[1])"]
+
+
+def printed(renderable, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [20, 40, 46, 52, 64, 80, 160])
+def test_no_width_of_a_terminal_hides_a_rule_or_a_number(width):
+    def renamed(rows: Rows, text: str) -> Rows:
+        return Rows([*rows, *(dataclasses.replace(row, equation=LONG) for row in rows.of(equation=text))])
+
+    board = leaderboard(renamed(SEARCH, "unit_fro(g)"), {"unit_fro(g)": 1.25}, 4)
+    settings = SETTINGS | {"rules": [*SETTINGS["rules"], LONG]}
+    stand = standings(renamed(EVALUATION, "fa"), {"fa": 1.25}, settings)
+    for shown, numbers in (
+        (table(board, "a title"), ("70.00", "74.00 ± 2.58", "1.25x", "62.00 ± 4.00")),
+        (standings_table(stand, "a1"), ("0.03*", "85.00 ± 2.45", "+2.00 ± 1.30", "1.25x")),
+    ):
+        lines = printed(shown, width)
+        assert all(cell_len(line) <= width for line in lines)
+        text = re.sub(r"[\s│┃]", "", "".join(lines))
+        for number in numbers:
+            assert number.replace(" ", "") in text, (number, lines)
+        if not any("│" in line for line in lines):  # a rule on lines of its own is whole, as far as it may be
+            assert LONG.replace(" ", "") in text
+            assert width < 46 or LONG in "\n".join(lines)
+        else:
+            first = [line.split("│")[1] for line in lines if "│" in line]
+            assert LONG.replace(" ", "") in "".join(first).replace(" ", "") and max(map(len, first)) >= 24
+
+
+def test_a_text_table_is_a_table_where_the_texts_have_room_and_stacked_where_not():
+    board = table(leaderboard(SEARCH, {"unit_fro(g)": 1.25}, 1), "a title")
+    # Numbers 3 + 8 + 13 + 1 + 5, blanks 2·6, borders 7: 49, and 18 for the longest text, zero_signal: g - g.
+    assert any("│" in line for line in printed(board, 67)) and not any("│" in line for line in printed(board, 66))
+    assert printed(board, 46) == [
+        "a title",
+        "unit_fro(g)",
+        "  lr 0.3  search % 70.00",
+        "  fresh seeds % 74.00 ± 2.58  n 4  cost 1.25x",
+        "backprop: g",
+        "  lr 0.3  search % 60.00",
+        "  fresh seeds % 62.00 ± 4.00  n 3",
+        "zero_signal: g - g",
+        "  lr 0.3  search % 20.00",
+    ]
+
+
+def test_a_terminal_of_46_columns_shows_a_search_and_its_leaderboard(tmp_path):
+    terminal = Terminal([*SHOWN, tmp_path], 46)
+    assert terminal.finish() == 0
+    lines = screen(terminal.output, 46)
+    assert "\x1b[1A" in terminal.output  # it was a live panel
+    end = "\n".join(lines)
+    assert re.search(r"evaluations +24 of 24", end) and re.search(r"best +\d+\.\d\d % \S", end)
+    board = lines[lines.index("the leaderboard") :]
+    control = next(i for i, line in enumerate(board) if line.startswith("zero_signal: g - g"))
+    assert re.fullmatch(r"  lr 0\.1  search % \d+\.\d\d", board[control + 1])
+
+
+@pytest.mark.parametrize("width", [46, 120])
+def test_a_dumb_terminal_gets_plain_lines(tmp_path, width):
+    terminal = Terminal([*SHOWN, tmp_path], width, TERM="dumb")
+    assert terminal.finish() == 0
+    assert "\x1b" not in terminal.output and "compiling the training program …" in terminal.output
+    assert re.search(r"stage \w+, evaluations \d+ of 24 .*best \d", terminal.output.replace("\r\n", " "))
+
+
+def test_a_file_gets_no_cursor_codes_even_where_colours_are_forced(tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}",
+        "JAX_PLATFORMS": "cpu",
+        "FORCE_COLOR": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *SHOWN, tmp_path], env=environment, capture_output=True, check=True, timeout=120
+    )
+    assert set(re.findall(rb"\x1b\[[?0-9;]*([A-Za-z])", done.stdout)) == {b"m"}  # colours
+    assert b"evaluations" in done.stdout and len(done.stdout) < 10_000
+
+
+def test_the_line_said_at_ctrl_c_stays_on_the_screen(tmp_path):
+    """The command itself, on a terminal that a live display redraws four times a second."""
+    arguments = ["-m", "bpevo.launch", f"--workdir={tmp_path / 'run'}", *COMMAND, "--noequivalence"]
+    terminal = Terminal([*arguments, "--max_evaluations=100000"], 100, XDG_CACHE_HOME=str(tmp_path))
+    terminal.read_until(r"evaluations\S* +\S*[1-9]\d* of")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.finish() == 128 + signal.SIGINT
+    lines = screen(terminal.output, 100)
+    said = [i for i, line in enumerate(lines) if STOPPING in line]
+    after = [i for i, line in enumerate(lines) if line.startswith("interrupted: every finished training is kept")]
+    assert len(said) == 1 and said < after
+    assert any("backprop: g" in line for line in lines[after[0] :])  # and the leaderboard follows
+
+
+def test_a_notice_is_taken_only_where_a_display_shows_it():
+    plain = Progress(Console(file=io.StringIO()))
+    with plain.running():
+        assert not plain.notice(STOPPING)
+
+
+def command(name: str, argument: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    arguments = [sys.executable, "-m", f"bpevo.{name}", argument]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["launch", "evaluate", "report", "doctor", "bench"])
+def test_help_is_no_error(name):
+    asked = command(name, "--help")
+    assert asked.returncode == 0 and "--" in asked.stdout and not asked.stderr
+
+
+@pytest.mark.parametrize("name", ["report", "bench"])
+def test_a_stray_argument_is_an_error_of_one_line(name):
+    stray = command(name, "stray")
+    assert stray.returncode == 2
+    assert stray.stderr == f"bpevo.{name}: unknown argument 'stray': settings are flags, --name=value\n"

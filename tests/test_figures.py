@@ -1,6 +1,7 @@
 """Every figure that people read in tables, pages, plots and progress lines, against values worked out by hand."""
 
 import collections
+import dataclasses
 import io
 import math
 import types
@@ -18,6 +19,7 @@ from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import winners
 from bpevo.evolution import Change, Proposal
 from bpevo.report import Progress, Stages, ancestry, leaderboard, page, plots, progress, table, tables
+from bpevo.report.build import Report, Run
 from bpevo.rules import parse
 from bpevo.runs import Rows
 
@@ -273,6 +275,23 @@ def test_a_page_shows_the_correlation_after_a_third_of_the_epochs_and_shares_in_
     )
     cells = [c.split("<")[0] for c in page.early_decisions_html([d]).split('">')[1:]]
     assert [c for c in cells if c][-6:] == ["24", "0.30", "81.23", "79.00", "2.23", "26%"]
+
+
+def test_a_page_says_how_many_there_were_and_with_what():
+    settings = {"model": "mlp-8", "dataset": "digits", "optimizer": "sgd", "epochs": 4, "batch_size": 32, "train_examples": None,
+                "learning_rates": [0.3, 0.1], "weight_decay": 0.0005, "seed": 0}  # fmt: skip
+    rows = Rows(dataclasses.replace(row, finished=f"2026-01-01T00:00:{i:02}+00:00") for i, row in enumerate(SEARCH))
+    versions = {"jax": "1.2", "cores": "2"}
+    report = Report("a title")
+    report.add_search(Run(name="a", settings=settings, versions=versions, rows=rows, proposals=PROPOSALS, costs={}))
+    text = "".join(report._sections)
+    described = (
+        "mlp-8; on digits; with sgd; epochs 4; batch 32; weight decay 0.0005; learning rates 0.3, 0.1; seed 0. jax 1.2"
+    )
+    described += ", cores 2"
+    assert f'<p class="note">{described}</p>' in text and "<p>4 equations, 8 trainings.</p>" in text
+    # The best rule's lineage: fa, then unit_fro(g).
+    assert ">55.00<" in text and ">70.00<" in text and text.count("<tr") == 3
 
 
 # Progress.

@@ -7,6 +7,7 @@ zeros, both signs) and rounds the signals to 10 significant bits. Every equation
 import functools
 import hashlib
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +35,9 @@ def _values(rng: np.random.Generator, shapes: UnitShapes) -> Values:
             own = np.random.default_rng(zlib.crc32(o.name.encode()))
             constants[o.name] = _entries(own, 1, *shapes.of(o.base))
     constants = {name: np.repeat(x, STEPS, 0) for name, x in constants.items()}
-    h, dh = np.maximum(hp, 0), (hp > 0).astype(np.float32)
-    values = Values(hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_l, W=w, constants=constants)
-    return jax.tree.map(jnp.asarray, values)
+    arrays = {"hp": hp, "h": np.maximum(hp, 0), "dh": (hp > 0).astype(np.float32), "hp_next": hp_next}
+    arrays |= {"b_next": b_next, "b_L": b_l, "W": w}
+    return Values(constants=jax.tree.map(jnp.asarray, constants), **jax.tree.map(jnp.asarray, arrays))
 
 
 def _conv_forward(x, k):
@@ -49,7 +50,7 @@ def _conv_backward(y, k):
     return sum(jnp.pad(y @ k[p // 2, p % 2].T, pad) for p, pad in enumerate(pads))
 
 
-_UNITS = (
+_UNITS: tuple[tuple[UnitShapes, Callable, Callable], ...] = (
     (UnitShapes((4, 5), (4, 6), (4, 3), (5, 6)), lambda x, k: x @ k, lambda y, k: y @ k.T),
     (UnitShapes((3, 3, 3, 2), (3, 2, 2, 3), (3, 3), (2, 2, 2, 3)), _conv_forward, _conv_backward),
 )
@@ -60,7 +61,7 @@ def _probe(registered: tuple[Component, ...]):
     """program -> signals, traced with these components registered."""
     assert registered == extensions()
     rng = np.random.default_rng(1808_02822)
-    units = [(shapes, _values(rng, shapes), *products) for shapes, *products in _UNITS]
+    units = [(shapes, _values(rng, shapes), forward, backward) for shapes, forward, backward in _UNITS]
 
     @jax.jit
     def run(program: Program):

@@ -38,7 +38,7 @@ class DenseMap:
 class PooledDenseMap:
     """The mean over positions, then a matrix product: [B, H, W, I] -> [B, I] · [I, O]."""
 
-    size: tuple[int, int]  # H, W
+    size: tuple[int, ...]  # H, W
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.mean(x, (1, 2)) @ w
@@ -55,8 +55,8 @@ class PooledDenseMap:
 class ConvMap:
     """[B, H, W, I] * [kh, kw, I, O]."""
 
-    size: tuple[int, int]  # H, W
-    kernel: tuple[int, int]
+    size: tuple[int, ...]  # H, W
+    kernel: tuple[int, ...]
     window: convolution.Window
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:

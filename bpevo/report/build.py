@@ -58,7 +58,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     name=_name(each),
                     settings=settings,
                     versions=database.versions(),
-                    rows=database.rows(),
+                    rows=database.rows() if "scenario" in settings else database.judged(),
                     proposals=[] if "scenario" in settings or not settings else database.proposals(),
                     costs=database.costs(),
                 )

@@ -130,7 +130,7 @@ class _Evaluation:
         entry = UNARIES[node.name]
         if entry.statistic:
             return self._statistic(x, node.x.type, entry.statistic)
-        assert entry.fn is not None
+        assert entry.fn is not None and self._unit.key is not None
         key = jax.random.fold_in(self._unit.key, self._noises)
         self._noises += 1
         uniform = jax.random.uniform(key, (x.size,)).reshape(x.shape)

@@ -130,7 +130,7 @@ def _unary(unary: Unary, what: str) -> None:
 
 
 def _exactly_one(component: Component, what: str, fields: tuple[str, ...]) -> None:
-    if sum(bool(getattr(component, f)) for f in fields) != 1 or getattr(component, "structure", ""):
+    if sum(bool(getattr(component, f)) for f in fields) != 1 or getattr(component, "structure", None):
         raise ValueError(f"{what} needs exactly one of {', '.join(fields)}")
 
 

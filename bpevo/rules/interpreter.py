@@ -151,6 +151,7 @@ class _Machine:
 
     def _noise(self, value: jax.Array, c, base, average, noise: p.Noise) -> jax.Array:
         """A noisy function. Entry i of its U[0, 1) depends on the key and i alone; an average has one row of it."""
+        assert self._unit.key is not None
         flat = jax.random.uniform(jax.random.fold_in(self._unit.key, noise.number), (self._n,))
 
         def repeat(name: str):

@@ -6,6 +6,10 @@ from typing import Any
 from bpevo.evolution import EvolutionSettings, SearchSpace
 from bpevo.rules import Equation, parse
 
+# Of what a search does with its results: raised whenever the same results would lead to other proposals, bars or ranks. A run
+# of an older version is read, reported, evaluated and forked, never continued.
+SEMANTICS = 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchPlan:
@@ -41,6 +45,7 @@ class SearchPlan:
         """What two sessions of a run must share to be the same search."""
         space = self.space
         return {
+            "semantics": SEMANTICS,
             "controller": self.controller,
             "max_parts": space.max_parts,
             "operands": [str(o) for o in space.operands],

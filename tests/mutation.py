@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # The tests of each subject, by the name of a room or a module: those of the longest name that fits. Quick ones come first.
 SUBJECTS = {
-    "bpevo": "public bad_input launch",
+    "bpevo": "bad_input launch",
     "bpevo.bench": "bench",
     "bpevo.command": "bad_input environment launch",
     "bpevo.command.process": "terminal faults survival",
@@ -43,12 +43,12 @@ SUBJECTS = {
     "bpevo.doctor": "doctor",
     "bpevo.evaluate": "evaluate",
     "bpevo.evaluation": "figures significance ranking evaluate report",
-    "bpevo.evolution": "ranking controllers runs evolution",
+    "bpevo.evolution": "ranking controllers standing runs evolution",
     "bpevo.layers": "layers models training",
     "bpevo.models": "models",
     "bpevo.report": "figures ranking runs terminal report",
-    "bpevo.rules": "rules rules_values rules_interpreter",
-    "bpevo.runs": "ranking runs places faults",
+    "bpevo.rules": "rules rules_values rules_interpreter registering",
+    "bpevo.runs": "ranking standing runs places faults",
     "bpevo.search": "ranking runs figures fork",
     "bpevo.training": "training_alignment training extensions_training",
     "bpevo.training.transforms": "training_alignment",

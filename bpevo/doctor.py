@@ -38,7 +38,7 @@ def machine() -> Iterator[Finding]:
         state = f"{_size(used)} of {_size(limit)} in use" if limit else "uses the machine's memory"
         yield f"device {device.id}", f"{device.device_kind}, {state}", ""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield "memory", f"{_size(pages)}, {os.cpu_count()} cores", ""
+    yield "memory", f"{_size(pages)}, {versions['cores']} cores", ""
     try:
         selfcheck.check()
         yield "self-check", "compiled and eager gradients agree", ""

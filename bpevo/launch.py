@@ -39,8 +39,10 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         key = functional_key if plan.equivalence else (lambda equation: equation.key)
         controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
         progress = report.Progress(console)
+        forecast = report.Forecast(plan, workers.trainer, say)
+        forecast.start()
         interruption.notice = progress.notice
-        search = Search(database, controller, workers, plan, progress)
+        search = Search(database, controller, workers, plan, forecast.before(progress))
         interruption.search = search
         code = 0
         try:
@@ -73,7 +75,9 @@ def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.
                 f"{SEMANTICS}: it can be read, reported and evaluated, but not continued. To go on with what it found: python -m "
                 f"bpevo.launch … --workdir=ANOTHER_FOLDER --fork_from={command.workdir}"
             )
-        command = dataclasses.replace(command, search=command.search.continuing(stored, command.lag))
+        command = dataclasses.replace(
+            command, search=command.search.continuing(stored, command.lag, command.elite_size)
+        )
         changed = provenance.changed_numerics(database.versions(), versions)
         if changed:
             say(f"not bit-identical to its beginning: {changed}")

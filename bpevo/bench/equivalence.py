@@ -59,7 +59,7 @@ def mutations(names: Sequence[str] = tuple(NAMED)) -> list[Equation]:
 
 @dataclasses.dataclass(frozen=True)
 class Merges:
-    """What a test of duplicates merged, and the seconds that each equation took."""
+    """What a test of duplicates merged, and the processor time that each equation took, in seconds."""
 
     merges: list[Merge]
     seconds: np.ndarray  # shape=[number of equations]
@@ -70,14 +70,14 @@ def by_function(found: Sequence[Equation]) -> Merges:
     duplicates, merges, seconds = SameFunction(), [], []
     duplicates.key(found[0])  # compiles
     for i, equation in enumerate(found):
-        start = time.perf_counter()
+        start = time.process_time()
         key = duplicates.key(equation)
         first = duplicates.find(equation, key)
         if first is None:
             duplicates.add(Proposal(id=i, equation=equation, key=key))
         else:
             merges.append((i, first))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return Merges(merges, np.array(seconds))
 
 
@@ -87,11 +87,11 @@ def by_digest(found: Sequence[Equation]) -> Merges:
     merges, seconds = [], []
     digest(found[0])
     for i, equation in enumerate(found):
-        start = time.perf_counter()
+        start = time.process_time()
         j = first.setdefault(digest(equation), i)
         if i != j:
             merges.append((i, j))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return Merges(merges, np.array(seconds))
 
 
@@ -145,7 +145,7 @@ def _report(console: Console, name: str, drawn: int, found: list[Equation], judg
     say(f"  of the {len(v.first_true)} true ones of these {kept} are kept ({kept / max(1, len(v.first_true)):.1%})")
     ms, at = 1e3 * now.seconds, sorted({i for i, _ in now.merges})
     say(
-        f"  ms a proposal: mean {ms.mean():.2f}, median {np.median(ms):.2f}, 99 % below {np.quantile(ms, 0.99):.2f};"
+        f"  processor ms a proposal: mean {ms.mean():.2f}, median {np.median(ms):.2f}, 99 % below {np.quantile(ms, 0.99):.2f};"
         f" of a duplicate {ms[at].mean() if at else 0:.2f}"
     )
     for title, merges in (("false merge", v.false), ("lost", v.lost)):

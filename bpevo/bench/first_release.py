@@ -1,6 +1,6 @@
 """The yardstick: how the first release found duplicates, a digest of what rules do on two small units.
 
-It merged one rule in ten falsely: its entries, 1e-4 to 1e2, never come near those of networks. But where it was right,
+A quarter of its merges are false, for its entries, 1e-4 to 1e2, never come near those of networks. But where it was right,
 what takes its place should find the same.
 """
 

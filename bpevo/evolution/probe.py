@@ -42,9 +42,9 @@ def _activities(rng: np.random.Generator, regime: str) -> np.ndarray:
     z = rng.standard_normal(_X) + shift
     z[:, 0] += -20 if late else 20
     if late:
-        z[:, :, [3, 6, 7]] = -8 + 0.3 * rng.standard_normal((STEPS, BATCH, 3))  # dead, but for
+        z[:, :, [3, 6, 7, 10]] = -8 + 0.3 * rng.standard_normal((STEPS, BATCH, 4))  # dead, but for
         z[:, 9, 7] = 1.0  # a single sample
-        z[-1, 7, 6] = 1.0  # and the last step
+        z[-1, 7, [3, 6]] = 1.0  # and the last step
     else:
         z[:, :, 6] = 8 + rng.standard_normal((STEPS, BATCH))
         z[-1, 7, 6] = -1.0
@@ -58,7 +58,7 @@ def _signals(rng: np.random.Generator, regime: str) -> tuple[np.ndarray, np.ndar
         return 3e-3 * b_next, 3e-3 * b_l
     size, size_l = 10 ** rng.uniform(-9, -3, (STEPS, BATCH, 1)), 10 ** rng.uniform(-2, -1.5, (STEPS, BATCH, 1))
     size[:, 3], size[:, 5], size[:, 9] = 1.2e-2, 0, 1e-9
-    size_l[:, 11:15, 0] = [1e-8, 1e-9, 1e-10, 0]
+    size_l[:, 3], size_l[:, 11:15, 0] = 0.1, [1e-8, 1e-9, 1e-10, 0]
     b_next = b_next * size
     b_next[:, :, 0] = 0
     b_next[:, :, 1] *= 1e-3
@@ -76,8 +76,6 @@ def _values(seed: int, number: int) -> dict[str, Any]:
                 x = _wide(own, shape, 0.0)
             else:
                 x = np.asarray(o.draw(own.standard_normal(shape).astype(np.float32), 0.5))
-            if o.base == "F" and regime == "late":
-                x = x * 10 ** own.uniform(-2, 0, INPUTS)  # few features here stand for many in a network
             constants[o.name] = np.repeat(x[None], STEPS, 0)
     if regime == "wide":
         hp, b_next, b_l, hp_next = (_wide(rng, shape, 0.1) for shape in (_X, _Y, _Z, _Y))
@@ -87,7 +85,7 @@ def _values(seed: int, number: int) -> dict[str, Any]:
         w = 0.5 * rng.standard_normal(SHAPES.K) + 0.02 * rng.standard_normal((STEPS, *SHAPES.K))
     reads = np.ones((STEPS, INPUTS))
     if regime == "late":
-        reads[:, [3, 10]] = 0
+        reads[:, [3, 10, 12]] = 0
     h, dh = np.maximum(hp, 0), hp > 0
     values = Values(hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_l, W=w, constants=constants)
     return {"values": values, "reads": reads}

@@ -76,6 +76,8 @@ def test_a_component_named_twice_is_as_likely_as_others():
         ({"unaries": ["drop:1"]}, "must be a number in"),
         ({"unaries": ["scale:nan"]}, "must be a number in"),
         ({"unaries": ["scale:1e7"]}, "must be a number in"),
+        ({"unaries": ["scale:1e-40"]}, "must be a number in .*too small, 1e-40"),
+        ({"unaries": ["tanh"]}, "no unary function 'tanh'; there are identity, transpose, inv,"),
         ({"unaries": ["relu:1"]}, "no unary function 'relu:1'; the nearest is 'relu'"),
         ({"binaries": ["adds"]}, "no binary function 'adds'; the nearest is 'add'"),
         ({"max_parts": 0}, "max_parts must be at least 1"),

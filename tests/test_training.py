@@ -382,6 +382,34 @@ def test_several_devices_give_the_results_of_one(alone):
     assert [json.loads(line) for line in done.stdout.splitlines()] == [expected] * 3
 
 
+def print_results_beside_another() -> None:
+    """Run in a process of its own, under vmap: two noisy trainings alone, then beside each other."""
+    settings = TrainingSettings(model="mlp-8", weight_decay=0.01, batch_size=8, epochs=2)
+    trainer = make_trainer(2, settings, lowering="vmap", devices=jax.devices()[:1])
+    noisy = [training("add_noise(g, 0.1) + drop(fa, 0.1)"), training("mul_noise(g, 0.5)", replicate=1)]
+    for orders in ({0: noisy[0]}, {1: noisy[1]}, dict(enumerate(noisy))):
+        print(json.dumps({slot: repr(curve) for slot, curve in run(trainer, orders).items()}))
+
+
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+def test_the_environments_random_generator_changes_no_result(generator):
+    repository = pathlib.Path(__file__).parents[1]
+    results = []
+    for name in ("threefry2x32", generator):
+        environment = os.environ | {
+            "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DEFAULT_PRNG_IMPL": name,
+        }
+        command = [sys.executable, "-c", "import test_training; test_training.print_results_beside_another()"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        first, second, both = map(json.loads, done.stdout.splitlines())
+        assert first | second == both  # alone as beside another
+        results.append(both)
+    assert results[0] == results[1]
+
+
 # The Wide ResNet.
 
 

@@ -6,6 +6,7 @@ what takes its place should find the same.
 
 import functools
 import hashlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,9 @@ def _values(rng: np.random.Generator, shapes: UnitShapes) -> Values:
     hp_next, b_next, b_l = (_entries(rng, STEPS, *shape) for shape in (shapes.Y, shapes.Y, shapes.Z))
     constants = {"R": r[:1], "S": s[:1], "R_L": _entries(rng, 1, *shapes.F)}
     constants = {name: np.repeat(x, STEPS, 0) for name, x in constants.items()}
-    h, dh = np.maximum(hp, 0), (hp > 0).astype(np.float32)
-    values = Values(hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_l, W=w, constants=constants)
-    return jax.tree.map(jnp.asarray, values)
+    arrays = {"hp": hp, "h": np.maximum(hp, 0), "dh": (hp > 0).astype(np.float32), "hp_next": hp_next}
+    arrays |= {"b_next": b_next, "b_L": b_l, "W": w}
+    return Values(constants=jax.tree.map(jnp.asarray, constants), **jax.tree.map(jnp.asarray, arrays))
 
 
 def _conv_forward(x, k):
@@ -43,7 +44,7 @@ def _conv_backward(y, k):
     return sum(jnp.pad(y @ k[p // 2, p % 2].T, pad) for p, pad in enumerate(pads))
 
 
-_UNITS = (
+_UNITS: tuple[tuple[UnitShapes, Callable, Callable], ...] = (
     (UnitShapes((4, 5), (4, 6), (4, 3), (5, 6)), lambda x, k: x @ k, lambda y, k: y @ k.T),
     (UnitShapes((3, 3, 3, 2), (3, 2, 2, 3), (3, 3), (2, 2, 2, 3)), _conv_forward, _conv_backward),
 )
@@ -53,7 +54,7 @@ _UNITS = (
 def _probe():
     """program -> signals"""
     rng = np.random.default_rng(1808_02822)
-    units = [(shapes, _values(rng, shapes), *products) for shapes, *products in _UNITS]
+    units = [(shapes, _values(rng, shapes), forward, backward) for shapes, forward, backward in _UNITS]
 
     @jax.jit
     def run(program: Program):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bpevo.bench.engines import equations
-from bpevo.evolution import CONTROLLERS, EvolutionSettings, Proposal, Result, Rung, SameText, SearchSpace
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Proposal, Result, Rung, SameText, SearchSpace, Trained
 
 ASKED = 200
 EPOCHS = 3
@@ -23,11 +23,13 @@ def measure(controller: str, size: int, clock: Callable[[], float] = time.proces
 
     def result(i: int) -> Result:
         curve = tuple(rng.random(EPOCHS).tolist())
-        return Result(id=i, equation=pool[i % len(pool)], accuracy=curve[-1], rungs=i % 3, curves=(curve,))
+        proposal = Proposal(id=i, equation=pool[i % len(pool)], key=f"made up {i}", bars=((1, 0.0), (2, 0.0)))
+        return Result(proposal=proposal, trainings=(Trained(accuracy=curve[-1], rungs=i % 3, curve=curve),))
 
     for i in range(size):
-        made.adopt(Proposal(id=i, equation=pool[i % len(pool)], key=f"made up {i}"))
-        made.tell(result(i))
+        known = result(i)
+        made.adopt(known.proposal)
+        made.tell(known)
     later = [result(i) for i in range(size, size + ASKED)]
     start = clock()
     for r in later:

@@ -13,12 +13,13 @@ from bpevo.evolution.controllers import (
     RandomController,
 )
 from bpevo.evolution.equivalence import Duplicates, SameFunction, SameText
-from bpevo.evolution.fitness import fitness
-from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted
+from bpevo.evolution.fitness import Bars, first_bars, fitness, standing
+from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted, Trained
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
     "CONTROLLERS",
+    "Bars",
     "Change",
     "Controller",
     "ControllerFactory",
@@ -35,5 +36,8 @@ __all__ = [
     "SameText",
     "SearchSpace",
     "SpaceExhausted",
+    "Trained",
+    "first_bars",
     "fitness",
+    "standing",
 ]

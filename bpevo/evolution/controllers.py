@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from bpevo.evolution.equivalence import Duplicates
-from bpevo.evolution.population import Bars, Population
+from bpevo.evolution.fitness import first_bars
+from bpevo.evolution.population import Population, References
 from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, SpaceExhausted
 from bpevo.evolution.space import Change, SearchSpace, feasible
 from bpevo.rules import Equation
@@ -72,7 +73,7 @@ class DrawingController(abc.ABC):
         self.space, self.settings, self.initial = space, settings, list(initial)
         self.next_id = 0
         self._duplicates = duplicates
-        self._bars = Bars(settings.rungs)
+        self._references = References(settings.rungs)
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator) -> Draw:
@@ -84,10 +85,10 @@ class DrawingController(abc.ABC):
         self.next_id += 1
 
     def tell(self, result: Result) -> None:
-        self._bars.add(result)
+        self._references.add(result)
 
     def ask(self) -> Proposal:
-        n, bars = self.next_id, self._bars.current()
+        n, bars = self.next_id, self._references.bars()
         rng = np.random.default_rng([self.settings.seed, n])
         infeasible = duplicates = 0
         while infeasible + duplicates < MAX_RESTARTS:
@@ -137,11 +138,16 @@ class PaperController(DrawingController):
         duplicates: Duplicates,
     ):
         super().__init__(space, settings, initial, duplicates)
-        self._population = Population(settings.elite_size)
+        self._population = Population(settings.elite_size, settings.rungs)
+        self._first: dict[int, float] = {}  # bars by epoch: each rung's first
         self._roots: list[int] = []  # ids that hold an initial equation
 
     def adopt(self, proposal: Proposal) -> None:
         super().adopt(proposal)
+        first = first_bars([tuple(self._first.items()), proposal.bars])
+        if first != self._first:
+            self._first = first
+            self._population.judge(first)
         if proposal.id < len(self.initial) and proposal.parent is None:
             self._roots.append(proposal.id)
 

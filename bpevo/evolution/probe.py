@@ -75,7 +75,8 @@ def _values(seed: int, number: int) -> dict[str, Any]:
             if o.paper and regime == "wide":
                 x = _wide(own, shape, 0.0)
             else:
-                x = np.asarray(o.draw(own.standard_normal(shape).astype(np.float32), 0.5))
+                draw: Any = o.draw  # here of NumPy's arrays
+                x = np.asarray(draw(own.standard_normal(shape).astype(np.float32), 0.5))
             constants[o.name] = np.repeat(x[None], STEPS, 0)
     if regime == "wide":
         hp, b_next, b_l, hp_next = (_wide(rng, shape, 0.1) for shape in (_X, _Y, _Z, _Y))
@@ -86,9 +87,9 @@ def _values(seed: int, number: int) -> dict[str, Any]:
     reads = np.ones((STEPS, INPUTS))
     if regime == "late":
         reads[:, [3, 10, 12]] = 0
-    h, dh = np.maximum(hp, 0), hp > 0
-    values = Values(hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_l, W=w, constants=constants)
-    return {"values": values, "reads": reads}
+    arrays: dict[str, Any] = {"hp": hp, "h": np.maximum(hp, 0), "dh": hp > 0, "hp_next": hp_next}
+    arrays |= {"b_next": b_next, "b_L": b_l, "W": w, "constants": constants}
+    return {"values": Values(**arrays), "reads": reads}
 
 
 @functools.cache

@@ -4,7 +4,6 @@ A component is a function with its constant, or an operand with its mean, std or
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from bpevo.rules import BINARIES, OPERANDS, STATISTICS, UNARIES, Equation, InfeasibleEquation
 from bpevo.rules.equation import Argument, Part
 from bpevo.rules.expression import OperandNode, format_constant
+from bpevo.rules.text import suggestion
 
 UnaryChoice = tuple[str, float]
 
@@ -156,7 +156,7 @@ def _chosen(chosen: Sequence[str], valid: list[str], kind: str) -> list[str]:
     names: list[str] = []
     for name in chosen:
         if name != ALL and name not in valid:
-            raise ValueError(f"there is no {kind} {name!r}; the nearest is {_nearest(name, valid)!r}")
+            raise ValueError(f"there is no {kind} {name!r}; {suggestion(name, valid)}")
         names += valid if name == ALL else [name]
     return list(dict.fromkeys(names))
 
@@ -170,23 +170,16 @@ def _chosen_unaries(chosen: Sequence[str]) -> list[UnaryChoice]:
     return list(dict.fromkeys(choices))
 
 
-def _nearest(name: str, valid: list[str]) -> str:
-    return difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
-
-
 def _parse_unary(name: str, known: list[str]) -> UnaryChoice:
     """A unary with a constant of its own, such as scale:3; raises ValueError."""
     function, _, text = name.partition(":")
     if function not in UNARIES or not (text and UNARIES[function].takes_constant):
-        raise ValueError(f"there is no unary function {name!r}; the nearest is {_nearest(name, known)!r}")
-    low, high = UNARIES[function].legal
+        raise ValueError(f"there is no unary function {name!r}; {suggestion(name, known)}")
     try:
-        constant = float(np.float32(float(text)))
-    except ValueError:
-        constant = float("nan")
-    if not low <= constant <= high:
-        raise ValueError(f"the constant of {name!r} must be a number in [{low:g}, {high:g}]")
-    return function, constant
+        return function, UNARIES[function].rounded(float(text))
+    except ValueError as error:
+        low, high = UNARIES[function].legal
+        raise ValueError(f"the constant of {name!r} must be a number in [{low:.8g}, {high:.8g}]: {error}") from None
 
 
 def _genes(part: Part) -> list[str]:

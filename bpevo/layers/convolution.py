@@ -21,11 +21,11 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 class Window(NamedTuple):
     """Static geometry: strides and explicit ((top, bottom), (left, right)) padding."""
 
-    strides: tuple[int, int]
+    strides: tuple[int, ...]
     padding: tuple[tuple[int, int], tuple[int, int]]
 
 
-def window(size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], padding: str) -> Window:
+def window(size: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], padding: str) -> Window:
     """The Window of "SAME" or "VALID" padding for an input of `size` = (H, W)."""
     (top, bottom), (left, right) = lax.padtype_to_pads(size, kernel, strides, padding)
     return Window(strides, ((top, bottom), (left, right)))
@@ -50,12 +50,12 @@ def _unrolled(function):
     return build
 
 
-def _small(size: tuple[int, int], kernel: tuple[int, int], channels: int) -> bool:
+def _small(size: tuple[int, ...], kernel: tuple[int, ...], channels: int) -> bool:
     """Where matrix products over slices beat XLA's CPU convolution (measured by `python -m bpevo.bench --convolutions`)."""
     return kernel == (1, 1) or channels <= 4 or min(size) < max(kernel)
 
 
-def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple[int, int]) -> list[jax.Array]:
+def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, ...], size: tuple[int, ...]) -> list[jax.Array]:
     """For each kernel position, the inputs it meets: kh·kw arrays [B, H', W', I] with `size` = (H', W')."""
     pads = ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0))
     padded = lax.pad(x, jnp.zeros((), x.dtype), pads)
@@ -68,7 +68,7 @@ def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, int], size: tuple
     return [at(i, j) for i in range(kernel[0]) for j in range(kernel[1])]
 
 
-def _columns(geometry: Window, kernel: tuple[int, int], x: jax.Array) -> jax.Array:
+def _columns(geometry: Window, kernel: tuple[int, ...], x: jax.Array) -> jax.Array:
     """im2col: [B, H', W', kh·kw·I]."""
     sizes = zip(x.shape[1:3], kernel, geometry.strides, geometry.padding, strict=True)
     size = tuple((n + low + high - k) // s + 1 for n, k, s, (low, high) in sizes)
@@ -90,7 +90,7 @@ def _conv(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 @_unrolled
-def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: jax.Array) -> jax.Array:
+def _input_gradient(geometry: Window, size: tuple[int, ...], b: jax.Array, w: jax.Array) -> jax.Array:
     x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
 
     def forward(b: jax.Array, w: jax.Array) -> jax.Array:
@@ -118,7 +118,7 @@ def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: ja
 
 
 @functools.cache
-def _weight_gradient(geometry: Window, kernel: tuple[int, int]):
+def _weight_gradient(geometry: Window, kernel: tuple[int, ...]):
     def sliced(x: jax.Array, b: jax.Array) -> jax.Array:
         products = [jnp.einsum("bhwi,bhwo->io", s, b) for s in _slices(geometry, x, kernel, b.shape[1:3])]
         return jnp.stack(products).reshape(*kernel, x.shape[-1], b.shape[-1])
@@ -144,13 +144,13 @@ def conv(x: jax.Array, w: jax.Array, geometry: Window) -> jax.Array:
     return _conv(geometry)(x, w)
 
 
-def conv_input_gradient(b: jax.Array, w: jax.Array, size: tuple[int, int], geometry: Window) -> jax.Array:
+def conv_input_gradient(b: jax.Array, w: jax.Array, size: tuple[int, ...], geometry: Window) -> jax.Array:
     """[B, H', W', O], [kh, kw, I, O] -> [B, H, W, I] with `size` = (H, W)."""
     chex.assert_rank([b, w], 4)
     return _input_gradient(geometry, size)(b, w)
 
 
-def conv_weight_gradient(x: jax.Array, b: jax.Array, kernel: tuple[int, int], geometry: Window) -> jax.Array:
+def conv_weight_gradient(x: jax.Array, b: jax.Array, kernel: tuple[int, ...], geometry: Window) -> jax.Array:
     """[B, H, W, I], [B, H', W', O] -> [kh, kw, I, O]."""
     chex.assert_rank([x, b], 4)
     return _weight_gradient(geometry, kernel)(x, b)

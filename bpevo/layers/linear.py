@@ -6,6 +6,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bpevo.layers import convolution
 
@@ -38,7 +39,7 @@ class DenseMap:
 class PooledDenseMap:
     """The mean over positions, then a matrix product: [B, H, W, I] -> [B, I] · [I, O]."""
 
-    size: tuple[int, int]  # H, W
+    size: tuple[int, ...]  # H, W
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.mean(x, (1, 2)) @ w
@@ -55,8 +56,8 @@ class PooledDenseMap:
 class ConvMap:
     """[B, H, W, I] * [kh, kw, I, O]."""
 
-    size: tuple[int, int]  # H, W
-    kernel: tuple[int, int]
+    size: tuple[int, ...]  # H, W
+    kernel: tuple[int, ...]
     window: convolution.Window
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -67,6 +68,12 @@ class ConvMap:
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
         return convolution.conv_weight_gradient(x, b, self.kernel, self.window)
+
+
+def over_devices(gradient: jax.Array, value: jax.Array) -> jax.Array:
+    """The gradient of a value; inside `jax.shard_map`, of one that is the same on all devices, the sum of theirs."""
+    axes = jax.typeof(gradient).vma - jax.typeof(value).vma
+    return lax.psum(gradient, tuple(axes)) if axes else gradient
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -81,7 +88,7 @@ def _forward(linear: Linear, x: jax.Array, w: jax.Array):
 
 def _backward(linear: Linear, residuals, b: jax.Array):
     x, w = residuals
-    return linear.input_gradient(b, w), linear.weight_gradient(x, b)
+    return over_devices(linear.input_gradient(b, w), x), over_devices(linear.weight_gradient(x, b), w)
 
 
 apply.defvjp(_forward, _backward)

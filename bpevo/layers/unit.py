@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpevo.layers.linear import Linear
+from bpevo.layers.linear import Linear, over_devices
 from bpevo.rules import Rule, Unit, Values
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -57,20 +57,23 @@ def _forward(linear, activation, rule, hp, carrier, weights, constants, state, k
 
 
 def _backward(linear, activation, residuals, cotangents):
-    rule, hp, hp_next, weights, constants, state, key = residuals
+    rule, hp, hp_next, weights, constants, old, key = residuals
     b_next, b_L = cotangents  # noqa: N806 (the paper's name)
     h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
     kernel_gradient = linear.weight_gradient(h, b_next).astype(jnp.float32)
-    bias_gradient = None
-    if weights.bias is not None:
-        bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
+    bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
     values = Values(
         hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_L, W=weights.kernel, constants=constants
     )  # fmt: skip
     values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
-    signal, state = _signal(linear, rule.equation_is_data)(rule, values, state, key)
+    signal, state = _signal(linear, rule.equation_is_data)(rule, values, old, key)
     chex.assert_equal_shape([signal, hp])
-    return None, signal.astype(hp.dtype), b_L, Weights(kernel_gradient, bias_gradient), None, state, None
+    # Under vmap, a state that is the same for all mapped uses would count once: let it depend on them. Costs nothing compiled.
+    each = jnp.stack([jnp.ravel(v)[0] for v in (values.hp, values.b_next, values.b_L, values.W, signal)])
+    state = jax.tree.map(lambda s: jnp.where(jnp.any(jnp.isnan(each)), s, s), state)
+    bias_gradient = None if weights.bias is None else over_devices(bias_gradient, weights.bias)
+    gradients = Weights(over_devices(kernel_gradient, weights.kernel), bias_gradient)
+    return None, signal.astype(hp.dtype), b_L, gradients, None, jax.tree.map(over_devices, state, old), None
 
 
 unit.defvjp(_forward, _backward)

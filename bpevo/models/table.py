@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 
 from bpevo.models.mlp import MLP
@@ -20,11 +19,12 @@ class Model(Protocol):
     Hidden layers below a rule-driven one get its signal; a carrier goes through them and is added to the logits.
     """
 
-    def init(self, rngs: dict[str, jax.Array], x: jax.Array, train: bool = True) -> dict[str, Any]:
-        """Variables, from keys "params" and "feedback" and images [B, H, W, C] float32; only their shapes matter."""
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """`init({"params": key, "feedback": key}, x, train=False)`: variables, from images x [B, H, W, C] float32."""
 
-    def apply(self, variables: dict[str, Any], x: jax.Array, train: bool = True, **arguments: Any) -> Any:
-        """Logits [B, classes], float32. `arguments`: `rngs={"noise": key}`, `mutable=["batch_stats"]` as in Flax."""
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """`apply(variables, x, train=bool, rngs={"noise": key})`: logits [B, classes], float32; with
+        `mutable=["batch_stats"]` the pair of logits and what changed, as in Flax."""
 
 
 @dataclasses.dataclass(frozen=True)

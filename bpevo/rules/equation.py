@@ -90,10 +90,11 @@ class Equation:
                 integers[1, i, j] = known.statistics.index(operand.statistic) if operand else 0
                 integers[2, i, j] = known.unaries.index(argument.unary)
                 constant[i, j] = argument.constant
-        return cls(*integers, constant, binary, np.int32(len(parts)))
+        operands, taken, unaries = integers
+        return cls(operands, taken, unaries, constant, binary, np.int32(len(parts)))
 
     def to_parts(self) -> list[Part]:
-        known, parts = alleles(), int(self.parts)
+        known, parts = alleles(), int(np.asarray(self.parts))
         genes = (np.asarray(x)[:parts].tolist() for x in (self.operand, self.statistic, self.unary, self.constant))
 
         def argument(operand: int, statistic: int, unary: int, constant: float) -> Argument:

@@ -15,7 +15,7 @@ from absl import flags
 from rich.console import Console
 
 from bpevo import report
-from bpevo.evolution import CONTROLLERS, functional_key
+from bpevo.evolution import CONTROLLERS, SameFunction, SameText
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.search import SEMANTICS, Search, fork
 from bpevo.workers import Checkpoints, LocalWorkers
@@ -36,8 +36,8 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
         checkpoints = _checkpoints(command, say)
         workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
-        key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
+        duplicates = SameFunction() if plan.equivalence else SameText()
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, duplicates)
         progress = report.Progress(console)
         forecast = report.Forecast(plan, workers.trainer, say)
         forecast.start()

@@ -19,6 +19,7 @@ from bpevo.evolution import (
     RandomController,
     Result,
     Rung,
+    SameText,
     SearchSpace,
     SpaceExhausted,
     Trained,
@@ -28,11 +29,6 @@ from bpevo.evolution import (
 )
 from bpevo.evolution.population import bar
 from bpevo.evolution.space import feasible
-from bpevo.rules import Equation
-
-
-def plain_key(e: Equation) -> str:
-    return e.key
 
 
 def result(n: int, text: str, accuracy: float | None, rungs: int = 0, curves=((),), bars=()) -> Result:
@@ -51,7 +47,7 @@ def after(
     settings: EvolutionSettings, n: int, results: Sequence[Result] = (), space: SearchSpace = ALL
 ) -> PaperController:
     """A controller about to draw proposal n, told some results."""
-    made = PaperController(space, settings, (), plain_key)
+    made = PaperController(space, settings, (), SameText())
     for i in range(n):
         made.adopt(Proposal(id=i, equation=G, key=f"earlier {i}"))
     for r in results:
@@ -82,9 +78,9 @@ def test_a_proposal_depends_only_on_seed_number_and_results():
 @pytest.mark.parametrize("make", CONTROLLERS.values())
 def test_drawing_earlier_proposals_changes_later_ones_only_through_what_was_seen(make):
     settings, space = EvolutionSettings(elite_size=50, seed=1), SearchSpace(3)
-    drawn = make(space, settings, (), plain_key)
+    drawn = make(space, settings, (), SameText())
     proposals = [drawn.ask() for _ in range(12)]
-    resumed = make(space, settings, (), plain_key)
+    resumed = make(space, settings, (), SameText())
     for p in proposals[:9]:
         resumed.adopt(p)
     assert [resumed.ask() for _ in range(3)] == proposals[9:]
@@ -138,7 +134,7 @@ def test_the_number_of_mutations_follows_its_weights():
 
 def test_initial_equations_come_first_padded_and_their_mutants_after():
     texts = ["g", "fa", "g", "dfa"]  # a repeated one becomes a mutant
-    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], SameText())
     drawn = [made.ask() for _ in range(8)]
     for place in (0, 1, 3):
         assert drawn[place].key == equation(texts[place]).key and drawn[place].parent is None
@@ -149,13 +145,13 @@ def test_initial_equations_come_first_padded_and_their_mutants_after():
 
 
 def test_random_starts_last_for_n_proposals_then_come_mutants():
-    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), SameText())
     drawn = [made.ask() for _ in range(4)]  # still random: no result has come in
     results = [Result(proposal=p, trainings=(Trained(accuracy=0.5, rungs=0, curve=()),)) for p in drawn]
     for r in results:
         made.tell(r)
     assert all(p.parent is None for p in drawn) and made.ask().parent in range(4)
-    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), plain_key)
+    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), SameText())
     for r in results:
         other.tell(r)
     assert all(other.ask().parent is None for _ in range(5))
@@ -163,7 +159,7 @@ def test_random_starts_last_for_n_proposals_then_come_mutants():
 
 def test_random_search_never_breeds_but_keeps_initial_equations_duplicates_and_bars():
     settings = EvolutionSettings(elite_size=2, rungs=(Rung(1, 0.5),))
-    made = RandomController(ALL, settings, [equation("g"), equation("g")], plain_key)
+    made = RandomController(ALL, settings, [equation("g"), equation("g")], SameText())
     first = [made.ask() for _ in range(2)]
     assert first[0].key == G.key and first[1].duplicates == 1 and first[1].key != G.key
     for i in range(20):
@@ -196,7 +192,7 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
     assert controllers.MAX_RESTARTS == 10_000
     monkeypatch.setattr(controllers, "MAX_RESTARTS", 1000)
     space = SearchSpace(1, ["g", "W"], ["identity", "neg"], ["add"])
-    made = make(space, EvolutionSettings(elite_size=100, seed=2), (), plain_key)
+    made = make(space, EvolutionSettings(elite_size=100, seed=2), (), SameText())
     drawn = []
     with pytest.raises(SpaceExhausted, match="space exhausted: no new equation in 1,000 attempts"):
         for _ in range(10):
@@ -208,11 +204,15 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
 
 
 def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
-    def key(e):
-        return hashlib.sha256(e.key.encode()).hexdigest()[0]  # 16 keys
+    class Sixteen(SameText):
+        """Of 16 keys."""
 
+        def key(self, equation):
+            return hashlib.sha256(equation.key.encode()).hexdigest()[0]
+
+    key = Sixteen().key
     settings, seen = EvolutionSettings(elite_size=100, seed=4), []
-    made = PaperController(SearchSpace(2), settings, (), key)
+    made = PaperController(SearchSpace(2), settings, (), Sixteen())
     draw = made.draw
     monkeypatch.setattr(made, "draw", lambda rng: seen.append(draw(rng)) or seen[-1])
     keys = set()
@@ -230,7 +230,7 @@ def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
 def test_a_space_of_one_equation_is_exhausted_after_it(elite_size, initial, monkeypatch):
     monkeypatch.setattr(controllers, "MAX_RESTARTS", 200)
     space, initial = SearchSpace(1, ["g"], ["identity"], ["left"]), [equation(t, 1) for t in initial]
-    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, plain_key)
+    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, SameText())
     assert str(made.ask().equation) == "g"
     with pytest.raises(SpaceExhausted):
         made.ask()
@@ -322,7 +322,7 @@ def test_candidates_drawn_before_a_bar_are_bred_from_as_if_it_had_stopped_them()
         """Of twenty proposals after the results, where proposal i was stored with bars[i]."""
         found = set()
         for n in range(10, 30):
-            made = PaperController(SIGNALS, settings, (), plain_key)
+            made = PaperController(SIGNALS, settings, (), SameText())
             for i in range(n):
                 made.adopt(Proposal(id=i, equation=G, key=f"earlier {i}", bars=bars.get(i, ())))
             for r in early + later:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-from test_controllers import ALL, G, plain_key
+from test_controllers import ALL, G
 from test_evolution import equation
 
 from bpevo.evolution import EvolutionSettings, PaperController, Proposal, Result, Rung, SearchSpace, Trained
@@ -123,11 +123,11 @@ def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, 
         elite_size=elite_size, elite_probability=probability, mutations=(2, 1), rungs=rungs, seed=seed
     )
     initial = [equation(t) for t in initial]
-    made = PaperController(ALL, settings, initial, plain_key)
+    made = PaperController(ALL, settings, initial, SameText())
     rng, results, proposals, told = np.random.default_rng(seed), [], [], 0
     for n in range(60):
         if interrupted and n in (30, 50):
-            made, told = PaperController(ALL, settings, initial, plain_key), 0
+            made, told = PaperController(ALL, settings, initial, SameText()), 0
             for p in proposals:
                 made.adopt(p)
         known = results[: max(0, n - lag + 1)]
@@ -155,7 +155,7 @@ def test_a_proposal_visits_as_many_results_after_3000_as_after_300():
         return Counted(proposal=proposal, trainings=(training,))
 
     rng, equations = np.random.default_rng(0), [equation(t) for t in ("g", "fa", "h", "dh * fa")]
-    made = PaperController(ALL, EvolutionSettings(elite_size=200, rungs=(Rung(1, 0.5),)), (), plain_key)
+    made = PaperController(ALL, EvolutionSettings(elite_size=200, rungs=(Rung(1, 0.5),)), (), SameText())
     asked, told = {}, []
     for n in range(3001):
         if n in (300, 3000):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bpevo.evolution import Change, EvolutionSettings, PaperController, Proposal, Rung, SearchSpace, budget
+from bpevo.evolution import Change, EvolutionSettings, PaperController, Proposal, Rung, SameText, SearchSpace, budget
 from bpevo.evolution.space import feasible
 from bpevo.report import leaderboard, table
 from bpevo.rules import NAMED, parse
@@ -128,7 +128,7 @@ def search(
     """Runs or continues a search until its end or the trainer's interrupt."""
     with RunDatabase.writing(workdir) as database:
         database.check_settings(SETTINGS, {}, ())
-        proposer = PaperController(plan.space, plan.evolution, plan.initial, lambda e: e.key)
+        proposer = PaperController(plan.space, plan.evolution, plan.initial, SameText())
         made = Search(database, proposer, workers(trainer), plan, watch)
         made.run()
     return made

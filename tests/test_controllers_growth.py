@@ -8,7 +8,7 @@ import numpy as np
 from test_controllers import ALL, G
 from test_evolution import equation
 
-from bpevo.evolution import EvolutionSettings, PaperController, Proposal, Result, Rung, SearchSpace, Trained
+from bpevo.evolution import EvolutionSettings, PaperController, Proposal, Result, Rung, SameText, SearchSpace, Trained
 from bpevo.evolution.space import feasible
 from bpevo.rules import Equation
 

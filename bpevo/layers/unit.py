@@ -4,7 +4,7 @@
 gradient of `hp` is what the rule says. The *carrier*, a zero array shaped like the logits, passes through every unit
 and is added to the logits at the top, so its cotangent is b_L in every unit. The "gradient" of `state` is the rule's
 next state: whoever takes the gradient stores it instead of feeding it to an optimizer (Flax's
-`_overwrite_with_gradient` convention).
+`_overwrite_with_gradient` convention). So it is with the constants: their next value is their value.
 """
 
 import functools
@@ -24,18 +24,18 @@ Activation = Callable[[jax.Array], jax.Array]
 
 class Weights(NamedTuple):
     kernel: jax.Array  # K, float32
-    bias: jax.Array | None  # [O], float32
+    bias: jax.Array | None  # float32, [O] or what else broadcasts against hp_next
 
 
 Constants = Mapping[str, jax.Array]  # operands that are drawn once a run, as far as the rule reads them
 
 
 def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weights) -> jax.Array:
-    y = linear.forward(activation(hp), weights.kernel.astype(hp.dtype))
+    y = linear.forward(activation(hp), weights.kernel)
     return y if weights.bias is None else y + weights.bias.astype(y.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unit(
     linear: Linear,
     activation: Activation,
@@ -53,34 +53,40 @@ def unit(
 
 def _forward(linear, activation, rule, hp, carrier, weights, constants, state, key):
     hp_next = _apply(linear, activation, hp, weights)
-    return (hp_next, carrier), (rule, hp, hp_next, weights, constants, state, key)
+    return (hp_next, carrier), (linear, rule, hp, hp_next, weights, constants, state, key)
 
 
-def _backward(linear, activation, residuals, cotangents):
-    rule, hp, hp_next, weights, constants, state, key = residuals
+def _backward(activation, residuals, cotangents):
+    linear, rule, hp, hp_next, weights, constants, state, key = residuals
     b_next, b_L = cotangents  # noqa: N806 (the paper's name)
     h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
-    kernel_gradient = linear.weight_gradient(h, b_next).astype(jnp.float32)
-    bias_gradient = None
-    if weights.bias is not None:
-        bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
+    kernel_gradient = linear.weight_gradient(h, b_next).astype(weights.kernel.dtype)
+    bias_gradient = None if weights.bias is None else _bias_gradient(b_next, weights.bias)
     values = Values(
         hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_L, W=weights.kernel, constants=constants
     )  # fmt: skip
     values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
-    signal, state = _signal(linear, rule.equation_is_data)(rule, values, state, key)
+    signal, state = _signal(rule.equation_is_data)(linear.in_float32(), rule, values, state, key)
     chex.assert_equal_shape([signal, hp])
-    return None, signal.astype(hp.dtype), b_L, Weights(kernel_gradient, bias_gradient), None, state, None
+    weight_gradients = Weights(kernel_gradient, bias_gradient)
+    return None, None, signal.astype(hp.dtype), b_L, weight_gradients, constants, state, None
 
 
 unit.defvjp(_forward, _backward)
 
 
+def _bias_gradient(b_next: jax.Array, bias: jax.Array) -> jax.Array:
+    """The sum over the axes along which the bias is broadcast."""
+    new = b_next.ndim - bias.ndim
+    axes = (i for i, n in enumerate(b_next.shape) if i < new or bias.shape[i - new] != n)
+    return jnp.sum(b_next, tuple(axes), dtype=bias.dtype).reshape(bias.shape)
+
+
 @functools.cache
-def _signal(linear: Linear, one_by_one: bool):
+def _signal(one_by_one: bool):
     """The rule's signal; where the equation is data it is mapped, never vectorised: its switches stay branches."""
 
-    def signal(rule, values, state, key):
+    def signal(linear, rule, values, state, key):
         return rule.signal(Unit(values, linear.forward, linear.input_gradient, key), state)
 
     if not one_by_one:

@@ -6,7 +6,7 @@ linear between the activation and the product; its activation an element-wise fu
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -108,6 +108,8 @@ class Discovery:
             return [_union(given[0], *outs) for outs in zip(*branches, strict=True)]
         if node.bodies:
             return self._visit(node.bodies[0], given)
+        if node.name.startswith("random_"):  # a key may come with the parameters: what it draws is data
+            return [Depends(frozenset(), True)] * len(node.outputs)
         if node.name == "stop_gradient":
             return [Depends(frozenset(), given[0].data or bool(given[0].parameters))]
         return [_union(*given)] * len(node.outputs)
@@ -165,8 +167,7 @@ class Discovery:
         if not activation.nodes:
             pre = _without_first_transpositions(pre)
             activation = Segment((), pre.source, pre.source)
-        post, bias = self._after(node.outputs[0])
-        result = post.target if bias is None else self.trace.uses[post.target][0].outputs[0]
+        post, bias, result = self._after(node.outputs[0])
         x, w = self._aval(node.inputs[1 - side]), self._aval(node.inputs[side])
         h, y = self.trace.avals[pre.source], self.trace.avals[node.outputs[0]]
         axes = self._sample_axis(pre.source), self._sample_axis(result)
@@ -180,7 +181,7 @@ class Discovery:
     def _unconverted(self, weight: int) -> Segment:
         """Back to where a weight's layout and precision were last something else."""
         nodes: list[Node] = []
-        at = weight
+        at: Any = weight
         while (node := self.trace.producers.get(at)) and node.name in LAYOUT and is_float(self._aval(node.inputs[0])):
             nodes.insert(0, node)
             at = node.inputs[0]
@@ -190,7 +191,7 @@ class Discovery:
         """Back from a product's operand while what made it is linear in one array and reads no parameters otherwise."""
         nodes: list[Node] = []
         extras: list[int] = []
-        at = operand
+        at: Any = operand
         while (node := self.trace.producers.get(at)) and (main := self._linear_in(node)) is not None:
             others = [v for i, v in enumerate(node.inputs) if i != main]
             inside = [self._small(v) for v in others]
@@ -273,8 +274,8 @@ class Discovery:
                 return None
         return signals or None
 
-    def _after(self, product: int) -> tuple[Segment, int | None]:
-        """From a product through changes of layout to the sum with a bias; nothing if there is no bias."""
+    def _after(self, product: int) -> tuple[Segment, int | None, int]:
+        """From a product through changes of layout to the sum with a bias, the bias, the sum; nothing if there is none."""
         nodes: list[Node] = []
         at = product
         while len(uses := self.trace.uses.get(at, [])) == 1 and (node := uses[0]) is not None and not node.bodies:
@@ -282,13 +283,13 @@ class Discovery:
                 other = node.inputs[1] if node.inputs[0] == at else node.inputs[0]
                 same = self.trace.shape(node.outputs[0]) == self.trace.shape(at)
                 if same and self.of(other).is_weight and not isinstance(other, Constant):
-                    return Segment(tuple(nodes), product, at), other
+                    return Segment(tuple(nodes), product, at), other, node.outputs[0]
                 break
             if node.name not in LAYOUT:
                 break
             nodes.append(node)
             at = node.outputs[0]
-        return Segment((), product, product), None
+        return Segment((), product, product), None, product
 
 
 def scan_split(node: Node) -> tuple[int, int]:

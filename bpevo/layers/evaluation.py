@@ -103,7 +103,7 @@ class Evaluation:
 
     def run(self, arguments: Sequence[Any], state: Mapping[str, State], carrier: jax.Array, logits: int | None):
         """The outputs of the traced function, a list."""
-        outputs, carrier = self._graph(self._trace.graph, arguments, state, carrier, dict(self._trace.constants))
+        outputs, carrier = self._graph(self._trace.graph, arguments, state, carrier)
         floats = [i for i, x in enumerate(outputs) if is_float(jnp.asarray(x))]
         at = floats.index(logits) if self._reads_b_L and logits is not None else None
         joined = _joined(at, tuple(jnp.asarray(outputs[i]) for i in floats), carrier)
@@ -111,8 +111,8 @@ class Evaluation:
             outputs[i] = x
         return outputs
 
-    def _graph(self, graph: Graph, arguments, state, carrier, values: Values) -> tuple[list[Any], jax.Array]:
-        values.update(zip(graph.inputs, arguments, strict=True))
+    def _graph(self, graph: Graph, arguments, state, carrier) -> tuple[list[Any], jax.Array]:
+        values: Values = self._trace.constants | dict(zip(graph.inputs, arguments, strict=True))
 
         def read(atom: Atom):
             return atom.value if isinstance(atom, Constant) else values[atom]
@@ -182,7 +182,7 @@ class Evaluation:
             return lax.switch(values[0], branches, values[1:], state, carrier)
 
         def checkpointed(values, state, carrier):
-            return self._graph(node.bodies[0], values, state, carrier, {})
+            return self._graph(node.bodies[0], values, state, carrier)
 
         params = {k: node.params[k] for k in ("prevent_cse", "policy")}
         return jax.checkpoint(checkpointed, **params)(values, state, carrier)
@@ -191,7 +191,7 @@ class Evaluation:
         mine = set(self._names(body))
 
         def branch(values, state, carrier):
-            outputs, carrier = self._graph(body, values, state, carrier, {})
+            outputs, carrier = self._graph(body, values, state, carrier)
             return outputs, _kept(carrier, {n: s for n, s in state.items() if n not in mine})
 
         return branch
@@ -202,7 +202,7 @@ class Evaluation:
 
         def step(carry, slices):
             (carry, carrier), (x, state) = carry, slices
-            outputs, carrier = self._graph(node.bodies[0], [*fixed, *carry, *x], state, carrier, {})
+            outputs, carrier = self._graph(node.bodies[0], [*fixed, *carry, *x], state, carrier)
             return (outputs[:carried], carrier), outputs[carried:]
 
         loop = {k: node.params[k] for k in ("length", "reverse", "unroll")}

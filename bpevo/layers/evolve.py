@@ -203,7 +203,7 @@ class _Plan:
 
     def with_more_samples(self) -> Trace | None:
         """The same trace of one more sample; None if the function does not allow it or then does something else."""
-        samples = self.samples()
+        samples = self.samples() or 0
         values = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self._values]
         for i in range(len(self._names), len(values)):
             if values[i].shape[:1] == (samples,):
@@ -293,7 +293,7 @@ class _Plan:
                 "net.init(key, params, …)"
             )
         carrier = jnp.zeros(self.logits_shape if "b_L" in self._rule.reads else (1, 1))
-        evaluation = Evaluation(self._trace, self._units, self._rule, {u.name: self._z(u) for u in self._units})
+        evaluation = Evaluation(self._trace, self._units, self._rule, {u.name: self.shapes(u).Z for u in self._units})
         outputs = evaluation.run(self._values, state, carrier, self._logits)
         return jax.tree.unflatten(self._trace.tree, outputs)
 
@@ -303,7 +303,8 @@ class _SampleAxes:
 
     def __init__(self, plan: _Plan):
         self._plan, self._trace = plan, plan._trace
-        self._samples, self._other, self._tried = plan.samples(), None, False
+        self._samples, self._tried = plan.samples(), False
+        self._other: Trace | None = None
 
     def __call__(self, value: int) -> int:
         shape = self._trace.shape(value)

@@ -329,8 +329,8 @@ def _is_elementwise(equation) -> bool:
                 return False
         return True
 
-    shapes = {v.aval.shape for v in (*equation.invars, *equation.outvars)}
-    return len(equation.invars) == len(shapes) == 1 and all(map(inside, inner_jaxprs(equation)))
+    shapes = {v.aval.shape for v in (*equation.invars, *equation.outvars)} - {()}
+    return len(shapes) <= 1 and len(equation.outvars) == 1 and all(map(inside, inner_jaxprs(equation)))
 
 
 def _without_first_transpositions(pre: Segment) -> Segment:

@@ -16,6 +16,7 @@ from bpevo.layers import evaluation, modules
 from bpevo.layers.evolve import evolve
 
 CLASSES, STEPS = 4, 2
+SMALLEST = tuple(u for u in rules.UNARIES if u.endswith("_ninf"))  # they divide by what may be rounding alone
 NAMES = [n for n in rules.NAMED if not n.endswith("baseline")]
 
 
@@ -27,12 +28,15 @@ def cross_entropy(logits, labels):
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
 
 
-def assert_close(actual, expected, tolerance, what):
-    """Of one tree, relative to its largest entry; entries that are not finite are so in both."""
-    largest = max(float(np.max(np.abs(np.where(np.isfinite(e), e, 0)), initial=0)) for e in jax.tree.leaves(expected))
+def largest(tree):
+    return max(float(np.max(np.abs(np.where(np.isfinite(x), x, 0)), initial=0)) for x in jax.tree.leaves(tree))
+
+
+def assert_close(actual, expected, tolerance, what, spread=0.0):
+    """Of one tree, relative to its largest entry and to its `spread`; entries that are not finite are so in both."""
     for (path, a), e in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         message = f"{what} {jax.tree_util.keystr(path)}"
-        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * largest + 1e-12, err_msg=message)
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * largest(expected) + spread, err_msg=message)
 
 
 def layer_state(state):
@@ -90,11 +94,19 @@ class Network:
         self.state = net.init(jax.random.key(5), {"params": self.params, **self.others}, self.images[0])
 
     def check(self, equation, tolerance):
+        """Rounding may be amplified by a chain (1 / mean(hp)): as a relative change of the images by 4e-6."""
         program, state = rules.assemble(equation), self.state
         for x in self.images:
-            gradient, expected, state, renewed = self.step(program, self.params, self.others, state, x, self.labels)
-            assert_close(gradient, expected, tolerance, str(equation))
-            assert_close(layer_state(state)[0][layers.OVERWRITE], renewed[layers.OVERWRITE], tolerance, str(equation))
+            step = functools.partial(self.step, program, self.params, self.others, state)
+            gradient, expected, state, renewed = step(x, self.labels)
+            actual = gradient, layer_state(state)[0][layers.OVERWRITE]
+            wanted, near = (expected, renewed[layers.OVERWRITE]), None
+            if tolerance > 1e-5:
+                _, near, _, renewed = step(x * (1 + 1e-6 * jnp.sign(normal(9, *x.shape))), self.labels)
+                near = near, renewed[layers.OVERWRITE]
+            for i in range(2):
+                spread = 0.0 if near is None else 4 * largest(jax.tree.map(jnp.subtract, near[i], wanted[i]))
+                assert_close(actual[i], wanted[i], tolerance, str(equation), spread)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +137,7 @@ def test_plain_wide_resnet_has_the_numbers_of_ours_for_named_rules(wide_resnet):
 
 
 @pytest.mark.slow
-@hypothesis.given(equation=chains())
+@hypothesis.given(equation=chains(exclude=SMALLEST))
 @hypothesis.settings(max_examples=30)
 def test_plain_wide_resnet_has_the_numbers_of_ours_for_random_chains(wide_resnet, equation):
-    wide_resnet.check(equation, 1e-3)
+    wide_resnet.check(equation, 1e-4)

@@ -27,14 +27,16 @@ from bpevo.layers.traced_map import MapPlan, Product
 
 _ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
 cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max
-min mul ne neg nextafter not or pow real rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor"""
+min mul ne neg nextafter not or pow real rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor pvary"""
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 AFFINE = frozenset(["add", "sub", "mul", "div", "neg", "convert_element_type", "copy"])  # of one array and numbers
-LAYOUT = frozenset(["reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy"])
+LAYOUT = frozenset(["reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy", "pvary"])
 # Linear in their first argument if the others hold no parameters.
 _LINEAR = LAYOUT | {"broadcast_in_dim", "rev", "slice", "dynamic_slice", "gather", "cumsum", "neg", "div"}
 _LINEAR |= {"reduce_sum", "reduce_window_sum", "reduce_precision"}
-_SMALL = frozenset(["broadcast_in_dim", "convert_element_type", "iota", "reshape"])  # of numbers: cheap to make again
+_SMALL = frozenset(
+    ["broadcast_in_dim", "convert_element_type", "iota", "reshape", "pvary"]
+)  # of numbers: cheap to make again
 
 
 class Depends(NamedTuple):

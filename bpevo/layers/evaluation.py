@@ -17,15 +17,11 @@ from bpevo.layers.discovery import Found, scan_split
 from bpevo.layers.graph import Atom, Constant, Graph, Node, Trace, is_float
 from bpevo.layers.traced_map import TracedMap
 from bpevo.layers.unit import Weights, unit
+from bpevo.layers.varying import axes, vary, vary_state
 from bpevo.rules import Rule, Unit, UnitShapes
 from bpevo.rules.unit import State
 
 Values = dict[int, Any]
-
-
-def front(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """A shape with an axis moved to the front."""
-    return (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
 
 @jax.tree_util.register_dataclass
@@ -69,18 +65,18 @@ def _key(words: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(high << 16 | low, impl="threefry2x32")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _joined(logits: int | None, outputs: tuple[jax.Array, ...], carrier: jax.Array) -> tuple[jax.Array, ...]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _joined(logits: int | None, over, outputs: tuple[jax.Array, ...], carrier: jax.Array) -> tuple[jax.Array, ...]:
     """The outputs. The carrier's cotangent is that of the logits, `outputs[logits]`, or zero."""
     return outputs
 
 
-def _joined_backward(logits, carrier, cotangents):
+def _joined_backward(logits, over, carrier, cotangents):
     b_L = jnp.zeros_like(carrier) if logits is None else cotangents[logits].astype(carrier.dtype)  # noqa: N806
-    return cotangents, b_L
+    return cotangents, vary(b_L, over)
 
 
-_joined.defvjp(lambda logits, outputs, carrier: (outputs, carrier), _joined_backward)
+_joined.defvjp(lambda logits, over, outputs, carrier: (outputs, carrier), _joined_backward)
 
 
 @jax.custom_vjp
@@ -103,10 +99,12 @@ class Evaluation:
 
     def run(self, arguments: Sequence[Any], state: Mapping[str, State], carrier: jax.Array, logits: int | None):
         """The outputs of the traced function, a list."""
+        over = self._over = axes([*arguments, *self._trace.constants.values()])
+        state, carrier = vary_state(over, state) if over else state, vary(carrier, over)
         outputs, carrier = self._graph(self._trace.graph, arguments, state, carrier)
         floats = [i for i, x in enumerate(outputs) if is_float(jnp.asarray(x))]
         at = floats.index(logits) if self._reads_b_L and logits is not None else None
-        joined = _joined(at, tuple(jnp.asarray(outputs[i]) for i in floats), carrier)
+        joined = _joined(at, over, tuple(jnp.asarray(outputs[i]) for i in floats), carrier)
         for i, x in zip(floats, joined, strict=True):
             outputs[i] = x
         return outputs
@@ -154,13 +152,21 @@ class Evaluation:
 
         kernel = plan.product.to_kernel(unconverted(found.weight))
         bias = None if found.bias is None else jnp.moveaxis(unconverted(found.bias), plan.y_axis, 0)
-        linear = TracedMap(tuple(values[v] for v in plan.pre.extras), plan)
-        hp = jnp.moveaxis(values[found.source], plan.h_axis, 0)
+        hp, extras = jnp.moveaxis(values[found.source], plan.h_axis, 0), tuple(values[v] for v in plan.pre.extras)
+        hp, kernel, bias, extras = vary((hp, kernel, bias, extras), self._over)
         b_L = carrier.reshape(self._b_L_shapes[found.name])  # noqa: N806
         constants, rule_state = state.get("constants", {}), state.get("rule", {})
         with jax.named_scope(found.name):
             y, b_L = unit(  # noqa: N806
-                linear, activation, self._rule, hp, b_L, Weights(kernel, bias), constants, rule_state, None
+                TracedMap(extras, plan),
+                activation,
+                self._rule,
+                hp,
+                b_L,
+                Weights(kernel, bias),
+                constants,
+                rule_state,
+                None,
             )
         return jnp.moveaxis(y, 0, plan.y_axis), b_L.reshape(carrier.shape)
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from bpevo import rules
 from bpevo.layers.constants import draw_constants
 from bpevo.layers.discovery import Depends, Discovery, Found, LeftAlone
-from bpevo.layers.evaluation import Evaluation, front, starting_state
+from bpevo.layers.evaluation import Evaluation, starting_state
 from bpevo.layers.graph import Trace, is_float
+from bpevo.layers.traced_map import front
 from bpevo.rules import Rule, UnitShapes
 
 LARGEST_FEEDBACK = 64 * 2**20  # entries of R_L

@@ -10,6 +10,7 @@ import numpy as np
 from bpevo.layers import convolution
 from bpevo.layers.graph import Node, Segment
 from bpevo.layers.linear import ConvMap
+from bpevo.layers.varying import struct
 
 
 class Product(NamedTuple):
@@ -54,15 +55,20 @@ class Product(NamedTuple):
         w = w.astype(self.dtype)
         return self.node.run((x, w) if self.side else (w, x))[0]
 
-    def input_gradient(self, b: jax.Array, kernel: jax.Array, x: jax.ShapeDtypeStruct, float32: bool) -> jax.Array:
+    def input_gradient(self, b: jax.Array, kernel: jax.Array, shape: tuple[int, ...], float32: bool) -> jax.Array:
         if self.measured:
             return self.measured.input_gradient(b, kernel.astype(b.dtype))
-        return _transpose(lambda x: self.forward(x, kernel, float32), x)(b)
+        return _transpose(lambda x: self.forward(x, kernel, float32), shape, b.dtype, b)
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
         if self.measured:
             return self.measured.weight_gradient(x, b)
-        return _transpose(lambda w: self.forward(x, w), jax.ShapeDtypeStruct(self.kernel, self.dtype))(b)
+        return _transpose(lambda w: self.forward(x, w), self.kernel, self.dtype, b)
+
+
+def front(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """A shape with an axis moved to the front."""
+    return (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
 
 def _is_plain(node: Node, x: Any) -> bool:
@@ -79,8 +85,9 @@ def _is_plain(node: Node, x: Any) -> bool:
     )
 
 
-def _transpose(function, x: jax.ShapeDtypeStruct):
-    return lambda b: jax.linear_transpose(function, x)(b)[0]
+def _transpose(linear, shape: tuple[int, ...], dtype: Any, b: jax.Array) -> jax.Array:
+    """The transpose, at b, of a linear function of one array of that shape and dtype."""
+    return jax.linear_transpose(linear, struct(b, shape, dtype))(b)[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,8 +98,8 @@ class MapPlan:
     product: Product
     post: Segment
     h: jax.ShapeDtypeStruct
-    operand: jax.ShapeDtypeStruct
-    out: jax.ShapeDtypeStruct
+    operand: jax.ShapeDtypeStruct  # what meets the weight
+    out: jax.ShapeDtypeStruct  # of the product
     y_shape: tuple[int, ...]
     h_axis: int
     y_axis: int
@@ -116,12 +123,6 @@ class TracedMap:
     def _post(self, y: jax.Array) -> jax.Array:
         return jnp.moveaxis(self.plan.post.run(y, (), self.float32), self.plan.y_axis, 0)
 
-    def _back(self, function, at: jax.ShapeDtypeStruct, b: jax.Array) -> jax.Array:
-        return _transpose(function, self._typed(at))(b)
-
-    def _typed(self, at: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(at.shape, jnp.float32) if self.float32 else at
-
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
         if (whole := self._for_all_samples(x, self.plan.h.shape[self.plan.h_axis])) is not None:
             return self.forward(whole, w)[:1]
@@ -131,14 +132,17 @@ class TracedMap:
         plan = self.plan
         if (whole := self._for_all_samples(b, plan.h.shape[plan.h_axis])) is not None:
             return self.input_gradient(whole, w)[:1]
-        b = self._back(self._post, plan.out, b)
-        b = plan.product.input_gradient(b, w, self._typed(plan.operand), self.float32)
-        h = plan.h
-        front = (h.shape[plan.h_axis], *h.shape[: plan.h_axis], *h.shape[plan.h_axis + 1 :])
-        return self._back(self._pre, jax.ShapeDtypeStruct(front, h.dtype), b)
+        assert self.float32  # only rules ask
+        b = self._post_transposed(b)
+        b = plan.product.input_gradient(b, w, plan.operand.shape, self.float32)
+        return _transpose(self._pre, front(plan.h.shape, plan.h_axis), jnp.float32, b)
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
-        return self.plan.product.weight_gradient(self._pre(x), self._back(self._post, self.plan.out, b))
+        return self.plan.product.weight_gradient(self._pre(x), self._post_transposed(b))
+
+    def _post_transposed(self, b: jax.Array) -> jax.Array:
+        out = self.plan.out
+        return _transpose(self._post, out.shape, jnp.float32 if self.float32 else out.dtype, b)
 
     def _for_all_samples(self, average: jax.Array, samples: int) -> jax.Array | None:
         """A [1, ·] average repeated for every sample, for the graph's shapes are those of its trace."""

@@ -3,16 +3,15 @@
 import itertools
 import math
 import zlib
+from typing import Any
 
 import jax
 
 from bpevo.rules import OPERANDS, UnitShapes
 
 
-def draw_constants(
-    key: jax.Array, reads: frozenset[str], deviation: float | jax.Array, shapes: UnitShapes
-) -> dict[str, jax.Array]:
-    """Those that a rule reads; `deviation` is that of W's initial law.
+def draw_constants(key: jax.Array, reads: frozenset[str], deviation: Any, shapes: UnitShapes) -> dict[str, jax.Array]:
+    """Those that a rule reads; `deviation`, a number, is that of W's initial law.
 
     The paper's come from one Gaussian draw, so that a unit compiles one generator; others depend on their name alone.
     """

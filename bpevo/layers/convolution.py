@@ -93,8 +93,6 @@ def _conv(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
 
 @_unrolled
 def _input_gradient(geometry: Window, size: tuple[int, ...], b: jax.Array, w: jax.Array) -> jax.Array:
-    x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
-def _input_gradient(geometry: Window, size: tuple[int, int], b: jax.Array, w: jax.Array) -> jax.Array:
     x = struct(b, (b.shape[0], *size, w.shape[2]), b.dtype)
 
     def forward(b: jax.Array, w: jax.Array) -> jax.Array:

@@ -164,21 +164,37 @@ class Discovery:
 
     def _found(self, node: Node, side: int, path: str, loops: tuple[int, ...]) -> Found:
         count = self._names[path] = self._names.get(path, 0) + 1
-        pre = self._linear_chain(node.inputs[1 - side])
+        (x, w) = node.inputs if side else node.inputs[::-1]
+        assert isinstance(x, int) and isinstance(w, int)  # numbers are neither signals nor weights
+        pre = self._linear_chain(x)
         activation = self._activation(pre.source)
         if not activation.nodes:
             pre = _without_first_transpositions(pre)
             activation = Segment((), pre.source, pre.source)
         post, bias, result = self._after(node.outputs[0])
-        x, w = self._aval(node.inputs[1 - side]), self._aval(node.inputs[side])
-        h, y = self.trace.avals[pre.source], self.trace.avals[node.outputs[0]]
-        axes = self._sample_axis(pre.source), self._sample_axis(result)
-        shapes = (*map(_struct, (h, x, y)), self.trace.shape(result))
-        plan = MapPlan(pre, Product.of(node, side, x, w), post, *shapes, *axes)
-        here = path if count == 1 else f"{path}#{count}"
-        weights = self._unconverted(node.inputs[side]), None if bias is None else self._unconverted(bias)
-        name = _activation_name(activation.nodes)
-        return Found(here, *weights, activation.source, result, activation, name, plan, loops)
+        avals = self.trace.avals
+        plan = MapPlan(
+            pre=pre,
+            product=Product.of(node, side, avals[x], avals[w]),
+            post=post,
+            h=_struct(avals[pre.source]),
+            operand=_struct(avals[x]),
+            out=_struct(avals[node.outputs[0]]),
+            y_shape=self.trace.shape(result),
+            h_axis=self._sample_axis(pre.source),
+            y_axis=self._sample_axis(result),
+        )
+        return Found(
+            name=path if count == 1 else f"{path}#{count}",
+            weight=self._unconverted(w),
+            bias=None if bias is None else self._unconverted(bias),
+            source=activation.source,
+            result=result,
+            activation=activation,
+            activation_name=_activation_name(activation.nodes),
+            plan=plan,
+            loops=loops,
+        )
 
     def _unconverted(self, weight: int) -> Segment:
         """Back to where a weight's layout and precision were last something else."""

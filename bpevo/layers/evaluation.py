@@ -94,7 +94,6 @@ class Evaluation:
     def __init__(self, trace: Trace, units: Sequence[Found], rule: Rule, b_L_shapes: Mapping[str, tuple[int, ...]]):  # noqa: N803
         self._trace, self._b_L_shapes = trace, b_L_shapes
         self._rule = WithNoise(rule) if rule.needs_noise else rule
-        self._reads_b_L = "b_L" in rule.reads
         self._units = {trace.producers[u.result]: u for u in units}  # by the operation that a unit ends with
 
     def run(self, arguments: Sequence[Any], state: Mapping[str, State], carrier: jax.Array, logits: int | None):
@@ -103,7 +102,7 @@ class Evaluation:
         state, carrier = vary_state(over, state) if over else state, vary(carrier, over)
         outputs, carrier = self._graph(self._trace.graph, arguments, state, carrier)
         floats = [i for i, x in enumerate(outputs) if is_float(jnp.asarray(x))]
-        at = floats.index(logits) if self._reads_b_L and logits is not None else None
+        at = None if logits is None else floats.index(logits)
         joined = _joined(at, over, tuple(jnp.asarray(outputs[i]) for i in floats), carrier)
         for i, x in zip(floats, joined, strict=True):
             outputs[i] = x

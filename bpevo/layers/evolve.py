@@ -15,7 +15,7 @@ from bpevo.layers.discovery import Depends, Discovery, Found, LeftAlone
 from bpevo.layers.evaluation import Evaluation, starting_state
 from bpevo.layers.graph import Trace, is_float
 from bpevo.layers.traced_map import front
-from bpevo.rules import Rule, UnitShapes
+from bpevo.rules import OPERANDS, Rule, UnitShapes
 
 LARGEST_FEEDBACK = 64 * 2**20  # entries of R_L
 _TRACING = (
@@ -53,10 +53,10 @@ class Units(Sequence):
         return self.found[index]
 
     def __str__(self) -> str:
-        rows = [("unit", "activation", "hp", "hp_next", "kernel")]
+        rows = [["unit", "activation", "hp", "hp_next", "kernel"]]
         for u in self.found:
             loops = "".join(f"{n} x " for n in u.loops)
-            rows.append((loops + u.path, u.activation, *(str(list(s)) for s in (u.hp, u.hp_next, u.kernel))))
+            rows.append([loops + u.path, u.activation, *(str(list(s)) for s in (u.hp, u.hp_next, u.kernel))])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.left_alone:
@@ -134,7 +134,7 @@ def evolve(
         feeding it to the optimizer, and call `net` once for each gradient.
 
     Raises:
-        ValueError: When called: no unit is found; the rule reads b_L and there are no logits, or it cannot reach a unit;
+        ValueError: When called: no unit is found; the rule reads b_L or R_L and there are no logits, or none for a unit;
             R_L is larger than 64 M entries.
         TypeError: When called: `apply` needs values while it is traced, or a weight is made of integers.
 
@@ -173,11 +173,13 @@ class _Plan:
             return net.apply(params, *args, **kwargs)
 
         self._flat = flat
+        # Operands of b_L's and R_L's types, and so the carrier, exist only where there are logits.
+        self.reads_logits = any(OPERANDS[n].base in "ZF" for n in net.rule.reads if n in OPERANDS)
         paths = [_path(p) for p, _ in jax.tree.leaves_with_path(params)]
         self._names = [n for n, d in zip(paths, dynamic, strict=False) if d]
         self._trace = _traced(net, flat, self._values)
         self._logits = _logits_index(net, self._trace)
-        if self._logits is None and "b_L" in self._rule.reads:
+        if self._logits is None and self.reads_logits:
             raise ValueError(_no_logits(net, self._trace))
         weights = [Depends(frozenset([n]), False) for n in self._names]
         data = [Depends(frozenset(), True)] * (len(self._values) - len(weights))
@@ -229,13 +231,13 @@ class _Plan:
                         f"the parameter {name} is {dtypes[name]}, and a weight needs a gradient: pass what is not trained in "
                         "another argument than the first, or leave the unit out by where="
                     )
-            if "b_L" in self._rule.reads and self._z(unit) is None:
+            if self._z(unit) is None:
                 raise ValueError(
                     f"b_L does not reach the unit {unit.name}: its hp {list(_info(unit).hp)} has no sample axis of the logits "
                     f"{list(self.logits_shape or ())}; leave it out by where=, or take a rule without b_L and R_L"
                 )
             entries = math.prod(self.shapes(unit).F)
-            if "R_L" in self._rule.reads and entries > LARGEST_FEEDBACK:
+            if self.reads_logits and entries > LARGEST_FEEDBACK:
                 raise ValueError(
                     f"R_L of the unit {unit.name} would map the logits {list(self.logits_shape or ())} to hp "
                     f"{list(_info(unit).hp)}: {entries / 1e6:,.0f} million entries, more than {LARGEST_FEEDBACK / 1e6:,.0f} "
@@ -248,7 +250,7 @@ class _Plan:
     def _z(self, unit: Found) -> tuple[int, ...] | None:
         """The shape of b_L for a unit: [B, T…, C] where they share positions, else [B, ·]; None if samples differ."""
         x, z = _info(unit).hp, self.logits_shape
-        if z is None or "b_L" not in self._rule.reads:
+        if z is None or not self.reads_logits:
             return (1, 1)
         if x[0] == z[0]:
             shared = len(z) > 2 and len(x) >= len(z) and x[: len(z) - 1] == z[:-1]
@@ -293,9 +295,10 @@ class _Plan:
                 f"the state is not that of {self._net.name} with the rule {self._rule} on these shapes: make it by "
                 "net.init(key, params, …)"
             )
-        carrier = jnp.zeros(self.logits_shape if "b_L" in self._rule.reads else (1, 1))
+        logits = self._logits if self.reads_logits else None
+        carrier = jnp.zeros((1, 1) if logits is None else self._trace.outputs[logits].shape)
         evaluation = Evaluation(self._trace, self._units, self._rule, {u.name: self.shapes(u).Z for u in self._units})
-        outputs = evaluation.run(self._values, state, carrier, self._logits)
+        outputs = evaluation.run(self._values, state, carrier, logits)
         return jax.tree.unflatten(self._trace.tree, outputs)
 
 
@@ -360,6 +363,6 @@ def _logits_index(net: Evolved, trace: Trace) -> int | None:
 def _no_logits(net: Evolved, trace: Trace) -> str:
     returned = jax.tree.unflatten(trace.tree, [f"{o.dtype}{list(o.shape)}" for o in trace.outputs])
     return (
-        f"the rule {net.rule} reads b_L, the gradient at the logits, but {net.name} returns no logits [B, …, C]; it returns "
+        f"the rule {net.rule} reads b_L or R_L, of the logits, but {net.name} returns no logits [B, …, C]; it returns "
         f"{returned}: transform the network, not its loss, and name the logits by logits=lambda out: …"
     )

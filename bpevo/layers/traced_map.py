@@ -48,7 +48,7 @@ class Product(NamedTuple):
     def forward(self, x: jax.Array, kernel: jax.Array, float32: bool = False) -> jax.Array:
         if self.measured:
             return self.measured.forward(x, kernel.astype(x.dtype))
-        w = jnp.transpose(kernel.reshape(self.permuted), np.argsort(self.permutation))
+        w = jnp.transpose(kernel.reshape(self.permuted), [self.permutation.index(i) for i in range(len(self.permuted))])
         if float32:
             operands = (x, w) if self.side else (w, x)
             return self.node.equation.primitive.bind(*operands, **dict(self.node.params, preferred_element_type=None))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call")
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
 _BODIES = ("scan", "cond", "remat2", "checkpoint")
 
 
@@ -113,14 +113,15 @@ class Trace:
             values = tuple(map(read, equation.invars))
             within = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
             name, inner = equation.primitive.name, inner_jaxprs(equation)
-            opened = name in _CALLS and (name != "custom_jvp_call" or any(map(has_products, inner)))
-            if opened and not _has_shardings(equation):
+            outputs: list[Atom]
+            if name in _CALLS and not _has_shardings(equation):
                 outputs = self._open(inner[0], values, nodes, within, _call_name(equation))
             else:
                 holds = name in _BODIES and any(map(has_products, inner))
                 bodies = tuple(map(self._graph, inner)) if holds else ()
-                outputs = [self._new(v) for v in equation.outvars]
-                nodes.append(Node(equation, values, tuple(outputs), within, call or _call_name(equation), bodies))
+                numbers = tuple(self._new(v) for v in equation.outvars)
+                nodes.append(Node(equation, values, numbers, within, call or _call_name(equation), bodies))
+                outputs = list(numbers)
             atoms.update(zip(equation.outvars, outputs, strict=True))
         return list(map(read, jaxpr.outvars))
 

@@ -1,5 +1,7 @@
 """What a rule sees in a network that was not written for it: layouts, positions, state, noise, loops, transformations."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import oracle
 import pytest
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from test_evolve import normal, per_sample
+from test_evolve import FAST, normal, per_sample
 
 from bpevo import rules
 from bpevo.layers.evolve import evolve
@@ -29,7 +31,7 @@ def step(net, params, state, x, target=None):
         y = net(params, state, x)
         return jnp.sum((y - (0 if target is None else target)) ** 2) / y.shape[0]
 
-    return jax.jit(jax.grad(loss, (0, 1)))(params, state)
+    return jax.jit(jax.grad(loss, (0, 1)), compiler_options=FAST)(params, state)
 
 
 def one_unit(params, x):
@@ -149,7 +151,7 @@ def test_mlp_follows_the_oracle_over_two_steps():
     sizes, labels = (5, 8, 6, 4), jnp.arange(12) % 4
     start = [(normal(i, *s), normal(i + 9, s[1])) for i, s in enumerate(zip(sizes, sizes[1:], strict=False))]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST)
     def gradients(program, params, state, x):
         net = evolve(network, rules.InterpretedRule(program))
 
@@ -306,8 +308,10 @@ def test_networks_mapped_over_candidates_with_equations_as_data_are_each_alone()
         (p, jax.tree.map(lambda v, i=i: v + 0.1 * i, TWO), s)
         for i, (p, s) in enumerate(zip(programs, states, strict=True))
     ]
-    alone = jax.jit(gradients)
-    together = jax.jit(jax.vmap(gradients))(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates))
+    alone = jax.jit(gradients, compiler_options=FAST)
+    together = jax.jit(jax.vmap(gradients), compiler_options=FAST)(
+        *jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
+    )
     for i, candidate in enumerate(candidates):
         assert_close(jax.tree.map(lambda v, i=i: v[i], together), alone(*candidate))
 

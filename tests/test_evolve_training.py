@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 from sklearn.datasets import load_digits
+from test_evolve import FAST
 
 from bpevo.layers import OVERWRITE
 from bpevo.layers.evolve import evolve
@@ -105,7 +106,7 @@ def train_linen(module, rule, digits, tx):
         value, grads = jax.value_and_grad(loss)(state.params)
         return state.apply_gradients(grads=grads), value
 
-    state, losses = jax.jit(lambda state: jax.lax.scan(step, state, (images, labels)))(state)
+    state, losses = jax.jit(lambda state: jax.lax.scan(step, state, (images, labels)), compiler_options=FAST)(state)
     logits = module.apply({"params": state.params["params"]}, test_images)
     return losses, float((logits.argmax(-1) == test_labels).mean()), net, state
 
@@ -167,7 +168,9 @@ def test_the_nnx_example_has_its_own_gradients_and_trains_with_feedback_alignmen
         return (optax.apply_updates(params, updates), state, rest, optimizer), value
 
     start = params, state, rest, tx.init(params)
-    (params, _, rest, _), losses = jax.jit(lambda c: jax.lax.scan(step, c, (images, labels)))(start)
+    (params, _, rest, _), losses = jax.jit(lambda c: jax.lax.scan(step, c, (images, labels)), compiler_options=FAST)(
+        start
+    )
     nnx.update(model, params, rest)
     model.eval()
     assert losses[-5:].mean() < 0.5 * losses[0]

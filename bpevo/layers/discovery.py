@@ -23,6 +23,7 @@ from bpevo.layers.graph import (
     inner_jaxprs,
     is_float,
 )
+from bpevo.layers.linear import ConvMap
 from bpevo.layers.traced_map import MapPlan, Product
 
 _ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
@@ -63,6 +64,7 @@ class Found:
     """A unit at its place in the graph."""
 
     name: str
+    parameters: tuple[str, ...]  # that the weight is made of
     weight: Segment  # from the parameters' value to the product's operand, by changes of layout
     bias: Segment | None
     source: int  # hp
@@ -85,6 +87,7 @@ class Discovery:
         self.trace, self._sample_axis = trace, sample_axis
         self.depends: dict[int, Depends] = dict.fromkeys(trace.constants, Depends(frozenset(), True))
         self.units: list[Found] = []  # in forward order
+        self.convolutions: dict[Node, ConvMap] = {}  # of weights, that have a measured lowering
         self.left_alone: list[LeftAlone] = []
         self._names: dict[str, int] = {}
         self._visit(trace.graph, inputs)
@@ -150,21 +153,27 @@ class Discovery:
             return
         side = 1 if right.is_weight else 0
         weight, other = given[side], given[1 - side]
-        if not other.is_signal:
-            self._leave(_names(weight), "nothing with parameters lies below it")
-        elif node.params.get("batch_group_count", 1) != 1:
+        if node.params.get("batch_group_count", 1) != 1:
             self._leave(_names(weight), "a convolution with batch groups")
-        elif not all(is_float(self._aval(v)) for v in (*node.inputs, *node.outputs)):
+            return
+        if not all(is_float(self._aval(v)) for v in (*node.inputs, *node.outputs)):
             self._leave(_names(weight), "not a product of real numbers")
+            return
+        product = Product.of(node, side, *(self._aval(node.inputs[i]) for i in (1 - side, side)))
+        if product.measured:
+            self.convolutions[node] = product.measured
+        if other.is_signal:
+            self.units.append(self._found(node, product, weight, loops))
         else:
-            self.units.append(self._found(node, side, _names(weight), loops))
+            self._leave(_names(weight), "nothing with parameters lies below it")
 
     def _leave(self, what: str, why: str) -> None:
         self.left_alone.append(LeftAlone(what, why))
 
-    def _found(self, node: Node, side: int, path: str, loops: tuple[int, ...]) -> Found:
+    def _found(self, node: Node, product: Product, weight: Depends, loops: tuple[int, ...]) -> Found:
+        path = _names(weight)
         count = self._names[path] = self._names.get(path, 0) + 1
-        (x, w) = node.inputs if side else node.inputs[::-1]
+        x, w = node.inputs if product.side else node.inputs[::-1]
         assert isinstance(x, int) and isinstance(w, int)  # numbers are neither signals nor weights
         pre = self._linear_chain(x)
         activation = self._activation(pre.source)
@@ -175,7 +184,7 @@ class Discovery:
         avals = self.trace.avals
         plan = MapPlan(
             pre=pre,
-            product=Product.of(node, side, avals[x], avals[w]),
+            product=product,
             post=post,
             h=_struct(avals[pre.source]),
             operand=_struct(avals[x]),
@@ -186,6 +195,7 @@ class Discovery:
         )
         return Found(
             name=path if count == 1 else f"{path}#{count}",
+            parameters=tuple(sorted(weight.parameters)),
             weight=self._unconverted(w),
             bias=None if bias is None else self._unconverted(bias),
             source=activation.source,

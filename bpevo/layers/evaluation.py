@@ -15,6 +15,7 @@ from jax import lax
 
 from bpevo.layers.discovery import Found, scan_split
 from bpevo.layers.graph import Atom, Constant, Graph, Node, Trace, is_float
+from bpevo.layers.linear import ConvMap, apply
 from bpevo.layers.traced_map import TracedMap
 from bpevo.layers.unit import Weights, unit
 from bpevo.layers.varying import axes, vary, vary_state
@@ -89,10 +90,20 @@ _kept.defvjp(lambda carrier, state: (carrier, state), lambda state, b: (b, state
 
 
 class Evaluation:
-    """Evaluates a trace with `units` in place; `b_L_shapes` says the shape of b_L in each by name."""
+    """Evaluates a trace with `units` in place; `b_L_shapes` says the shape of b_L in each by name.
 
-    def __init__(self, trace: Trace, units: Sequence[Found], rule: Rule, b_L_shapes: Mapping[str, tuple[int, ...]]):  # noqa: N803
-        self._trace, self._b_L_shapes = trace, b_L_shapes
+    The `convolutions` that are no units have standard gradients, but in the lowering of bpevo.layers.convolution.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        units: Sequence[Found],
+        rule: Rule,
+        b_L_shapes: Mapping[str, tuple[int, ...]],  # noqa: N803
+        convolutions: Mapping[Node, ConvMap],
+    ):
+        self._trace, self._b_L_shapes, self._convolutions = trace, b_L_shapes, convolutions
         self._rule = WithNoise(rule) if rule.needs_noise else rule
         self._units = {trace.producers[u.result]: u for u in units}  # by the operation that a unit ends with
 
@@ -121,6 +132,9 @@ class Evaluation:
                 mine = {n: state[n] for n in names if n in state}
                 outputs, carrier = self._body(node, list(map(read, node.inputs)), mine, carrier)
                 values.update(zip(node.outputs, outputs, strict=True))
+            elif measured := self._convolutions.get(node):
+                x, w = vary(tuple(map(read, node.inputs)), self._over)
+                values[node.outputs[0]] = apply(measured, x, w)
             else:
                 values.update(zip(node.outputs, node.run(list(map(read, node.inputs))), strict=True))
         return list(map(read, graph.outputs)), carrier

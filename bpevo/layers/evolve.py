@@ -71,6 +71,8 @@ class Evolved:
         self.apply, self.where, self.logits, self.feedback_init = apply, where, logits, feedback_init
         self.rule: Rule = rules.compile(rule) if isinstance(rule, str | rules.Expression | rules.Equation) else rule
         self.name = getattr(apply, "__qualname__", type(apply).__name__)
+        as_data = self.rule.equation_is_data  # its text is not known
+        self.rule_name = type(self.rule).__name__ if as_data else str(self.rule)
         self.last: Units | None = None
 
     def __call__(self, params: Any, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +98,7 @@ class Evolved:
         return _Plan(self, params, args, kwargs).listing
 
     def __repr__(self) -> str:
-        head = f"evolve({self.name}, {self.rule})"
+        head = f"evolve({self.name}, {self.rule_name})"
         return f"{head}: call it, or its units(…), to see the units" if self.last is None else f"{head}\n{self.last}"
 
 
@@ -131,7 +133,8 @@ def evolve(
     Returns:
         A function `net(params, state, *args)`, with `net.init(key, params, *args)` for its state and
         `net.units(params, *args)` for what was found. The gradient by `state` is the next state: store it instead of
-        feeding it to the optimizer, and call `net` once for each gradient.
+        feeding it to the optimizer, and call `net` once for each gradient, on a batch (a network for one sample: evolve
+        its `jax.vmap`, not the other way round).
 
     Raises:
         ValueError: When called: no unit is found; the rule reads b_L or R_L and there are no logits, or none for a unit;
@@ -184,6 +187,7 @@ class _Plan:
         weights = [Depends(frozenset([n]), False) for n in self._names]
         data = [Depends(frozenset(), True)] * (len(self._values) - len(weights))
         found = Discovery(self._trace, weights + data, _SampleAxes(self))
+        self._convolutions = found.convolutions
         chosen, left = [], list(found.left_alone)
         for unit in found.units:
             if net.where is None or net.where(_info(unit)):
@@ -225,7 +229,7 @@ class _Plan:
             )
         dtypes = {n: v.dtype for n, v in zip(self._names, self._values, strict=False)}
         for unit in self._units:
-            for name in self._weights_of(unit):
+            for name in unit.parameters:
                 if not jnp.issubdtype(dtypes[name], jnp.floating):
                     raise TypeError(
                         f"the parameter {name} is {dtypes[name]}, and a weight needs a gradient: pass what is not trained in "
@@ -243,9 +247,6 @@ class _Plan:
                     f"{list(_info(unit).hp)}: {entries / 1e6:,.0f} million entries, more than {LARGEST_FEEDBACK / 1e6:,.0f} "
                     "million; leave it out by where=, or take a rule without R_L"
                 )
-
-    def _weights_of(self, unit: Found) -> list[str]:
-        return unit.name.split("#")[0].split(" + ")
 
     def _z(self, unit: Found) -> tuple[int, ...] | None:
         """The shape of b_L for a unit: [B, T…, C] where they share positions, else [B, ·]; None if samples differ."""
@@ -292,12 +293,14 @@ class _Plan:
         shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
         if shapes(dict(state)) != shapes(needed):
             raise ValueError(
-                f"the state is not that of {self._net.name} with the rule {self._rule} on these shapes: make it by "
+                f"the state is not that of {self._net.name} with the rule {self._net.rule_name} on these shapes: make it by "
                 "net.init(key, params, …)"
             )
         logits = self._logits if self.reads_logits else None
         carrier = jnp.zeros((1, 1) if logits is None else self._trace.outputs[logits].shape)
-        evaluation = Evaluation(self._trace, self._units, self._rule, {u.name: self.shapes(u).Z for u in self._units})
+        evaluation = Evaluation(
+            self._trace, self._units, self._rule, {u.name: self.shapes(u).Z for u in self._units}, self._convolutions
+        )
         outputs = evaluation.run(self._values, state, carrier, logits)
         return jax.tree.unflatten(self._trace.tree, outputs)
 
@@ -363,6 +366,6 @@ def _logits_index(net: Evolved, trace: Trace) -> int | None:
 def _no_logits(net: Evolved, trace: Trace) -> str:
     returned = jax.tree.unflatten(trace.tree, [f"{o.dtype}{list(o.shape)}" for o in trace.outputs])
     return (
-        f"the rule {net.rule} reads b_L or R_L, of the logits, but {net.name} returns no logits [B, …, C]; it returns "
+        f"the rule {net.rule_name} reads b_L or R_L, of the logits, but {net.name} returns no logits [B, …, C]; it returns "
         f"{returned}: transform the network, not its loss, and name the logits by logits=lambda out: …"
     )

@@ -180,6 +180,19 @@ def rearranged():
     return network, {n: normal(i, *s) for i, (n, s) in enumerate(shapes.items())}, normal(9, 2, 4, 3)
 
 
+def derived():
+    """Weights made of parameters: standardised, with a low-rank part, one for each of several experts."""
+
+    def network(params, x):
+        kernel = (params["k"] - params["k"].mean(0)) / params["k"].std(0) + params["a"] @ params["b"]
+        x = jax.nn.relu6(jax.nn.elu(x @ params["in"]) @ kernel)
+        gates = jax.nn.softmax(x @ params["gate"])
+        return jnp.einsum("bi,eio,be->bo", x, params["experts"], gates)
+
+    shapes = {"in": (3, 4), "k": (4, 6), "a": (4, 2), "b": (2, 6), "gate": (6, 3), "experts": (3, 6, 2)}
+    return network, {n: normal(i, *s) for i, (n, s) in enumerate(shapes.items())}, normal(9, 2, 3)
+
+
 def low_precision():
     network = sequential(
         nn.Conv(4, (3, 3), dtype=jnp.bfloat16),
@@ -229,6 +242,7 @@ ARCHITECTURES = {
     "recurrent": (recurrent, 2),
     "branching": (branching, 3),
     "rearranged": (rearranged, 3),
+    "derived": (derived, 3),
     "low_precision": (low_precision, 2),
     "scanned": (lambda: linen(Scanned(), normal(1, 2, 4)), 2),
 }
@@ -260,3 +274,46 @@ def test_backprop_as_a_rule_is_autodiff_in_every_architecture(name):
     np.testing.assert_allclose(y, wanted, rtol=tolerance, atol=tolerance)
     assert_trees_agree(gradient, expected, tolerance)
     assert jax.tree.map(jnp.shape, next_state) == jax.tree.map(jnp.shape, state)
+
+
+GELU = "gelu"
+FOUND = {
+    "dense_general": [
+        ("layers_2/kernel", "relu", (2, 4, 2, 3), (2, 3, 4)),
+        ("layers_4/kernel", GELU, (2, 4, 4), (4, 3)),
+    ],
+    "conv_2d": [
+        ("layers_2/kernel", "relu", (2, 5, 6, 4), (3, 3, 4, 4)),
+        ("layers_5/kernel", "tanh", (2, 3, 4, 4), (48, 3)),  # flattening belongs to the linear map
+    ],
+    "pooling": [
+        ("layers_3/kernel", "relu", (2, 8, 8, 4), (3, 3, 4, 4)),
+        ("layers_7/kernel", "identity", (2, 2, 2, 4), (16, 3)),  # max pooling does not
+    ],
+    "nnx": [("second/kernel", "silu", (2, 5, 6, 4), (3, 3, 4, 4)), ("out/kernel", "relu", (2, 3, 3, 4), (4, 3))],
+    "tied": [
+        ("w", "identity", (2, 3, 4), (4, 5)),
+        ("w#2", "relu", (2, 3, 5), (5, 4)),
+        ("embedding", "identity", (2, 3, 4), (4, 6)),
+    ],
+    "rearranged": [
+        ("b", "relu", (2, 4, 5), (5, 24)),
+        ("c", GELU, (2, 4, 2, 3), (6, 5)),
+        ("d", "softplus", (2, 4, 5), (5, 2)),
+    ],
+    "derived": [
+        ("a + b + k", "elu", (2, 4), (4, 6)),
+        ("gate", "relu6", (2, 6), (6, 3)),
+        ("experts", "relu6", (2, 6), (6, 6)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_units_have_their_activation_and_the_linear_chain_around_the_weight(name):
+    network, params, x = ARCHITECTURES[name][0]()
+    units = evolve(network, "g").units(params, x)
+    # Which name a function of several operations has depends on the release of JAX; that it is found does not.
+    assert [(u.path, u.hp, u.kernel) for u in units] == [(path, hp, kernel) for path, _, hp, kernel in FOUND[name]]
+    for unit, (_, activation, *_) in zip(units, FOUND[name], strict=True):
+        assert unit.activation == activation or (activation != "identity" and "+" in unit.activation)

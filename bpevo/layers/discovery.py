@@ -162,10 +162,12 @@ class Discovery:
         product = Product.of(node, side, *(self._aval(node.inputs[i]) for i in (1 - side, side)))
         if product.measured:
             self.convolutions[node] = product.measured
-        if other.is_signal:
-            self.units.append(self._found(node, product, weight, loops))
-        else:
+        if not other.is_signal:
             self._leave(_names(weight), "nothing with parameters lies below it")
+        elif not product.has_samples:
+            self._leave(_names(weight), "one sample at a time, no axis of samples: use jax.vmap instead of a loop")
+        else:
+            self.units.append(self._found(node, product, weight, loops))
 
     def _leave(self, what: str, why: str) -> None:
         self.left_alone.append(LeftAlone(what, why))

@@ -42,6 +42,14 @@ class Product(NamedTuple):
         kernel = (*permuted[:summed], int(np.prod(permuted[summed:])))
         return cls(node, side, tuple(map(int, permutation)), permuted, kernel, w.dtype, measured)
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether anything of the activation is left that is neither summed over nor has weights of its own."""
+        if self.node.name != "dot_general":
+            return True
+        contracting, batch = (axes[1 - self.side] for axes in self.node.params["dimension_numbers"])
+        return self.node.equation.invars[1 - self.side].aval.ndim > len(contracting) + len(batch)
+
     def to_kernel(self, w: jax.Array) -> jax.Array:
         return jnp.transpose(w, self.permutation).reshape(self.kernel)
 

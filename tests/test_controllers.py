@@ -1,9 +1,9 @@
-"""Controllers: what proposals depend on, parents, restarts, bars; the incremental ones against the definition."""
+"""Controllers: what proposals depend on, parents, restarts, bars."""
 
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import hypothesis
 import hypothesis.strategies as st
@@ -19,22 +19,21 @@ from bpevo.evolution import (
     RandomController,
     Result,
     Rung,
+    SameText,
     SearchSpace,
     SpaceExhausted,
+    Trained,
     controllers,
     fitness,
     population,
 )
+from bpevo.evolution.population import bar
 from bpevo.evolution.space import feasible
-from bpevo.rules import Equation
 
 
-def plain_key(e: Equation) -> str:
-    return e.key
-
-
-def result(n: int, text: str, accuracy: float | None, rungs: int = 0, curves=()) -> Result:
-    return Result(id=n, equation=equation(text), accuracy=accuracy, rungs=rungs, curves=tuple(curves))
+def result(n: int, text: str, accuracy: float | None, rungs: int = 0, curves=((),), bars=()) -> Result:
+    trainings = tuple(Trained(accuracy=accuracy, rungs=rungs, curve=tuple(curve)) for curve in curves)
+    return Result(proposal=Proposal(id=n, equation=equation(text), key=text, bars=bars), trainings=trainings)
 
 
 G, ALL, SIGNALS = (
@@ -48,7 +47,7 @@ def after(
     settings: EvolutionSettings, n: int, results: Sequence[Result] = (), space: SearchSpace = ALL
 ) -> PaperController:
     """A controller about to draw proposal n, told some results."""
-    made = PaperController(space, settings, (), plain_key)
+    made = PaperController(space, settings, (), SameText())
     for i in range(n):
         made.adopt(Proposal(id=i, equation=G, key=f"earlier {i}"))
     for r in results:
@@ -79,9 +78,9 @@ def test_a_proposal_depends_only_on_seed_number_and_results():
 @pytest.mark.parametrize("make", CONTROLLERS.values())
 def test_drawing_earlier_proposals_changes_later_ones_only_through_what_was_seen(make):
     settings, space = EvolutionSettings(elite_size=50, seed=1), SearchSpace(3)
-    drawn = make(space, settings, (), plain_key)
+    drawn = make(space, settings, (), SameText())
     proposals = [drawn.ask() for _ in range(12)]
-    resumed = make(space, settings, (), plain_key)
+    resumed = make(space, settings, (), SameText())
     for p in proposals[:9]:
         resumed.adopt(p)
     assert [resumed.ask() for _ in range(3)] == proposals[9:]
@@ -135,7 +134,7 @@ def test_the_number_of_mutations_follows_its_weights():
 
 def test_initial_equations_come_first_padded_and_their_mutants_after():
     texts = ["g", "fa", "g", "dfa"]  # a repeated one becomes a mutant
-    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], SameText())
     drawn = [made.ask() for _ in range(8)]
     for place in (0, 1, 3):
         assert drawn[place].key == equation(texts[place]).key and drawn[place].parent is None
@@ -146,13 +145,13 @@ def test_initial_equations_come_first_padded_and_their_mutants_after():
 
 
 def test_random_starts_last_for_n_proposals_then_come_mutants():
-    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), SameText())
     drawn = [made.ask() for _ in range(4)]  # still random: no result has come in
-    results = [Result(id=p.id, equation=p.equation, accuracy=0.5, rungs=0, curves=()) for p in drawn]
+    results = [Result(proposal=p, trainings=(Trained(accuracy=0.5, rungs=0, curve=()),)) for p in drawn]
     for r in results:
         made.tell(r)
     assert all(p.parent is None for p in drawn) and made.ask().parent in range(4)
-    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), plain_key)
+    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), SameText())
     for r in results:
         other.tell(r)
     assert all(other.ask().parent is None for _ in range(5))
@@ -160,13 +159,13 @@ def test_random_starts_last_for_n_proposals_then_come_mutants():
 
 def test_random_search_never_breeds_but_keeps_initial_equations_duplicates_and_bars():
     settings = EvolutionSettings(elite_size=2, rungs=(Rung(1, 0.5),))
-    made = RandomController(ALL, settings, [equation("g"), equation("g")], plain_key)
+    made = RandomController(ALL, settings, [equation("g"), equation("g")], SameText())
     first = [made.ask() for _ in range(2)]
     assert first[0].key == G.key and first[1].duplicates == 1 and first[1].key != G.key
     for i in range(20):
         made.tell(result(i, "g", 0.5, curves=[(i / 20,)]))
     later = [made.ask() for _ in range(30)]
-    assert all(p.parent is None and not p.changes and p.bars == ((1, 9 / 20),) for p in later)
+    assert all(p.parent is None and not p.changes and p.bars == ((1, 10 / 20),) for p in later)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
     assert controllers.MAX_RESTARTS == 10_000
     monkeypatch.setattr(controllers, "MAX_RESTARTS", 1000)
     space = SearchSpace(1, ["g", "W"], ["identity", "neg"], ["add"])
-    made = make(space, EvolutionSettings(elite_size=100, seed=2), (), plain_key)
+    made = make(space, EvolutionSettings(elite_size=100, seed=2), (), SameText())
     drawn = []
     with pytest.raises(SpaceExhausted, match="space exhausted: no new equation in 1,000 attempts"):
         for _ in range(10):
@@ -205,11 +204,15 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
 
 
 def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
-    def key(e):
-        return hashlib.sha256(e.key.encode()).hexdigest()[0]  # 16 keys
+    class Sixteen(SameText):
+        """Of 16 keys."""
 
+        def key(self, equation):
+            return hashlib.sha256(equation.key.encode()).hexdigest()[0]
+
+    key = Sixteen().key
     settings, seen = EvolutionSettings(elite_size=100, seed=4), []
-    made = PaperController(SearchSpace(2), settings, (), key)
+    made = PaperController(SearchSpace(2), settings, (), Sixteen())
     draw = made.draw
     monkeypatch.setattr(made, "draw", lambda rng: seen.append(draw(rng)) or seen[-1])
     keys = set()
@@ -227,11 +230,11 @@ def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
 def test_a_space_of_one_equation_is_exhausted_after_it(elite_size, initial, monkeypatch):
     monkeypatch.setattr(controllers, "MAX_RESTARTS", 200)
     space, initial = SearchSpace(1, ["g"], ["identity"], ["left"]), [equation(t, 1) for t in initial]
-    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, plain_key)
+    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, SameText())
     assert str(made.ask().equation) == "g"
     with pytest.raises(SpaceExhausted):
         made.ask()
-    made.tell(Result(id=0, equation=equation("g", 1), accuracy=0.5, rungs=0, curves=()))
+    made.tell(result(0, "g", 0.5))
     with pytest.raises(SpaceExhausted):
         made.ask()
     assert made.next_id == 1
@@ -250,147 +253,83 @@ def test_bars_are_the_quantiles_of_the_results_from_twenty_values_on():
     results = [result(i, "g", 0.5, curves=[curve(2 * i), curve(2 * i + 1)]) for i in range(20)]
     bars = dict(after(settings, 50, results).ask().bars)
     assert set(bars) == {1, 2}
-    assert bars[1] == sorted(accuracies)[19]  # the lower of the two middle ones
-    assert bars[2] == sorted(a + 0.001 for a in accuracies[:21])[5]
+    assert bars[1] == sorted(accuracies)[20]  # 20 of 40 reach it
+    assert bars[2] == sorted(a + 0.001 for a in accuracies[:21])[6]  # 15 of 21; 16 would be more than three quarters
     assert dict(after(settings, 50, results[:10]).ask().bars).keys() == {1, 2}  # exactly 20 values each
     assert after(settings, 50, results[:9]).ask().bars == ()
     assert population.MIN_REFERENCES == 20
 
 
-# The definition, visiting every result each time.
+def test_no_more_than_the_share_reaches_a_bar_and_with_the_next_lower_reference_more_would():
+    distinct = [i / 100 for i in range(100)]
+    for count, eta, pass_ in (
+        (20, 4, 5),
+        (20, 2, 10),
+        (21, 2, 10),
+        (30, 3, 10),
+        (31, 3, 10),
+        (99, 4, 24),
+        (100, 10, 10),
+    ):
+        found = bar(distinct[:count], 1 - 1 / eta)
+        assert sum(v >= found for v in distinct[:count]) == pass_
+    assert bar(distinct[:19], 0.5) is None and bar(distinct[:20], 0.96) is None  # not even one of 20
 
 
-def defined(
-    n: int,
-    results: Sequence[Result],
-    seen: set[str],
-    space: SearchSpace,
-    settings: EvolutionSettings,
-    initial: Sequence[Equation],
-    roots: Sequence[int],
-    key: Callable[[Equation], str],
-) -> Proposal:
-    """Proposal n of the paper's controller."""
-    rng = np.random.default_rng([settings.seed, n])
-    alive = [r for r in results if r.accuracy is not None]
-    elite = sorted(alive, key=lambda r: (r.rungs, r.accuracy, -r.id), reverse=True)[: settings.elite_size]
-    chosen = {r.id for r in elite}
-    rest = [r for r in alive if r.id not in chosen]
-    bars = []
-    for rung in settings.rungs:
-        reached = [c[rung.epoch - 1] for r in results for c in r.curves if len(c) >= rung.epoch]
-        if len(reached) >= 20:
-            bars.append((rung.epoch, float(np.quantile(reached, rung.quantile, method="lower"))))
-    infeasible = duplicates = 0
-    while True:
-        parent, changes = None, []
-        if n < len(initial) and not infeasible + duplicates:
-            e = space.padded(rng, initial[n])
-        elif not initial and (n < settings.elite_size or not elite):
-            e = space.random(rng)
-        else:
-            if elite:
-                pool = elite if not rest or rng.random() < settings.elite_probability else rest
-                drawn = pool[int(rng.integers(len(pool)))]
-                e, parent = drawn.equation, drawn.id
-            else:
-                parent = roots[int(rng.integers(len(roots)))]
-                e = space.padded(rng, initial[parent])
-            weights = np.asarray(settings.mutations, float)
-            for _ in range(1 + int(rng.choice(len(weights), p=weights / weights.sum()))):
-                e, change = space.mutated(rng, e)
-                changes.append(change)
-        if not feasible(e):
-            infeasible += 1
-        elif key(e) in seen:
-            duplicates += 1
-        else:
-            return Proposal(
-                id=n, equation=e, key=key(e), parent=parent, changes=tuple(changes), bars=tuple(bars),
-                infeasible=infeasible, duplicates=duplicates,
-            )  # fmt: skip
-
-
-EPOCHS = 4
-
-
-def history(rng: np.random.Generator, proposal: Proposal, rungs: Sequence[Rung], rates: int) -> Result:
-    """How trainings of a proposal might end: many ties, some diverge, some stop at a rung."""
-    survived, curves = [], []
-    for _ in range(rates):
-        curve = [float(rng.integers(8)) / 8 for _ in range(EPOCHS)]
-        fate = rng.random()
-        if fate < 0.2:
-            curves.append(curve[: rng.integers(EPOCHS)])
-            continue
-        stops = int(rng.integers(len(rungs) + 1)) if fate < 0.7 else len(rungs)
-        curve = curve[: rungs[stops].epoch] if stops < len(rungs) else curve
-        survived.append((stops, curve[-1]))
-        curves.append(curve)
-    stops, accuracy = max(survived, default=(0, None))
-    return Result(
-        id=proposal.id, equation=proposal.equation, accuracy=accuracy, rungs=stops, curves=tuple(map(tuple, curves))
-    )
+def test_references_that_tie_pass_a_bar_together_only_if_they_are_few_enough():
+    assert bar([0.1] * 15 + [0.5] * 5, 0.75) == 0.5  # a quarter; at 0.1 all would pass
+    for tied in ([0.1] * 14 + [0.5] * 6, [0.5] * 20, [0.1] * 10 + [0.5] * 6 + [0.9] * 4):  # six or more are too many
+        assert 0.5 < bar(tied, 0.75) < 0.5 + 1e-9
+    assert bar([0.0] * 10 + [1.0] * 10, 0.75) == 1.0  # nothing can be better
+    assert 0 < bar([0.0] * 20, 0.5) < 1e-300
 
 
 @hypothesis.given(
-    st.integers(0, 2**16),
-    st.integers(1, 12),
-    st.sampled_from([0, 0.5, 0.7, 1]),
-    st.sampled_from([(), (Rung(1, 0.5),), (Rung(1, 0.75), Rung(3, 0.3))]),
-    st.integers(1, 15),
-    st.integers(1, 3),
-    st.sampled_from([(), ("g", "fa"), ("g", "g", "dh")]),
-    st.booleans(),
+    st.lists(st.integers(0, 12).map(lambda i: i / 12), min_size=20, max_size=60), st.integers(2, 9), st.booleans()
 )
-@hypothesis.settings(max_examples=30)
-def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, lag, rates, initial, interrupted):
-    """Whatever the results, with ties, divergence and rungs, and also in a session that continues another."""
-    settings = EvolutionSettings(
-        elite_size=elite_size, elite_probability=probability, mutations=(2, 1), rungs=rungs, seed=seed
-    )
-    initial = [equation(t) for t in initial]
-    made = PaperController(ALL, settings, initial, plain_key)
-    rng, results, proposals, told = np.random.default_rng(seed), [], [], 0
-    for n in range(45):
-        if interrupted and n == 30:
-            made, told = PaperController(ALL, settings, initial, plain_key), 0
-            for p in proposals:
-                made.adopt(p)
-        known = results[: max(0, n - lag + 1)]
-        for r in known[told:]:
-            made.tell(r)
-        told = len(known)
-        roots = [p.id for p in proposals[: len(initial)] if p.parent is None]
-        expected = defined(n, known, {p.key for p in proposals}, ALL, settings, initial, roots, plain_key)
-        proposals.append(made.ask())
-        assert proposals[-1] == expected
-        results.append(history(rng, expected, rungs, rates))
+def test_who_passes_a_bar_is_among_the_best_share_and_who_does_not_is_not(references, eta, all_alike):
+    references = [references[0]] * len(references) if all_alike else references
+    found, share = bar(sorted(references), 1 - 1 / eta), len(references) // eta
+    if found < 1:
+        assert sum(v >= found for v in references) <= share
+    for candidate in np.linspace(0, 1, 61):
+        better, ties = sum(v > candidate for v in references), sum(v == candidate for v in references)
+        if candidate < 1:
+            assert (candidate >= found) == (better < share and better + ties <= share)
 
 
-def test_a_proposal_visits_as_many_results_after_3000_as_after_300():
-    visits = []
+def test_every_diverged_training_counts_as_0_at_every_rung_whenever_it_diverged():
+    settings = EvolutionSettings(rungs=(Rung(1, 0.5), Rung(3, 0.5)))
+    alive = [result(i, "g", 0.9, 2, [(0.5 + i / 100, 0.6, 0.7 + i / 100, 0.9)]) for i in range(10)]
+    for lost in ([], [0.9], [0.9, 0.9, 0.9, 0.9]):  # in the first epoch, after one, after the last
+        diverged = [result(i, "g", None, 0, [lost]) for i in range(10, 20)]
+        bars = dict(after(settings, 50, alive + diverged).ask().bars)
+        assert bars == {1: 0.5, 3: 0.7}  # ten of twenty pass
+        more = [result(i, "g", None, 0, [lost]) for i in range(20, 40)]  # 10 of 40 alive are half of what may pass
+        bars = dict(after(settings, 50, alive + diverged + more).ask().bars)
+        assert bars.keys() == {1, 3} and all(0 < b < 1e-300 for b in bars.values())
 
-    class Counted(Result):
-        def __getattribute__(self, name):
-            if not name.startswith("__"):
-                visits.append(name)
-            return super().__getattribute__(name)
 
-    rng, equations = np.random.default_rng(0), [equation(t) for t in ("g", "fa", "h", "dh * fa")]
-    made = PaperController(ALL, EvolutionSettings(elite_size=200, rungs=(Rung(1, 0.5),)), (), plain_key)
-    asked, told = {}, []
-    for n in range(3001):
-        if n in (300, 3000):
-            visits.clear()
-            draws = [made.ask() for _ in range(20)]
-            asked[n] = len(visits) / sum(1 + p.infeasible + p.duplicates for p in draws)
-        if made.next_id <= n:
-            made.adopt(Proposal(id=made.next_id, equation=G, key=f"earlier {n}"))
-        visits.clear()
-        made.tell(
-            Counted(id=n, equation=equations[n % 4], accuracy=float(rng.random()), rungs=0, curves=((n / 4000,),))
-        )
-        told.append(len(visits))
-    assert asked == {300: 2, 3000: 2}  # a draw reads its parent's id and equation
-    assert max(told[300:]) <= 20
+# Those that were drawn before there was a bar.
+
+
+def test_candidates_drawn_before_a_bar_are_bred_from_as_if_it_had_stopped_them():
+    settings = EvolutionSettings(elite_size=2, elite_probability=1, rungs=(Rung(1, 0.5),), mutations=(1,))
+    early = [result(0, "g", 0.9, 1, [(0.1, 0.9)]), result(1, "fa", 0.8, 1, [(0.32, 0.8)])]
+    later = [result(2, "dfa", 0.35, 0, [(0.35,)], ((1, 0.4),)), result(3, "h", 0.7, 1, [(0.6, 0.7)], ((1, 0.4),))]
+
+    def parents(bars: dict[int, tuple]) -> set[int]:
+        """Of twenty proposals after the results, where proposal i was stored with bars[i]."""
+        found = set()
+        for n in range(10, 30):
+            made = PaperController(SIGNALS, settings, (), SameText())
+            for i in range(n):
+                made.adopt(Proposal(id=i, equation=G, key=f"earlier {i}", bars=bars.get(i, ())))
+            for r in early + later:
+                made.tell(r)
+            found.add(made.ask().parent)
+        return found
+
+    assert parents({}) == {0, 1}  # nothing is known against them
+    assert parents({2: ((1, 0.3),), 3: ((1, 0.95),)}) == {1, 3}  # 0 ranks as stopped at 0.1; the first bar counts
+    assert parents({5: ((1, 0.55),)}) == {3, 2}  # 1 too, at 0.32: below 2, which reached 0.35 there

@@ -1,5 +1,8 @@
 """Extension points of data, training and evolution: each is added from outside the package and used."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,10 @@ import optax
 import pytest
 from test_fork import start  # noqa: F401 (a fixture: the command on a stand-in for training)
 
-from bpevo import data
+from bpevo import data, layers, rules
 from bpevo.data import LOCAL
 from bpevo.evolution import CONTROLLERS, Draw, DrawingController
+from bpevo.models import MODELS, Family
 from bpevo.rules import parse
 from bpevo.runs import RunDatabase
 from bpevo.training import (
@@ -23,6 +27,28 @@ from bpevo.training import (
 )
 
 RATE, BATCH = 0.01, 16
+
+
+class Net(nn.Module):
+    """A network of one's own: two rule-driven layers of another activation."""
+
+    width: int
+    classes: int
+    rule: rules.Rule | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        carrier = layers.carrier(x.shape[0], self.classes)
+        x = nn.Dense(self.width)(x.reshape(x.shape[0], -1))
+        x, carrier = layers.Dense(self.width, self.rule, activation=jnp.tanh)(x, carrier)
+        x, carrier = layers.Dense(self.classes, self.rule, activation=jnp.tanh)(x, carrier)
+        return x + carrier
+
+
+NET = Family(
+    "net-WIDTH (net-8)", r"(\d+)", lambda groups, classes, rule, dtype: Net(int(groups[0]), classes, rule, dtype)
+)
 
 
 def stripes() -> data.Dataset:
@@ -40,15 +66,16 @@ def stripes() -> data.Dataset:
 
 @pytest.fixture(scope="module")
 def curves() -> dict[str, tuple[list, dict]]:
-    """Two steps, then two more, on a data set, with an optimizer, a schedule and gradient transforms of one's own: each
+    """Two steps, then two more, of a model, a data set, an optimizer, a schedule and gradient transforms of one's own: each
     training's results and its parameters after the first two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LOCAL, "stripes", stripes)
         patch.setitem(OPTIMIZERS, "sign", lambda: optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g)))
         patch.setitem(SCHEDULES, "halving", lambda steps, epochs: lambda step: 0.5**step)
+        patch.setitem(MODELS, "net", NET)
         patch.setitem(TRANSFORMS, "uphill", lambda gradient: jax.tree.map(jnp.negative, gradient))
         settings = TrainingSettings(
-            model="mlp-8", optimizer="sign", schedule="halving", weight_decay=0.0, batch_size=BATCH, epochs=2
+            model="net-8", optimizer="sign", schedule="halving", weight_decay=0.0, batch_size=BATCH, epochs=2
         )
         dataset = data.load("stripes")
         plan = TrainingPlan(
@@ -67,6 +94,11 @@ def curves() -> dict[str, tuple[list, dict]]:
         parameters = [jax.tree.map(lambda x, k=k: np.asarray(x[k]), trainer._states.params) for k in range(3)]
         second = trainer.advance()
         return {name: ([first[k], second[k]], parameters[k]) for k, name in enumerate(orders)}
+
+
+def test_a_model_of_ones_own_learns(curves):
+    losses = [e.train_loss for e in curves["down"][0]]
+    assert losses[1] < losses[0] and set(curves["down"][1]) == {"Dense_0", "Dense_1", "Dense_2"}
 
 
 def moves(curves, name: str) -> np.ndarray:

@@ -1,8 +1,11 @@
 """Settings that may change when a run goes on, and forks: a new run that begins with what another one found."""
 
+import contextlib
 import copy
 import io
+import json
 import os
+import sqlite3
 import sys
 
 import pytest
@@ -12,13 +15,15 @@ from test_runs import StandIn, rows
 
 from bpevo import launch
 from bpevo.command import definitions, plans
+from bpevo.evaluation.treatments import winners
+from bpevo.report.build import build
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.training import TrainingPlan
 from bpevo.training import plan as training_plan
 
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
-    "--top=1", "--repeats=1", "--elite_size=8", "--noequivalence",
+    "--top=1", "--repeats=1", "--elite_size=4", "--noequivalence",
 )  # fmt: skip
 
 
@@ -44,6 +49,7 @@ def start(monkeypatch):
 def test_budget_slots_and_selection_may_change_and_the_lag_stays(start, tmp_path):
     start(tmp_path / "a", "--max_evaluations=20", "--slots=4")
     start(tmp_path / "a", "--max_evaluations=40", "--slots=64", "--top=2", "--repeats=2", "--checkpoint_minutes=0")
+    start(tmp_path / "b", "--max_evaluations=20", "--slots=2")
     start(tmp_path / "b", "--max_evaluations=40", "--slots=2")
     assert (
         rows(tmp_path / "a")["proposals"] == rows(tmp_path / "b")["proposals"]
@@ -140,3 +146,21 @@ def test_a_run_that_is_being_searched_can_be_forked(start, tmp_path):
     with RunDatabase.writing(tmp_path / "old"):
         start(tmp_path / "new", "--max_evaluations=20", f"--fork_from={tmp_path / 'old'}")
     assert set(rows(tmp_path / "old")["proposals"]) <= set(rows(tmp_path / "new")["proposals"])
+
+
+def test_a_run_of_older_semantics_is_read_reported_evaluated_and_forked_but_not_continued(start, tmp_path, monkeypatch):
+    old = tmp_path / "old"
+    start(old, "--max_evaluations=20")
+    with contextlib.closing(sqlite3.connect(old / "run.sqlite")) as c, c:
+        settings = json.loads(c.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()[0])
+        del settings["semantics"]  # as the first releases wrote it
+        c.execute("UPDATE meta SET value = ? WHERE key = 'settings'", (json.dumps(settings),))
+    before = rows(old)
+    with pytest.raises(RunError, match=rf"by version 1 .* not continued.*--fork_from={old}"):
+        start(old, "--max_evaluations=30")
+    assert rows(old) == before
+    with RunDatabase.reading(old) as database:
+        assert winners(database, 3)
+    assert build(old)
+    said = start(tmp_path / "new", "--max_evaluations=30", f"--fork_from={old}")
+    assert "best equations are the initial ones and train anew" in said and "semantics" in said

@@ -31,8 +31,9 @@ WRONG = [
     (cube(latex=r"\frac{1}{2}"), "double every other brace"),
     (cube(fn=None), "needs exactly one of fn, affine, norm, statistic"),
     (cube(norm=("2", "col")), "needs exactly one of fn, affine, norm, statistic"),
-    (cube(constants=(1.0,)), "legal constants if and only if"),
-    (cube(spelling="c3({x}, {c})", constants=(2.0,), legal=(0.0, 1.0)), "legal constants"),
+    (cube(constants=(1.0,)), "needs constants if and only if"),
+    (cube(spelling="c3({x}, {c})", constants=(2.0,), legal=(0.0, 1.0)), r"constant of c3 must lie in \[0, 1\]"),
+    (cube(spelling="c3({x}, {c})", constants=(1e-40,)), "too small, 1e-40"),
     (
         cube(fn=lambda x, c: jnp.sum(x)),
         r"must keep the shape of its argument: the function makes float32\[\] of float32\[6\]",

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zlib
 
 import chex
 import jax
@@ -18,7 +19,7 @@ from bpevo import data
 from bpevo.evolution import SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
-from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingPlan, TrainingSettings, to_examples
 
 CLASSES, PARTS, SEED = 4, 3, 11
 SETTINGS = TrainingSettings(model="mlp-8", weight_decay=0.1, batch_size=8, epochs=3)
@@ -115,6 +116,21 @@ def assert_same(trainer: Trainer, slot: int, curve: list, expected: tuple[list, 
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**change)
+
+
+def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypatch):
+    dataset = data.load("digits")
+    split = data.train_validation_split(dataset, 64)
+    plan = TrainingPlan(settings=SETTINGS, learning_rates=(0.1, 0.2), dataset=dataset, split=split, seed=7)
+    checksums, crc32 = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda *a: checksums.append(crc32(*a)) or checksums[-1])
+    found = plan.fingerprint()
+    assert found == plan.fingerprint() and len(checksums) == 2  # training and evaluation images, once
+    assert found["dataset_crc32"] == crc32(split.train_images.tobytes() + split.eval_images.tobytes())
+    assert (found["train_examples"], found["learning_rates"], found["seed"]) == (64, [0.1, 0.2], 7)
+    assert found.items() >= dataclasses.asdict(SETTINGS).items()
+    shorter = dataclasses.replace(split, eval_images=split.eval_images[:-1])
+    assert dataclasses.replace(plan, split=shorter).fingerprint()["dataset_crc32"] != found["dataset_crc32"]
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():
@@ -380,6 +396,34 @@ def test_several_devices_give_the_results_of_one(alone):
     assert done.returncode == 0, done.stderr
     expected = [repr(alone[t][0]) for t in DIFFERENT]
     assert [json.loads(line) for line in done.stdout.splitlines()] == [expected] * 3
+
+
+def print_results_beside_another() -> None:
+    """Run in a process of its own, under vmap: two noisy trainings alone, then beside each other."""
+    settings = TrainingSettings(model="mlp-8", weight_decay=0.01, batch_size=8, epochs=2)
+    trainer = make_trainer(2, settings, lowering="vmap", devices=jax.devices()[:1])
+    noisy = [training("add_noise(g, 0.1) + drop(fa, 0.1)"), training("mul_noise(g, 0.5)", replicate=1)]
+    for orders in ({0: noisy[0]}, {1: noisy[1]}, dict(enumerate(noisy))):
+        print(json.dumps({slot: repr(curve) for slot, curve in run(trainer, orders).items()}))
+
+
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+def test_the_environments_random_generator_changes_no_result(generator):
+    repository = pathlib.Path(__file__).parents[1]
+    results = []
+    for name in ("threefry2x32", generator):
+        environment = os.environ | {
+            "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DEFAULT_PRNG_IMPL": name,
+        }
+        command = [sys.executable, "-c", "import test_training; test_training.print_results_beside_another()"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        first, second, both = map(json.loads, done.stdout.splitlines())
+        assert first | second == both  # alone as beside another
+        results.append(both)
+    assert results[0] == results[1]
 
 
 # The Wide ResNet.

@@ -105,6 +105,6 @@ def _expanded(text: str) -> list[str]:
 
 def winners(search: RunDatabase, top: int) -> list[Treatment]:
     """The `top` rules of a search by its own fitness, best first; what computes as one of the search's controls is none."""
-    finished = search.rows(Stage.SEARCH).of(status="done")
+    finished = search.judged().of(stage=Stage.SEARCH, status="done")
     found = dict.fromkeys(Treatment.parse(row.equation) for row in ranked(finished, CONTROL_KEYS))
     return list(found)[:top]

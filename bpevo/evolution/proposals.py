@@ -1,8 +1,9 @@
 """What a controller is told and what it answers: results, proposals, and the settings of an evolution."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
-from bpevo.evolution.fitness import fitness
+from bpevo.evolution.fitness import Bars, fitness, standing
 from bpevo.evolution.space import Change
 from bpevo.rules import Equation
 
@@ -12,40 +13,71 @@ class SpaceExhausted(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a proposal achieved, over its learning rates."""
-
-    id: int
-    equation: Equation
-    accuracy: float | None  # validation accuracy at its end; None if it diverged
-    rungs: int  # bars it survived
-    curves: tuple[tuple[float, ...], ...]  # validation accuracy after each epoch, one curve per learning rate
-
-    @property
-    def fitness(self) -> tuple[int, float]:
-        return fitness(self.accuracy, self.rungs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rung:
-    """After `epoch`, go on only with an accuracy of at least the `quantile` of the earlier results there."""
-
-    epoch: int
-    quantile: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
     """An equation to train, and how it came about."""
 
     id: int  # order of drawing, from 0
     equation: Equation
-    key: str  # equal for duplicates
+    key: str  # of bpevo.evolution.Duplicates: by it a later session finds duplicates of this one
     parent: int | None = None  # id; None: drawn at random, or an initial equation
     changes: tuple[Change, ...] = ()  # from the parent to this
-    bars: tuple[tuple[int, float], ...] = ()  # (epoch, least accuracy to go on)
+    bars: Bars = ()  # (epoch, least accuracy to go on)
     infeasible: int = 0  # draws thrown away before this one
     duplicates: int = 0  # likewise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How one training of a proposal ended."""
+
+    accuracy: float | None  # validation accuracy at its end; None if it diverged
+    rungs: int  # bars it survived
+    curve: tuple[float, ...]  # validation accuracy after each epoch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a proposal achieved: its trainings, one a learning rate."""
+
+    proposal: Proposal
+    trainings: tuple[Trained, ...]
+
+    @property
+    def id(self) -> int:
+        return self.proposal.id
+
+    @property
+    def equation(self) -> Equation:
+        return self.proposal.equation
+
+    @property
+    def best(self) -> Trained:
+        """The fittest training as it ended."""
+        return max(self.trainings, key=lambda t: fitness(t.accuracy, t.rungs))
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.best.accuracy
+
+    @property
+    def fitness(self) -> tuple[int, float]:
+        return fitness(self.best.accuracy, self.best.rungs)
+
+    def standing(self, rung_epochs: Sequence[int], first: Mapping[int, float]) -> tuple[float | None, int]:
+        """(accuracy, rungs) of the fittest training, each held to the bars that it met or that came first after it."""
+        ends = (
+            standing(t.accuracy, t.rungs, curve=t.curve, rung_epochs=rung_epochs, bars=self.proposal.bars, first=first)
+            for t in self.trainings
+        )
+        return max(ends, key=lambda end: fitness(*end))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """After `epoch`, go on only above the `quantile` of the earlier trainings there: in their best 1 - `quantile`."""
+
+    epoch: int
+    quantile: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

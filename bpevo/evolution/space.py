@@ -4,8 +4,7 @@ A component is a function with its constant, or an operand with its mean, std or
 """
 
 import dataclasses
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from bpevo.rules import BINARIES, OPERANDS, STATISTICS, UNARIES, Equation, InfeasibleEquation
 from bpevo.rules.equation import Argument, Part
 from bpevo.rules.expression import OperandNode, format_constant
+from bpevo.rules.text import suggestion
 
 UnaryChoice = tuple[str, float]
 
@@ -124,6 +124,15 @@ class SearchSpace:
         parts[i] = _set(parts[i], gene, after)
         return Equation.from_parts(parts, self.max_parts), Change(i, gene, _name(before), _name(after))
 
+    def neighbours(self, equation: Equation) -> Iterator[Equation]:
+        """Every equation that a single mutation can make of it; not necessarily feasible."""
+        parts = equation.to_parts()
+        for i, part in enumerate(parts):
+            for gene in _genes(part):
+                for after in self._alternatives(part, gene):
+                    changed = [*parts[:i], _set(part, gene, after), *parts[i + 1 :]]
+                    yield Equation.from_parts(changed, self.max_parts)
+
     def _alternatives(self, part: Part, gene: str) -> list:
         lists: dict[str, Sequence[Any]] = {"o": self.operands, "u": self.unaries, "b": self.binaries}
         current = _get(part, gene)
@@ -147,7 +156,7 @@ def _chosen(chosen: Sequence[str], valid: list[str], kind: str) -> list[str]:
     names: list[str] = []
     for name in chosen:
         if name != ALL and name not in valid:
-            raise ValueError(f"there is no {kind} {name!r}; the nearest is {_nearest(name, valid)!r}")
+            raise ValueError(f"there is no {kind} {name!r}; {suggestion(name, valid)}")
         names += valid if name == ALL else [name]
     return list(dict.fromkeys(names))
 
@@ -161,23 +170,16 @@ def _chosen_unaries(chosen: Sequence[str]) -> list[UnaryChoice]:
     return list(dict.fromkeys(choices))
 
 
-def _nearest(name: str, valid: list[str]) -> str:
-    return difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
-
-
 def _parse_unary(name: str, known: list[str]) -> UnaryChoice:
     """A unary with a constant of its own, such as scale:3; raises ValueError."""
     function, _, text = name.partition(":")
     if function not in UNARIES or not (text and UNARIES[function].takes_constant):
-        raise ValueError(f"there is no unary function {name!r}; the nearest is {_nearest(name, known)!r}")
-    low, high = UNARIES[function].legal
+        raise ValueError(f"there is no unary function {name!r}; {suggestion(name, known)}")
     try:
-        constant = float(np.float32(float(text)))
-    except ValueError:
-        constant = float("nan")
-    if not low <= constant <= high:
-        raise ValueError(f"the constant of {name!r} must be a number in [{low:g}, {high:g}]")
-    return function, constant
+        return function, UNARIES[function].rounded(float(text))
+    except ValueError as error:
+        low, high = UNARIES[function].legal
+        raise ValueError(f"the constant of {name!r} must be a number in [{low:.8g}, {high:.8g}]: {error}") from None
 
 
 def _genes(part: Part) -> list[str]:

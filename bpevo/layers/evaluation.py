@@ -19,7 +19,7 @@ from bpevo.layers.linear import ConvMap, apply
 from bpevo.layers.traced_map import TracedMap
 from bpevo.layers.unit import Weights, unit
 from bpevo.layers.varying import axes, vary, vary_state
-from bpevo.rules import Rule, Unit, UnitShapes
+from bpevo.rules import Rule, Unit, UnitShapes, statistics
 from bpevo.rules.unit import State
 
 Values = dict[int, Any]
@@ -36,9 +36,10 @@ class WithNoise:
         raise NotImplementedError("a state with noise starts from a key: starting_state")
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
-        key, following = jax.random.split(_key(state["noise"]))
+        key, following = jax.random.split(_key(state["noise"] / statistics.uses(state)))
         signal, rule_state = self.rule.signal(dataclasses.replace(unit, key=key), state["rule"])
-        return signal, {"rule": rule_state, "noise": _words(jax.random.key_data(following))}
+        noise = _words(jax.random.key_data(following))
+        return signal, {"rule": rule_state, "noise": noise, "uses": jnp.ones_like(state["uses"])}
 
     needs_noise = False
 
@@ -54,7 +55,8 @@ class WithNoise:
 def starting_state(rule: Rule, key: jax.Array, shapes: UnitShapes) -> State:
     """The state of a rule in a unit, with its source of noise if it draws any."""
     state = rule.init(shapes)
-    return {"rule": state, "noise": _words(jax.random.bits(key, (2,)))} if rule.needs_noise else state
+    noise = _words(jax.random.bits(key, (2,)))
+    return {"rule": state, "noise": noise, "uses": jnp.ones(())} if rule.needs_noise else state
 
 
 def _words(data: jax.Array) -> jax.Array:
@@ -87,6 +89,17 @@ def _kept(carrier: jax.Array, state: State) -> jax.Array:
 
 
 _kept.defvjp(lambda carrier, state: (carrier, state), lambda state, b: (b, state))
+
+
+@jax.custom_vjp
+def _of_uses(constants: State, uses: jax.Array) -> State:
+    """What several uses of a state in one step gave as its next value, their sum, divided by their number."""
+    return jax.tree.map(lambda c: c / statistics.uses({"uses": uses}), constants)
+
+
+_of_uses.defvjp(
+    lambda constants, uses: (_of_uses(constants, uses), uses), lambda uses, b: (b, jnp.ones_like(uses) + 0 * uses)
+)
 
 
 class Evaluation:
@@ -169,10 +182,12 @@ class Evaluation:
         hp, kernel, bias, extras = vary((hp, kernel, bias, extras), self._over)
         b_L = carrier.reshape(self._b_L_shapes[found.name])  # noqa: N806
         constants, rule_state = state.get("constants", {}), state.get("rule", {})
+        constants = _of_uses(constants, state["uses"]) if constants else {}
         with jax.named_scope(found.name):
             y, b_L = unit(  # noqa: N806
                 TracedMap(extras, plan),
                 activation,
+                found.name,
                 self._rule,
                 hp,
                 b_L,

@@ -133,8 +133,7 @@ def evolve(
     Returns:
         A function `net(params, state, *args)`, with `net.init(key, params, *args)` for its state and
         `net.units(params, *args)` for what was found. The gradient by `state` is the next state: store it instead of
-        feeding it to the optimizer, and call `net` once for each gradient, on a batch (a network for one sample: evolve
-        its `jax.vmap`, not the other way round).
+        feeding it to the optimizer. A network for one sample: evolve its `jax.vmap`, not the other way round.
 
     Raises:
         ValueError: When called: no unit is found; the rule reads b_L or R_L and there are no logits, or none for a unit;
@@ -266,7 +265,7 @@ class _Plan:
         state = {}
         for i, unit in enumerate(self._units):
             entry = self._init_unit(jax.random.fold_in(key, i), unit)
-            if jax.tree.leaves(entry):
+            if entry:
                 state[unit.name] = entry
         return state
 
@@ -274,7 +273,8 @@ class _Plan:
         def one(key):
             constants = self._constants(jax.random.fold_in(key, 0), self.shapes(unit))
             rule_state = starting_state(self._rule, jax.random.fold_in(key, 1), self.shapes(unit))
-            return {"constants": constants, "rule": rule_state}
+            entry = {"constants": constants, "uses": jnp.ones(())} if constants else {}
+            return entry | ({"rule": rule_state} if jax.tree.leaves(rule_state) else {})
 
         for length in reversed(unit.loops):
             one = _stacked(one, length)

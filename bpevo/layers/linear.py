@@ -6,8 +6,9 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from bpevo.layers import convolution
+from bpevo.layers import convolution, varying
 
 
 class Linear(Protocol):
@@ -80,6 +81,12 @@ class ConvMap(_OfAnyDtype):
         return convolution.conv_weight_gradient(x, b, self.kernel, self.window)
 
 
+def over_devices(gradient: jax.Array, value: jax.Array) -> jax.Array:
+    """The gradient of a value; inside `jax.shard_map`, of one that is the same on all devices, the sum of theirs."""
+    axes = tuple(a for a in varying.axes(gradient) if a not in varying.axes(value))
+    return lax.psum(gradient, axes) if axes else gradient
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def apply(linear: Linear, x: jax.Array, w: jax.Array) -> jax.Array:
     """The linear map with its standard gradients."""
@@ -92,7 +99,7 @@ def _forward(linear: Linear, x: jax.Array, w: jax.Array):
 
 def _backward(linear: Linear, residuals, b: jax.Array):
     x, w = residuals
-    return linear.input_gradient(b, w), linear.weight_gradient(x, b)
+    return over_devices(linear.input_gradient(b, w), x), over_devices(linear.weight_gradient(x, b), w)
 
 
 apply.defvjp(_forward, _backward)

@@ -35,7 +35,8 @@ class CompiledRule:
 
     def init(self, shapes: UnitShapes) -> State:
         rows = [_average_shape(kind, shapes) for kind in _statistics(self.expression)]
-        return {"m": [jnp.zeros(s) for s in rows], "var": [jnp.zeros(s) for s in rows], "step": jnp.zeros(())}
+        m, var = ([jnp.zeros(s) for s in rows] for _ in range(2))
+        return {"m": m, "var": var, "step": jnp.zeros(()), "uses": jnp.ones(())}
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
         return _Evaluation(unit, state).run(self.expression)
@@ -74,7 +75,7 @@ def compile(expression: str | ex.Expression | Equation) -> CompiledRule:  # noqa
     >>> compile("g + W")
     Traceback (most recent call last):
     ...
-    bpevo.rules.types.InfeasibleEquation: in g + W: add needs two operands of one shape but got [B, I] and [I, O]; \
+    bpevo.rules.types.InfeasibleEquation: in g + W: + needs two operands of one shape but got [B, I] and [I, O]; \
 g is [B, I], W is [I, O]
     """
     if isinstance(expression, Equation):
@@ -103,8 +104,8 @@ class _Evaluation:
     """One pass over the tree. Running state and noise are numbered in order of evaluation."""
 
     def __init__(self, unit: Unit, state: State):
-        self._unit, self._old = unit, state
-        self._step = state["step"] + 1
+        self._unit, self._old, self._uses = unit, state, statistics.uses(state)
+        self._step = state["step"] / self._uses + 1
         self._m: list[jax.Array] = []
         self._var: list[jax.Array] = []
         self._noises = 0
@@ -112,8 +113,8 @@ class _Evaluation:
 
     def run(self, expression: ex.Expression) -> tuple[jax.Array, State]:
         value = formulas.value(self._unit, expression, self._leaf, self._stateful)
-        shape = self._unit.shapes.X
-        return jnp.broadcast_to(value, shape), {"m": self._m, "var": self._var, "step": self._step}
+        state = {"m": self._m, "var": self._var, "step": self._step, "uses": jnp.ones(())}
+        return jnp.broadcast_to(value, self._unit.shapes.X), state
 
     def _leaf(self, node: ex.OperandNode) -> jax.Array:
         x = self._operand(node.name)
@@ -144,7 +145,8 @@ class _Evaluation:
         )
         index = len(self._m)
         w = statistics.weight_of_step(self._step)
-        m, var = statistics.update(self._old["m"][index], self._old["var"][index], mean, spread, w)
+        m, var = (self._old[name][index] / self._uses for name in ("m", "var"))
+        m, var = statistics.update(m, var, mean, spread, w)
         self._m.append(m)
         self._var.append(var)
         if statistic.average:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 EPSILON = 1e-8  # of every norm and running deviation; division uses its square
+SMALLEST = 2.0**-126  # the smallest normal float32: devices take what is smaller for 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,19 @@ class Unary:
     def takes_constant(self) -> bool:
         return "{c}" in self.spelling
 
+    def rounded(self, constant: float) -> float:
+        """The constant in float32. Raises ValueError if it is not legal."""
+        low, high = self.legal
+        with np.errstate(over="ignore"):  # beyond float32: too large anyway
+            c = float(np.float32(constant)) + 0.0
+        if not low <= c <= high:  # nor is nan
+            raise ValueError(f"the constant of {self.name} must lie in [{low:.8g}, {high:.8g}]")
+        if constant and abs(c) < SMALLEST:
+            raise ValueError(
+                f"the constant of {self.name} is too small, {constant:g}: devices take what is below {SMALLEST:.8g} for 0"
+            )
+        return c
+
 
 @dataclasses.dataclass(frozen=True)
 class Binary:
@@ -149,6 +164,11 @@ class Binary:
     @property
     def infix(self) -> bool:
         return "(" not in self.spelling
+
+    @property
+    def symbol(self) -> str:
+        """`+` of `x + y`, or the name of what is written as a call."""
+        return self.spelling.split()[1] if self.infix else self.name
 
 
 Component = Operand | Statistic | Unary | Binary
@@ -318,7 +338,7 @@ UNARIES: dict[str, Unary] = _paper(
         "clip to [-c, c]",
         affine=lambda c: Affine(low=-c, high=c),
         constants=(0.01, 0.1, 0.5, 1.0),
-        legal=(1e-45, 1e6),
+        legal=(SMALLEST, 1e6),
     ),
     Unary(
         "whiten",

@@ -173,11 +173,11 @@ class BinaryNode(Expression):
     @functools.cached_property
     def type(self) -> Type:
         a, b = self.left.type, self.right.type
-        structure = BINARIES[self.name].structure
+        entry = BINARIES[self.name]
         try:
-            if structure == "left":
+            if entry.structure == "left":
                 return a
-            return types.product(a, b).result if structure == "product" else types.elementwise(a, b, self.name)
+            return types.product(a, b).result if entry.structure == "product" else types.elementwise(a, b, entry.symbol)
         except InfeasibleEquation as error:
             raise InfeasibleEquation(f"in {self}: {error}; {self.left} is {a}, {self.right} is {b}") from None
 

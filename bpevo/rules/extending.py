@@ -106,9 +106,10 @@ def _unary(unary: Unary, what: str) -> None:
     _exactly_one(unary, what, ("fn", "affine", "norm", "statistic"))
     _spelling(unary, what, (f"{name}({{x}})", f"{name}({{x}}, {{c}})"))
     _latex(unary, what, x="x", c="1.0")
-    low, high = unary.legal
-    if unary.takes_constant != bool(unary.constants) or not all(low <= c <= high for c in unary.constants):
-        raise ValueError(f"{what} needs legal constants if and only if its spelling has {{c}}, not {unary.constants}")
+    if unary.takes_constant != bool(unary.constants):
+        raise ValueError(f"{what} needs constants if and only if its spelling has {{c}}, not {unary.constants}")
+    for c in unary.constants:
+        unary.rounded(c)
     if unary.noisy and not unary.fn:
         raise ValueError(f"{what} is noisy: it needs fn=(x, c, uniform) -> array")
     if unary.norm and not (

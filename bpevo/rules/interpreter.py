@@ -52,18 +52,22 @@ class InterpretedRule:
     def reads(self) -> frozenset[str]:
         return formulas.unit_values()
 
+    def __str__(self) -> str:
+        return "(an equation as data)"
+
     def init(self, shapes: UnitShapes) -> State:
         small, feedback = p.state_rows(self.program.load.shape[-1] // 2)
         return {
             "small": jnp.zeros((small, 2, _row_length(shapes))),
             "F": jnp.zeros((feedback, 2, int(np.prod(shapes.F)))),
             "step": jnp.zeros(()),
+            "uses": jnp.ones(()),
         }
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
         self.program.check()
         program = jax.tree.map(jnp.asarray, self.program)  # fresh from `assemble` it holds NumPy arrays
-        return _Machine(unit, program, state["step"] + 1).run(state)
+        return _Machine(unit, program, state).run()
 
 
 def _row_length(shapes: UnitShapes) -> int:
@@ -73,12 +77,14 @@ def _row_length(shapes: UnitShapes) -> int:
 class _Machine:
     """Runs one program on one unit. N is the length of the flat buffer."""
 
-    def __init__(self, unit: Unit, program: Program, step: jax.Array):
+    def __init__(self, unit: Unit, program: Program, state: State):
         self._unit, self._program, self._shapes, self._codes = unit, program, unit.shapes, p.codes()
         self._sizes = {base: int(np.prod(self._shapes.of(base))) for base in BASES}
         self._n = max(self._sizes.values())
         self._lines = max(max(self._shapes.matrix(base)) for base in BASES)
-        self._w = statistics.weight_of_step(step)
+        self._state, self._uses = state, statistics.uses(state)
+        self._step = state["step"] / self._uses + 1
+        self._w = statistics.weight_of_step(self._step)
 
     def _flat(self, x: jax.Array) -> jax.Array:
         return _pad(x, self._n)
@@ -89,7 +95,7 @@ class _Machine:
     def _matrix(self, flat: jax.Array, base: str) -> jax.Array:
         return matrix(self._native(flat, base), base)
 
-    def run(self, state: State) -> tuple[jax.Array, State]:
+    def run(self) -> tuple[jax.Array, State]:
         program, products = self._program, self._products()
 
         def instruction(t, carry):
@@ -102,9 +108,10 @@ class _Machine:
                 value, feedback = lax.fori_loop(0, program.feedback[t], renew, (value, feedback))
             return lax.switch(program.combine[t], self._combines(t), accumulator, value), small, feedback
 
-        start = jnp.zeros(self._n), state["small"], state["F"]
+        start = jnp.zeros(self._n), self._state["small"], self._state["F"]
         accumulator, small, feedback = lax.fori_loop(0, program.length, instruction, start)
-        return self._native(accumulator, "X"), {"small": small, "F": feedback, "step": state["step"] + 1}
+        new = {"small": small, "F": feedback, "step": self._step, "uses": jnp.ones(())}
+        return self._native(accumulator, "X"), new
 
     def _products(self) -> dict[str, jax.Array]:
         """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
@@ -222,7 +229,7 @@ class _Machine:
             return branch
 
         mean, spread = lax.switch(base, [moments(name) for name in _SMALL])
-        new = statistics.update(old[0], old[1], mean, spread, self._w)
+        new = statistics.update(old[0] / self._uses, old[1] / self._uses, mean, spread, self._w)
         terms = self._terms(what, *new)
 
         def result(name: str):
@@ -240,7 +247,7 @@ class _Machine:
         value, feedback = carry
         x = value[: self._sizes["F"]]
         old = lax.dynamic_index_in_dim(feedback, running.row, keepdims=False)
-        new = statistics.update(old[0], old[1], x, 0.0, self._w)
+        new = statistics.update(old[0] / self._uses, old[1] / self._uses, x, 0.0, self._w)
         feedback = lax.dynamic_update_index_in_dim(feedback, jnp.stack(new), running.row, 0)
         return self._flat(self._taken(running.which, x, *self._terms(running.which, *new))), feedback
 

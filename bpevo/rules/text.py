@@ -2,9 +2,9 @@
 
 import ast
 import difflib
-import math
 import re
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -90,12 +90,32 @@ def _at(text: str, place: int, message: str) -> str:
     return f"{message}, at character {place + 1}:\n  {excerpt}\n  {' ' * (place - start)}^"
 
 
+def suggestion(name: str, valid: Sequence[str]) -> str:
+    """The valid name that `name` may be a slip of: mostly the same letters, or one too few or too many; else all of them."""
+
+    def likeness(other: str) -> float:
+        a, b = name.lower(), other.lower()
+        ratio = difflib.SequenceMatcher(None, a, b).ratio()
+        slip = abs(len(a) - len(b)) == 1 and ratio == 2 * min(len(a), len(b)) / (len(a) + len(b))
+        return ratio if slip or ratio >= 0.7 else 0.0
+
+    nearest = max(valid, key=likeness)
+    return f"the nearest is {nearest!r}" if likeness(nearest) else f"there are {', '.join(valid)}"
+
+
 def _check_nesting(text: str) -> None:
-    depth = 0
+    opened: list[int] = []
     for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth > MAX_NESTING:
+        if character == "(":
+            opened.append(place)
+        elif character == ")" and not opened:
+            raise RuleSyntaxError(_at(text, place, "this bracket closes none"))
+        elif character == ")":
+            opened.pop()
+        if len(opened) > MAX_NESTING:
             raise RuleSyntaxError(_at(text, place, f"parentheses nest deeper than {MAX_NESTING}"))
+    if opened:
+        raise RuleSyntaxError(_at(text, opened[-1], "this bracket is never closed"))
 
 
 def _check_size(text: str, tree: ast.expr) -> None:
@@ -151,11 +171,10 @@ class _Reader:
         raise self._unknown(node, name, "operand", list(OPERANDS))
 
     def _unknown(self, node: ast.AST, name: str, kind: str, valid: list[str]) -> RuleSyntaxError:
-        lower = {v.lower(): v for v in valid}
-        near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
-        return self._error(
-            node, f"there is no {kind} {name!r}; the nearest is {lower[near[0]] if near else valid[0]!r}"
-        )
+        entry = UNARIES.get(name) or BINARIES.get(name)
+        if entry:  # written otherwise
+            return self._error(node, f"there is no {kind} {name!r}: write {entry.spelling.format(x='x', y='y', c='2')}")
+        return self._error(node, f"there is no {kind} {name!r}; {suggestion(name, valid)}")
 
     def _call(self, node: ast.Call, name: str, args: list[ast.expr]) -> Expression:
         def arity(n: int, form: str) -> None:
@@ -218,7 +237,7 @@ class _Reader:
         return sign * float(written)
 
     def _constant(self, node: ast.AST, function: str, number: float) -> float:
-        low, high = UNARIES[function].legal
-        if not math.isfinite(number) or not low <= (value := float(np.float32(number)) + 0.0) <= high:
-            raise self._error(node, f"the constant of {function} must lie in [{low:.8g}, {high:.8g}]")
-        return value
+        try:
+            return UNARIES[function].rounded(number)
+        except ValueError as error:
+            raise self._error(node, str(error)) from None

@@ -58,10 +58,10 @@ class Type:
 SIGNAL = Type("X")  # what an equation must result in: [B, I]
 
 
-def elementwise(a: Type, b: Type, name: str) -> Type:
-    """Result type of an element-wise binary function; raises InfeasibleEquation."""
+def elementwise(a: Type, b: Type, symbol: str) -> Type:
+    """Result type of the element-wise binary function that is written with `symbol`; raises InfeasibleEquation."""
     if (a.base, a.transposed) != (b.base, b.transposed):
-        raise InfeasibleEquation(f"{name} needs two operands of one shape but got {a} and {b}")
+        raise InfeasibleEquation(f"{symbol} needs two operands of one shape but got {a} and {b}")
     return dataclasses.replace(a, average=a.average and b.average)
 
 

@@ -94,7 +94,11 @@ class Rule(Protocol):
     """
 
     def init(self, shapes: UnitShapes) -> State:
-        """Fresh running statistics for a unit: a pytree of float32 arrays, `{}` if there are none."""
+        """Fresh running statistics for a unit: a pytree of float32 arrays, `{}` if there are none.
+
+        What a unit gets at the next step is the sum of the next states of all its uses in a step: a rule with a state of its
+        own counts them as bpevo.rules.statistics does.
+        """
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
         """b_i^p, float32 in the shape of `unit.values.hp`, and the next state, of the same structure and shapes."""

@@ -3,7 +3,7 @@
 from bpevo.runs.database import RunDatabase
 from bpevo.runs.driver import Driver
 from bpevo.runs.errors import RunError, printable
-from bpevo.runs.ranking import fittest, ranked
+from bpevo.runs.ranking import fittest, judged, ranked
 from bpevo.runs.rows import Row, Rows
 
-__all__ = ["Driver", "Row", "Rows", "RunDatabase", "RunError", "fittest", "printable", "ranked"]
+__all__ = ["Driver", "Row", "Rows", "RunDatabase", "RunError", "fittest", "judged", "printable", "ranked"]

@@ -17,6 +17,7 @@ from bpevo.evolution import Change, Proposal
 from bpevo.rules import parse
 from bpevo.runs.errors import RunError, printable
 from bpevo.runs.lock import locked, same, unwritable
+from bpevo.runs.ranking import judged
 from bpevo.runs.rows import Row, Rows
 from bpevo.workers import Outcome
 
@@ -262,6 +263,13 @@ class RunDatabase:
         rows = self._connection.execute(f"SELECT * FROM evaluations {where} ORDER BY rowid", stages)
         return Rows(self._read("evaluations", rows, lambda _, row: _row(row)))
 
+    def judged(self) -> Rows:
+        """All rows as they rank, see bpevo.runs.ranking."""
+        settings = self.settings()
+        epochs = [rung["epoch"] for rung in settings.get("evolution", {}).get("rungs", ())]
+        bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
+        return judged(self.rows(), bars, epochs)
+
     def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
         """`convert(position, row)` of each; a row that it cannot take is a RunError."""
         items = []
@@ -298,6 +306,7 @@ def _row(values: tuple) -> Row:
         and all(isinstance(v, float | int) for v in real)
         and (e.accuracy is None or 0 <= e.accuracy <= 1)
         and isinstance(e.curve, dict)
+        and datetime.datetime.fromisoformat(e.finished)
     ):
         raise ValueError(f"{values!r} are no values of its columns")
     return e

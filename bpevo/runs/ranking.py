@@ -4,11 +4,36 @@ A rule is as fit as its fittest training: rungs survived, then accuracy. Ties be
 learning rate, between rules to the older proposal.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from bpevo.evolution import fitness
+from bpevo.evolution import Bars, first_bars, fitness, standing
 from bpevo.rules import parse
-from bpevo.runs.rows import Row
+from bpevo.runs.rows import Row, Rows
+from bpevo.workers import Stage
+
+
+def judged(rows: Iterable[Row], bars: Mapping[int, Bars], rung_epochs: Sequence[int]) -> Rows:
+    """The rows as they rank: those whose proposal met no bar at a rung are held to the first one that came after it.
+
+    Args:
+      rows: of a search; others stay as they are.
+      bars: of each proposal, by id.
+      rung_epochs: epochs of the run's rungs, rising.
+    """
+    first = first_bars(bars[i] for i in sorted(bars))
+
+    def rank(row: Row) -> Row:
+        if row.proposal is None or row.stage != Stage.SEARCH:
+            return row
+        curve = [math.nan if v is None else v for v in row.curve["eval_accuracy"]]  # comes with divergence alone
+        accuracy, rungs = standing(
+            row.accuracy, row.rungs, curve=curve, rung_epochs=rung_epochs, bars=bars[row.proposal], first=first
+        )
+        return dataclasses.replace(row, accuracy=accuracy, rungs=rungs)
+
+    return Rows(map(rank, rows))
 
 
 def fittest(rows: Iterable[Row]) -> dict[str, Row]:

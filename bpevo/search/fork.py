@@ -39,7 +39,7 @@ def begin(
             fork = {"from": os.path.realpath(source), "proposals": len(other.proposals()), "trainings": True}
             database.take_over(other, settings | {"fork": fork}, versions)
             return plan, fork, f"forked from {source}: {fork['proposals']} proposals and their trainings are taken over"
-        best = [row.equation for row in ranked(other.rows(Stage.SEARCH))]
+        best = [row.equation for row in ranked(other.judged().of(stage=Stage.SEARCH))]
     initial = []
     for text in best:
         try:

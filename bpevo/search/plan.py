@@ -6,6 +6,10 @@ from typing import Any
 from bpevo.evolution import EvolutionSettings, SearchSpace
 from bpevo.rules import Equation, parse
 
+# Of what a search does with its results: raised whenever the same results would lead to other proposals, bars or ranks. A run
+# of an older version is read, reported, evaluated and forked, never continued.
+SEMANTICS = 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchPlan:
@@ -26,12 +30,15 @@ class SearchPlan:
     def rung_epochs(self) -> tuple[int, ...]:
         return tuple(rung.epoch for rung in self.evolution.rungs)
 
-    def continuing(self, stored: dict[str, Any], lag: int | None) -> "SearchPlan":
-        """The plan of a run with the settings `stored`: without `lag` its own, however many slots there are now; a fork
-        that took over equations alone keeps them as its initial ones."""
+    def continuing(self, stored: dict[str, Any], lag: int | None, elite_size: int | None) -> "SearchPlan":
+        """The plan of a run with the settings `stored`: without `lag` and `elite_size` its own, however many slots and
+        trainings there are now; a fork that took over equations alone keeps them as its initial ones."""
         fork, plan = stored.get("fork"), self
         if lag is None and "lag" in stored:
             plan = dataclasses.replace(plan, lag=stored["lag"])
+        if elite_size is None and "evolution" in stored:
+            evolution = dataclasses.replace(plan.evolution, elite_size=stored["evolution"]["elite_size"])
+            plan = dataclasses.replace(plan, evolution=evolution)
         if fork and not fork["trainings"]:
             initial = tuple(parse(text).to_equation(self.space.max_parts) for text in stored["initial"])
             plan = dataclasses.replace(plan, initial=initial)
@@ -41,6 +48,7 @@ class SearchPlan:
         """What two sessions of a run must share to be the same search."""
         space = self.space
         return {
+            "semantics": SEMANTICS,
             "controller": self.controller,
             "max_parts": space.max_parts,
             "operands": [str(o) for o in space.operands],

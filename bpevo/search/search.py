@@ -8,9 +8,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from bpevo.evolution import Controller, Proposal, Result, SpaceExhausted, fitness
+from bpevo.evolution import Controller, Proposal, Result, SpaceExhausted, Trained, first_bars, fitness
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.runs import Driver, Row, RunDatabase, fittest, ranked
+from bpevo.runs import Driver, Row, Rows, RunDatabase, fittest, judged, ranked
 from bpevo.search.plan import SearchPlan
 from bpevo.training import Training
 from bpevo.workers import Job, Stage, Workers
@@ -44,6 +44,7 @@ class Search:
         self.failures: collections.Counter[str] = collections.Counter()  # trainings that were stopped or diverged
         self.infeasible = self.duplicates = 0  # draws
         self.best: Result | None = None  # the fittest that is no control's function
+        self._first: dict[int, float] = {}  # each rung's first bar, to which earlier candidates are held
         self.backprop: float | None = None  # the control's best accuracy so far
         for proposal in database.proposals():
             controller.adopt(proposal)
@@ -51,7 +52,7 @@ class Search:
         self._count(self.rows)
 
     @property
-    def rows(self):
+    def rows(self) -> Rows:
         """All rows of the run."""
         return self._driver.rows
 
@@ -71,7 +72,12 @@ class Search:
 
     def leaders(self) -> list[Row]:
         """The best trainings of the best rules, distinct, best first; what is a control's function is none."""
-        return list(itertools.islice(ranked(self.rows.of(stage=Stage.SEARCH), CONTROL_KEYS), self.plan.top))
+        return list(itertools.islice(ranked(self.judged.of(stage=Stage.SEARCH), CONTROL_KEYS), self.plan.top))
+
+    @property
+    def judged(self) -> Rows:
+        """All rows as they rank."""
+        return judged(self.rows, {p.id: p.bars for p in self.proposals}, self.plan.rung_epochs)
 
     def _drain(self, jobs: Iterator[Job | None]) -> None:
         def stored(rows: list[Row]) -> None:
@@ -161,6 +167,11 @@ class Search:
         self.proposals.append(proposal)
         self.infeasible += proposal.infeasible
         self.duplicates += proposal.duplicates
+        first = first_bars([tuple(self._first.items()), proposal.bars])
+        if first != self._first:  # once a rung: what was best may not have reached it
+            self._first, self.best = first, None
+            for result in self.results.values():
+                self._compare(result)
 
     def _count(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -178,22 +189,28 @@ class Search:
 
     def _finish(self, result: Result) -> None:
         self.results[result.id] = result
-        old = self.best
-        if result.accuracy is None or (old and (result.fitness, -result.id) < (old.fitness, -old.id)):
+        self._compare(result)
+
+    def _compare(self, result: Result) -> None:
+        """Makes `result` the best so far if it is."""
+
+        def order(result: Result):
+            return fitness(*result.standing(self.plan.rung_epochs, self._first)), -result.id
+
+        if result.accuracy is None or (self.best and order(result) < order(self.best)):
             return
         if result.equation.key not in CONTROL_KEYS:
             self.best = result
 
 
 def to_result(proposal: Proposal, rows: Sequence[Row]) -> Result:
-    """A proposal's result from its trainings, one a learning rate: the fittest counts."""
-    best = max(rows, key=lambda row: fitness(row.accuracy, row.rungs))
-    ordered = sorted(rows, key=lambda row: row.learning_rate)
-    curves = tuple(tuple(v for v in row.curve["eval_accuracy"] if v is not None) for row in ordered)
-    return Result(
-        id=proposal.id,
-        equation=proposal.equation,
-        accuracy=best.accuracy,
-        rungs=best.rungs if best.accuracy is not None else 0,
-        curves=curves,
+    """A proposal's result from its trainings, one a learning rate."""
+    trainings = (
+        Trained(
+            accuracy=row.accuracy,
+            rungs=row.rungs,
+            curve=tuple(v for v in row.curve["eval_accuracy"] if v is not None),
+        )
+        for row in sorted(rows, key=lambda row: row.learning_rate)
     )
+    return Result(proposal=proposal, trainings=tuple(trainings))

@@ -3,6 +3,7 @@
 A `Trainer` knows equations, seeds and learning rates; it knows no evolution.
 """
 
+from bpevo.training.cpus import usable_cpus
 from bpevo.training.plan import TrainingPlan
 from bpevo.training.settings import DTYPES, NUMERICS, OPTIMIZERS, SCHEDULES, TrainingSettings
 from bpevo.training.slots import most_slots
@@ -28,4 +29,5 @@ __all__ = [
     "TrainingSettings",
     "most_slots",
     "to_examples",
+    "usable_cpus",
 ]

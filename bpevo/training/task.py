@@ -135,7 +135,7 @@ class Task:
         images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
         def start(images):
-            return self._start(self._variables(rule, jax.random.key(0), images))
+            return self._start(self._variables(rule, prng_key(0), images))
 
         return jax.eval_shape(start, images)
 
@@ -143,12 +143,12 @@ class Task:
         """Bytes of a candidate's state, and of what a step keeps for its backward pass: read off shapes, nothing computed."""
 
         def kept(images, labels):
-            variables = self._variables(rule, jax.random.key(0), images[:1])
+            variables = self._variables(rule, prng_key(0), images[:1])
             state, feedback = self._start(variables), variables.get(layers.FEEDBACK, {})
 
             def loss(params):
                 now = state.replace(params=params)
-                return mean_loss(self._apply(rule, now, feedback, images, train=True, key=jax.random.key(0))[0], labels)
+                return mean_loss(self._apply(rule, now, feedback, images, train=True, key=prng_key(0))[0], labels)
 
             return jax.vjp(loss, state.params)[1]
 
@@ -169,7 +169,7 @@ class Task:
         return lax.cond(order.active, lambda state: self._epoch(order, state, examples), idle, state)
 
     def _epoch(self, order: Order, state: TrainingState, examples: Examples) -> tuple[TrainingState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(order.seed), order.replicate)
+        key = jax.random.fold_in(prng_key(order.seed), order.replicate)
         images = jnp.zeros((1, *examples.mean.shape), jnp.float32)
         variables = self._variables(order.rule, key, images)
         state = lax.cond(order.epoch == 0, lambda _: self._start(variables), lambda s: s, state)
@@ -232,7 +232,7 @@ class Task:
 
     def units(self, rule: Rule, image_shape: tuple[int, ...]) -> list[str]:
         """Names of the rule-driven units, in forward order."""
-        return list(alignment.units(lambda: self._variables(rule, jax.random.key(0), jnp.zeros((1, *image_shape)))))
+        return list(alignment.units(lambda: self._variables(rule, prng_key(0), jnp.zeros((1, *image_shape)))))
 
     def _alignment(self, rule, feedback, state: TrainingState, examples: Examples) -> jax.Array:
         """[L, 2] on the first batch of the training set, not augmented, in training mode."""
@@ -240,7 +240,7 @@ class Task:
         x, labels = data.normalise(examples.train_images[:batch], examples.mean), examples.train_labels[:batch]
 
         def loss(rule):
-            return mean_loss(self._apply(rule, state, feedback, x, train=True, key=jax.random.key(0))[0], labels)
+            return mean_loss(self._apply(rule, state, feedback, x, train=True, key=prng_key(0))[0], labels)
 
         found = alignment.units(functools.partial(loss, rule))
         probes = {name: jnp.zeros(s.shape, s.dtype) for name, s in found.items()}
@@ -253,7 +253,7 @@ class Task:
         def batch(sums, xs):
             images, labels = xs
             x = data.normalise(images, examples.mean)
-            logits, _ = self._apply(rule, state, feedback, x, train=False, key=jax.random.key(0))
+            logits, _ = self._apply(rule, state, feedback, x, train=False, key=prng_key(0))
             real = labels >= 0
             losses = cross_entropies(logits, jnp.maximum(labels, 0))
             right = (jnp.argmax(logits, -1) == labels) & real
@@ -261,6 +261,11 @@ class Task:
 
         sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels))
         return tuple(sums / jnp.maximum(jnp.sum(examples.eval_labels >= 0), 1))
+
+
+def prng_key(seed: chex.Numeric) -> jax.Array:
+    """A key of Threefry, whatever generator is jax's default: others give numbers that depend on a slot's neighbours."""
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,0 +1,194 @@
+"""Do the tests notice changes? A random sample of small changes to the package, each against the tests of its subject.
+
+    pip install '.[test,mutation]'
+    python tests/mutation.py --sample=150 --folder=runs/mutation
+
+cosmic-ray (https://cosmic-ray.readthedocs.io) makes the changes: another operator, comparison, number or constant, a `break`
+for a `continue`, a missing `not` or decorator. They are made in a copy of the working tree, one at a time. A change is noticed
+if a test fails, or the tests outlast three times their usual duration and a minute. All state is in --folder: the same command
+continues where it was stopped, and ends with the share noticed and `survivors.md`, a table of the others for a person to judge,
+as some change nothing.
+"""
+
+import argparse
+import ast
+import collections
+import contextlib
+import json
+import pathlib
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from cosmic_ray.commands import init
+from cosmic_ray.modules import find_modules
+from cosmic_ray.mutating import mutate_and_test
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import TestOutcome, WorkItem
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# The tests of each subject, by the name of a room or a module: those of the longest name that fits. Quick ones come first.
+SUBJECTS = {
+    "bpevo": "bad_input launch",
+    "bpevo.bench": "bench",
+    "bpevo.command": "bad_input environment launch",
+    "bpevo.command.process": "terminal faults survival",
+    "bpevo.command.selfcheck": "doctor environment",
+    "bpevo.data": "data data_tfds bad_input",
+    "bpevo.doctor": "doctor",
+    "bpevo.evaluate": "evaluate",
+    "bpevo.evaluation": "figures significance ranking evaluate report",
+    "bpevo.evolution": "ranking controllers standing runs evolution",
+    "bpevo.layers": "layers models training",
+    "bpevo.models": "models",
+    "bpevo.report": "figures plots ranking runs terminal report",
+    "bpevo.rules": "rules rules_values rules_interpreter registering",
+    "bpevo.runs": "ranking standing runs places faults",
+    "bpevo.search": "ranking runs figures fork",
+    "bpevo.training": "training_alignment training extensions_training",
+    "bpevo.training.transforms": "training_alignment",
+    "bpevo.workers": "runs faults",
+    "bpevo.workers.checkpoints": "survival",
+}
+
+
+def tests_of(module: pathlib.Path) -> tuple[str, ...]:
+    """Paths of the test files that a change in `module` is run against."""
+    name = ".".join(module.with_suffix("").parts)
+    subject = max((k for k in SUBJECTS if name == k or name.startswith(f"{k}.")), key=len)
+    return tuple(f"tests/test_{test}.py" for test in SUBJECTS[subject].split())
+
+
+def command(tests: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not soak", "-p", "no:cacheprovider", *tests]
+
+
+def annotations(tree: ast.AST) -> Iterator[ast.expr]:
+    """Types, which no test runs."""
+    for node in ast.walk(tree):
+        for field in ("annotation", "returns"):
+            if found := getattr(node, field, None):
+                yield found
+
+
+def inside(position: tuple[int, int], node: ast.expr) -> bool:
+    return (node.lineno, node.col_offset) <= position < (node.end_lineno or 0, node.end_col_offset or 0)
+
+
+def sample(items: list[WorkItem], tree: pathlib.Path, size: int, seed: int) -> list[WorkItem]:
+    """`size` places of the package at random, and a random change of each."""
+    types = {
+        path: list(annotations(ast.parse((tree / path).read_text(encoding="utf-8"))))
+        for path in {item.mutations[0].module_path for item in items}
+    }
+    places = collections.defaultdict(list)
+    for item in items:
+        m = item.mutations[0]
+        if not any(inside(m.start_pos, node) for node in types[m.module_path]):
+            places[str(m.module_path), m.start_pos, m.operator_name.split("_")[0]].append(item)
+    rng = random.Random(seed)
+    return [rng.choice(places[place]) for place in rng.sample(sorted(places), min(size, len(places)))]
+
+
+def prepare(folder: pathlib.Path, size: int, seed: int) -> None:
+    """A copy of the tracked files, and the session with its sample."""
+    tree = folder / "tree"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (tree, folder / "package"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (folder / "session.new").unlink(missing_ok=True)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    shutil.copytree(tree / "bpevo", folder / "package")
+    modules = sorted(path.relative_to(tree) for path in find_modules([tree / "bpevo"]))
+    missing = {test for module in modules for test in tests_of(module) if not (tree / test).is_file()}
+    if missing:
+        sys.exit(f"SUBJECTS names tests that are not there: {', '.join(sorted(missing))}")
+    with use_db(str(folder / "session.new"), WorkDB.Mode.create) as db, contextlib.chdir(tree):
+        init(modules, db, {})
+        chosen = sample(list(db.work_items), tree, size, seed)
+        total = db.num_work_items
+        db.clear()
+        db.add_work_items(chosen)
+    (folder / "session.new").rename(folder / "session.sqlite")
+    print(f"{len(chosen)} of {total:,} changes, seed {seed}", flush=True)
+
+
+def seconds_of(tests: tuple[str, ...], folder: pathlib.Path) -> float:
+    """How long these tests take on the unchanged tree; they must pass. Measured once."""
+    path = folder / "durations.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    key = " ".join(tests)
+    if key not in known:
+        begin = time.monotonic()
+        done = subprocess.run(command(tests), cwd=folder / "tree", capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"these tests fail without any change: {key}\n{done.stdout[-3000:]}")
+        known[key] = time.monotonic() - begin
+        path.write_text(json.dumps(known, indent=1))
+    return known[key]
+
+
+def run(folder: pathlib.Path) -> None:
+    """Tries every change that has no result yet."""
+    shutil.copytree(folder / "package", folder / "tree" / "bpevo", dirs_exist_ok=True)  # a killed run leaves its change
+    with use_db(str(folder / "session.sqlite"), WorkDB.Mode.open) as db, contextlib.chdir(folder / "tree"):
+        for item in list(db.pending_work_items):
+            module = item.mutations[0].module_path
+            tests = tests_of(module)
+            limit = 60 + 3 * seconds_of(tests, folder)
+            begin = time.monotonic()
+            result = mutate_and_test(item.mutations, shlex.join(command(tests)), limit)
+            db.set_result(item.job_id, result)
+            told = "not noticed" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
+            where = f"{module}:{item.mutations[0].start_pos[0]}"
+            print(
+                f"{db.num_results} of {db.num_work_items}  {told:<11}  {time.monotonic() - begin:4.0f} s  {where}",
+                flush=True,
+            )
+
+
+def report(folder: pathlib.Path) -> str:
+    """Writes survivors.md; returns the sentence with the share."""
+    lines, ended, noticed = [], 0, 0
+    with use_db(str(folder / "session.sqlite"), WorkDB.Mode.open) as db:
+        for item, result in db.completed_work_items:
+            ended += 1
+            if result.test_outcome != TestOutcome.SURVIVED:
+                noticed += 1
+                continue
+            m = item.mutations[0]
+            changed = [d for d in (result.diff or "").splitlines() if d[:1] in "+-" and d[:3] not in ("+++", "---")]
+            before, after = ("<br>".join(f"`{d[1:].strip()}`" for d in changed if d[0] == sign) for sign in "-+")
+            where = f"{m.module_path}:{m.start_pos[0]}"
+            lines.append(f"| {where} | {before.replace('|', chr(92) + '|')} | {after.replace('|', chr(92) + '|')} |")
+    text = f"{noticed} of {ended} changes ({noticed / max(1, ended):.0%}) were noticed."
+    table = "\n".join([text, "", "| not noticed | before | after |", "|---|---|---|", *sorted(lines)])
+    (folder / "survivors.md").write_text(table + "\n", encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, default=150, help="Changes that are tried.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the sample.")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=ROOT / "runs" / "mutation", help="All state, to continue from."
+    )
+    values = parser.parse_args()
+    folder = values.folder.resolve()
+    if not (folder / "session.sqlite").is_file():
+        prepare(folder, values.sample, values.seed)
+    run(folder)
+    print(report(folder))
+
+
+if __name__ == "__main__":
+    main()

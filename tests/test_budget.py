@@ -1,0 +1,138 @@
+"""What a budget affords, against whole searches and brute force; the CPUs that a process may use."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from test_evolution import equation
+from test_runs import StandIn, plan, search
+
+from bpevo.evolution import budget
+from bpevo.training import cpus
+
+SMALL = st.integers(1, 60)
+
+
+@hypothesis.given(st.integers(1, 10**6))
+def test_the_default_elite_is_a_tenth_of_the_equations_from_10_to_1000(equations):
+    size = budget.default_elite_size(equations)
+    assert 10 <= size <= 1000
+    assert (
+        size == equations // 10 or (size, equations < 110) == (10, True) or (size, equations > 10_000) == (1000, True)
+    )
+
+
+def test_equations_are_those_that_train_at_all_their_rates():
+    assert [budget.equations(n, 4) for n in (3, 4, 7, 20_000)] == [0, 1, 1, 5000]
+
+
+@pytest.mark.parametrize(
+    "evaluations, elite_size, lag, initial, rates",
+    [
+        (40, 10, 4, (), 1),
+        (40, 4, 12, (), 1),
+        (40, 10, 12, ("g", "fa"), 1),
+        (40, 10, 4, (), 2),
+        (12, 12, 4, (), 1),
+        (13, 12, 4, (), 1),
+        (13, 4, 13, (), 1),
+        (14, 4, 13, (), 1),
+    ],
+)
+def test_a_search_breeds_as_many_as_are_foretold(tmp_path, evaluations, elite_size, lag, initial, rates):
+    rules = tuple(equation(text, 2) for text in initial)
+    learning_rates = (0.1, 0.2)[:rates]
+    made = search(
+        tmp_path,
+        plan(evaluations, rates=learning_rates, lag=lag, initial=rules, elite_size=elite_size, seed=1),
+        StandIn(4),
+    )
+    count = budget.equations(evaluations, rates)
+    foretold = budget.bred(count, elite_size=elite_size, initial=len(initial), lag=lag)
+    assert len(made.proposals) == count
+    assert sum(p.parent is not None for p in made.proposals) == foretold
+    least = budget.least_budget(rates, elite_size=elite_size, initial=len(initial), lag=lag)
+    assert (evaluations >= least) == (foretold > 0)
+
+
+@hypothesis.given(st.integers(1, 300), SMALL, st.integers(0, 20))
+def test_the_largest_lag_is_a_quarter_of_what_is_bred_with_it(equations, elite_size, initial):
+    def fits(lag):
+        return 4 * lag <= budget.bred(equations, elite_size=elite_size, initial=initial, lag=lag)
+
+    expected = max((lag for lag in range(1, equations + 1) if fits(lag)), default=1)
+    assert budget.largest_lag(equations, elite_size=elite_size, initial=initial) == expected
+
+
+@hypothesis.given(SMALL, SMALL, st.integers(0, 20), st.integers(1, 4))
+def test_the_least_budget_breeds_one_equation_and_one_training_less_none(elite_size, lag, initial, rates):
+    least = budget.least_budget(rates, elite_size=elite_size, initial=initial, lag=lag)
+
+    def bred(evaluations):
+        return budget.bred(budget.equations(evaluations, rates), elite_size=elite_size, initial=initial, lag=lag)
+
+    assert (bred(least), bred(least - 1)) == (1, 0)
+
+
+def test_a_short_lag_leaves_the_foretold_share_of_slots_idle(tmp_path):
+    assert (
+        budget.idle_share(16, 1, 4) == 0.75 and budget.idle_share(16, 2, 4) == 0.5 and budget.idle_share(4, 1, 4) == 0
+    )
+    trainer = StandIn(16)
+    search(tmp_path, plan(40, lag=4, top=1, repeats=1), trainer)
+    assert trainer.most == 4 + 2  # and the two controls, which no lag holds back
+
+
+# CPUs.
+
+
+def test_taskset_leaves_fewer_cpus():
+    one = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, [{one}]); from bpevo.training.cpus import usable_cpus; print(usable_cpus())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Eight CPUs, and control groups of one's own: usable(own, {file: text})."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+    def usable(own: str, files: dict[str, str]) -> int:
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return cpus.usable_cpus(tmp_path / "cgroup", tmp_path / "own")
+
+    return usable
+
+
+@pytest.mark.parametrize(
+    "own, files, expected",
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 3),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "1600000 100000\n"}, 8),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000\n"}, 3),
+        ("0::/docker/abc\n", {"cpu.max": "400000 100000\n"}, 4),  # in a container
+        ("0::/\n", {"cpu.max": "nonsense"}, 8),
+        ("5:cpu,cpuacct:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "-1", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"}, 8),
+        ("5:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "150000", "cpu/x/cpu.cfs_period_us": "50000"}, 3),
+        ("4:memory:/x\n3:cpuset:/\n5:cpu:/y/z\n", {"cpu/y/cpu.cfs_quota_us": "200000", "cpu/y/cpu.cfs_period_us": "100000",
+                                         "memory/x/cpu.cfs_quota_us": "1", "memory/x/cpu.cfs_period_us": "100000"}, 2),
+        ("", {}, 8),
+    ],
+)  # fmt: skip
+def test_quotas_of_control_groups_of_both_versions_and_of_those_above_are_obeyed(machine, own, files, expected):
+    assert machine(own, files) == expected
+
+
+def test_without_control_groups_the_affinity_counts(machine, tmp_path):
+    assert cpus.usable_cpus(tmp_path / "nowhere", tmp_path / "nothing") == 8

@@ -1,0 +1,77 @@
+"""Extension points of running: a pool of workers of one's own, searched and evaluated with, without touching the package."""
+
+import pytest
+from test_evaluate import PLAN, Places
+from test_evaluate import evaluate as evaluation
+from test_runs import DISTURBED, PARTS, StandIn, rows, search
+
+from bpevo.workers import LocalWorkers, Workers
+
+
+class Pool:
+    """Workers over others: a job goes to whoever has a slot, all of them are polled in turn."""
+
+    def __init__(self, members: list[Workers]):
+        self._members = members
+        self.closed = False
+
+    @property
+    def capacity(self) -> int:
+        return sum(m.capacity for m in self._members)
+
+    @property
+    def occupancy(self) -> float:
+        return sum(m.occupancy * m.capacity for m in self._members) / self.capacity
+
+    @property
+    def wanted(self) -> int:
+        return sum(m.wanted for m in self._members)
+
+    @property
+    def ahead(self) -> int:
+        return sum(m.ahead for m in self._members)
+
+    @property
+    def idle(self) -> bool:
+        return all(m.idle for m in self._members)
+
+    def submit(self, job) -> None:
+        max(self._members, key=lambda m: (m.wanted, m.ahead)).submit(job)
+
+    def poll(self, meanwhile=lambda: None) -> list:
+        meanwhile()
+        return [outcome for m in self._members for outcome in m.poll()]
+
+    def suspend(self) -> None:
+        for member in self._members:
+            member.suspend()
+
+    def epoch_seconds(self, trainings, repeats: int = 3) -> list[float]:
+        return self._members[0].epoch_seconds(trainings, repeats)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def pool(*slots: int) -> Pool:
+    return Pool([LocalWorkers(StandIn(n)) for n in slots])
+
+
+@pytest.mark.parametrize("slots", [(1,), (3, 1, 4)])
+def test_a_search_on_a_pool_of_ones_own_has_the_rows_of_any_other(tmp_path, slots):
+    made = search(tmp_path / "pool", DISTURBED, StandIn(1), workers=lambda _: pool(*slots))
+    search(tmp_path / "local", DISTURBED, StandIn(4))
+    assert rows(tmp_path / "pool") == rows(tmp_path / "local") and made.occupancy == 0.5
+
+
+def test_an_evaluation_takes_workers_of_ones_own(tmp_path):
+    class OwnPlaces(Places):
+        def __call__(self, on_test, rule):
+            super().__call__(on_test, rule)
+            return pool(2, 2)
+
+    places = OwnPlaces()
+    evaluation(tmp_path / "pool", places=places)
+    evaluation(tmp_path / "local")
+    assert places.asked and rows(tmp_path / "pool") == rows(tmp_path / "local")
+    assert PLAN.max_parts == PARTS

@@ -46,7 +46,7 @@ SUBJECTS = {
     "bpevo.evolution": "ranking controllers standing runs evolution",
     "bpevo.layers": "layers models training",
     "bpevo.models": "models",
-    "bpevo.report": "figures ranking runs terminal report",
+    "bpevo.report": "figures plots ranking runs terminal report",
     "bpevo.rules": "rules rules_values rules_interpreter registering",
     "bpevo.runs": "ranking standing runs places faults",
     "bpevo.search": "ranking runs figures fork",

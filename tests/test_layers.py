@@ -11,9 +11,8 @@ import pytest
 
 from bpevo import layers, rules
 from bpevo.layers import convolution
-from bpevo.models.wide_resnet import identity
 
-ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "identity": identity}
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "identity": None}
 BACKPROP = ("g", "(b_next @ W.T) * dh")
 
 
@@ -45,7 +44,7 @@ class Plain(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return self.layer(self.activation(x))
+        return self.layer(self.activation(x) if self.activation else x)
 
 
 def assert_layer_is_backprop(ours, plain, x, activation, dtype):
@@ -60,7 +59,10 @@ def assert_layer_is_backprop(ours, plain, x, activation, dtype):
         variables = {**variables, "params": params}  # both rules keep the same (empty) state
         y = layer.apply(variables, x)
         np.testing.assert_allclose(
-            np.float32(y), np.float32(plain.apply({"params": params}, activation(x))), rtol=tolerance, atol=tolerance
+            np.float32(y),
+            np.float32(plain.apply({"params": params}, activation(x) if activation else x)),
+            rtol=tolerance,
+            atol=tolerance,
         )
         assert y.dtype == (dtype or jnp.float32)
         actual = gradients(layer, variables, x, target)
@@ -187,6 +189,185 @@ def test_missing_carrier_is_an_error_that_says_what_to_do(rule):
     for layer, shape in ((layers.Dense(3, rule), (2, 4)), (layers.Conv(3, rule=rule), (2, 4, 4, 1))):
         with pytest.raises(ValueError, match="needs the signal at the logits: pass a carrier"):
             layer.init(jax.random.key(0), jnp.zeros(shape))
+
+
+class Forgetful(nn.Module):
+    """Passes the carrier on, then forgets it."""
+
+    rule: object
+    how: str
+
+    @nn.compact
+    def __call__(self, x):
+        first = carrier = layers.carrier(x.shape[0], 3)
+        x, carrier = layers.Dense(5, self.rule, name="below")(x, carrier)
+        x, last = layers.Dense(3, self.rule, name="above")(x, first if self.how == "passes another" else carrier)
+        return x + last if self.how == "passes another" else x
+
+
+X6, LABELS6 = normal(1, 6, 4), jnp.arange(6) % 3
+FORGOTTEN = r"the rule .* of {} needs the signal at the logits, but the carrier .* add it to the logits at the end"
+
+
+def wrapped(transformation, loss, params):
+    if transformation == "jit":
+        return jax.jit(jax.grad(loss))(params)
+    if transformation == "vmap of grad":
+        return jax.vmap(jax.grad(loss))(jax.tree.map(lambda p: jnp.stack([p, p]), params))
+    if transformation == "grad of vmap":
+        return jax.grad(lambda p: jnp.sum(jax.vmap(loss)(jax.tree.map(lambda p: jnp.stack([p, p]), p))))(params)
+    if transformation == "scan":
+        return jax.lax.scan(lambda p, _: (jax.tree.map(jnp.subtract, p, jax.grad(loss)(p)), None), params, None, 2)
+    if transformation == "remat":
+        return jax.grad(jax.checkpoint(loss))(params)
+    return jax.grad(loss)(params)
+
+
+TRANSFORMATIONS = ["none", "jit", "vmap of grad", "grad of vmap", "scan", "remat"]
+
+
+@pytest.mark.parametrize("transformation, interpreted", [*((t, False) for t in TRANSFORMATIONS), ("jit", True)])
+@pytest.mark.parametrize("how, where", [("forgets", "above"), ("passes another", "below")])
+def test_a_carrier_that_reaches_no_logits_is_an_error_that_says_what_to_do(transformation, interpreted, how, where):
+    rule = rules.compile("dfa")
+    rule = rules.InterpretedRule.of(rule.expression.to_equation()) if interpreted else rule
+    net, noise = Forgetful(rule, how), {"noise": jax.random.key(0)}
+    variables = net.init(jax.random.key(0), X6)
+
+    def loss(params):
+        return cross_entropy(net.apply({**variables, "params": params}, X6, rngs=noise), LABELS6)
+
+    assert jnp.isfinite(loss(variables["params"]))  # nothing is wrong as long as nobody wants the gradient
+    with pytest.raises(ValueError, match=FORGOTTEN.format(where)):
+        wrapped(transformation, loss, variables["params"])
+
+
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+def test_a_carrier_that_is_added_is_no_error_under_any_transformation(transformation):
+    net = Two(rules.compile("dfa"))
+    variables = net.init(jax.random.key(0), X6)
+    loss = lambda p: cross_entropy(net.apply({**variables, "params": p}, X6), LABELS6)  # noqa: E731
+    assert all(
+        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(wrapped(transformation, loss, variables["params"]))
+    )
+
+
+def test_a_loss_of_the_carrier_alone_has_no_signal_from_above():
+    layer = layers.Dense(3, rules.compile("g + dfa"))
+    variables = layer.init(jax.random.key(0), X6, layers.carrier(6, 3))
+    loss = lambda x: jnp.sum(layer.apply(variables, x, layers.carrier(6, 3))[1])  # noqa: E731
+    expected = (np.ones((6, 3)) @ variables[layers.FEEDBACK]["R_L"]) * (X6 > 0)
+    np.testing.assert_allclose(jax.grad(loss)(X6), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_rule_that_needs_no_carrier_may_forget_it():
+    net = Forgetful(rules.compile("unit_fro(g)"), "forgets")
+    variables = net.init(jax.random.key(0), X6)
+    jax.grad(lambda v: cross_entropy(net.apply(v, X6), LABELS6))(variables)
+
+
+# Activations.
+
+
+def first_channel(x):
+    return jnp.where(jnp.arange(x.shape[-1]) == 0, x, nn.tanh(x))
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+@pytest.mark.parametrize(
+    "activation", [nn.softmax, nn.log_softmax, nn.standardize, jnp.sort, lambda x: jnp.cumsum(x, 0), nn.glu, jnp.sum]
+)
+def test_activations_that_mix_entries_are_refused(activation, rank):
+    layer = layers.Dense(3, "g", activation) if rank == 2 else layers.Conv(3, rule="g", activation=activation)
+    with pytest.raises(ValueError, match="does not act element by element"):
+        jax.eval_shape(
+            jax.jit(layer.init), jax.random.key(0), jnp.ones((2, 4, 4, 6)[:2] if rank == 2 else (2, 4, 4, 6))
+        )
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.relu, nn.gelu, nn.silu, nn.elu, nn.sigmoid, nn.leaky_relu, jnp.sin, jnp.sign, first_channel]
+    + [lambda x: x * jnp.linspace(0, 1, 7), jnp.square],
+)
+def test_activations_that_act_element_by_element_are_not(activation):
+    layer, x = layers.Dense(3, "g", activation), normal(1, 2, 7)
+    variables = layer.init(jax.random.key(0), x)
+    dx = jax.grad(lambda x: jnp.sum(layer.apply(variables, x)))(x)
+    plain = jax.grad(lambda x: jnp.sum(activation(x) @ variables["params"]["kernel"]))(x)
+    np.testing.assert_allclose(dx, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_rule_any_activation_has_its_own_gradient():
+    layer, x = layers.Dense(3, activation=nn.softmax), normal(1, 2, 7)
+    variables = layer.init(jax.random.key(0), x)
+    dx = jax.grad(lambda x: jnp.sum(layer.apply(variables, x)[:, 0]))(x)
+    np.testing.assert_allclose(
+        dx, jax.grad(lambda x: jnp.sum(nn.softmax(x) @ variables["params"]["kernel"][:, 0]))(x), rtol=1e-5
+    )
+
+
+# What a layer is given.
+
+
+@pytest.mark.parametrize(
+    "rule", ["unit_fro(g)", "a1_sgd_3", rules.parse("unit_fro(g)"), rules.parse("unit_fro(g)").to_equation()]
+)
+def test_a_rule_may_be_a_text_a_name_or_an_expression(rule):
+    x = normal(1, 3, 4)
+    one, other = layers.Dense(2, rule), layers.Dense(2, rules.compile("unit_fro(g)"))
+    variables = other.init(jax.random.key(0), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, one.init(jax.random.key(0), x)))
+    gradients = [jax.grad(lambda x, la=la: jnp.sum(la.apply(variables, x)))(x) for la in (one, other)]
+    np.testing.assert_array_equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    "rule, error, message",
+    [
+        ("unit_fr(g)", rules.RuleSyntaxError, "the nearest is 'unit_fro'"),
+        ("g + W", rules.InfeasibleEquation, r"\[B, I\] and \[I, O\]"),
+        (3, ValueError, "takes a Rule, a text or a name such as .*, not 3"),
+    ],
+)
+def test_what_is_no_rule_is_refused_with_the_languages_errors(rule, error, message):
+    with pytest.raises(error, match=message):
+        layers.Dense(2, rule).init(jax.random.key(0), jnp.ones((3, 4)))
+
+
+def test_no_activation_is_the_identity_and_one_number_is_a_square_kernel():
+    x = normal(1, 2, 5, 5, 3)
+    one = layers.Conv(4, 3, 2, rule="g", activation=None)
+    other = layers.Conv(4, (3, 3), (2, 2), rule="g", activation=lambda x: x)
+    variables = one.init(jax.random.key(0), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, other.init(jax.random.key(0), x)))
+    np.testing.assert_array_equal(one.apply(variables, x), other.apply(variables, x))
+    plain = nn.Conv(4, (3, 3), 2).apply({"params": variables["params"]}, x)
+    np.testing.assert_allclose(one.apply(variables, x), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["g", "unit_fro(g) + mean(h)", "unit_elem_inf(g)"])
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Dense(3), (0, 4)),
+        (layers.Dense(3), (2, 0)),
+        (layers.Dense(0), (2, 4)),
+        (layers.Conv(3), (0, 4, 4, 2)),
+        (layers.Conv(3), (2, 0, 4, 2)),
+        (layers.PooledDense(3), (0, 4, 4, 2)),
+    ],
+)
+def test_empty_batches_and_layers_are_refused_by_their_shapes(rule, layer, shape):
+    with pytest.raises(
+        ValueError, match=rf"cannot train on nothing: x has the shape \({shape[0]}, .*skip empty batches"
+    ):
+        layer.clone(rule=rule).init(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_empty_batches_without_a_rule_pass():
+    layer, x = layers.Dense(3), jnp.zeros((0, 4))
+    assert layer.init_with_output(jax.random.key(0), x)[0].shape == (0, 3)
 
 
 # Noise and state.

@@ -96,7 +96,9 @@ def layer_signals(steps, program):
         def loss(hp, state):
             key = jax.random.fold_in(KEY, index)
             carrier = jnp.zeros(b_l.shape)
-            y, carrier = unit(steps.linear, jax.nn.relu, rule, hp, carrier, Weights(w, None), constants, state, key)
+            y, carrier = unit(
+                steps.linear, jax.nn.relu, "unit", rule, hp, carrier, Weights(w, None), constants, state, key
+            )
             return jnp.sum(y * b_next) + jnp.sum(carrier * b_l)
 
         signal, state = jax.grad(loss, (0, 1))(hp, state)

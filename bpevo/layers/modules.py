@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from bpevo.layers import convolution
 from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap, apply
-from bpevo.layers.unit import Activation, Weights, unit
-from bpevo.rules import OPERANDS, Operand, Rule, UnitShapes
+from bpevo.layers.unit import Activation, Weights, check_elementwise, identity, unit
+from bpevo.rules import OPERANDS, Equation, Expression, Operand, Rule, UnitShapes, compile
 
 OVERWRITE = "_overwrite_with_gradient"  # collection whose gradient is its next value (Flax's convention)
 FEEDBACK = "feedback"  # collection of R, S, R_L and whatever else is drawn
@@ -24,25 +24,28 @@ class _RuleLayer(nn.Module):
     """Shared by Dense and Conv: parameters, feedback constants, rule state."""
 
     def _run(self, linear: Linear, x: jax.Array, carrier: jax.Array | None, kernel_shape: tuple[int, ...]):
-        fan_in = 1
-        for n in kernel_shape[:-1]:
-            fan_in *= n
-        std = (2.0 / fan_in) ** 0.5
+        name, rule, activation = type(self).__name__, _rule(self.rule), self.activation or identity
+        if 0 in kernel_shape or (rule is not None and 0 in x.shape):
+            raise ValueError(
+                f"{name} cannot train on nothing: x has the shape {x.shape} and the kernel {kernel_shape}; skip empty batches"
+            )
+        std = (2.0 / math.prod(kernel_shape[:-1])) ** 0.5
         gaussian = nn.initializers.normal(std)  # He
         kernel = self.param("kernel", gaussian, kernel_shape)
         bias = self.param("bias", nn.initializers.zeros, kernel_shape[-1:]) if self.use_bias else None
         dtype = self.dtype or x.dtype
         x = x.astype(dtype)
-        if self.rule is None:
-            y = apply(linear, self.activation(x), kernel.astype(dtype))
+        if rule is None:
+            y = apply(linear, activation(x), kernel.astype(dtype))
             y = y if bias is None else y + bias.astype(dtype)
             return y if carrier is None else (y, carrier)
 
-        reads = self.rule.reads
+        check_elementwise(activation, x.ndim)
+        reads = rule.reads
         if carrier is None and "b_L" in reads:
             raise ValueError(
-                f"the rule {self.rule} needs the signal at the logits: pass a carrier (bpevo.layers.carrier) through the "
-                f"layers as {type(self).__name__}(…)(x, carrier) and add it to the logits"
+                f"the rule {rule} needs the signal at the logits: pass a carrier (bpevo.layers.carrier) through the "
+                f"layers as {name}(…)(x, carrier) and add it to the logits"
             )
         inner = jnp.zeros((x.shape[0], 1)) if carrier is None else carrier
         chex.assert_rank(inner, 2)
@@ -51,15 +54,14 @@ class _RuleLayer(nn.Module):
         shapes = UnitShapes(x.shape, hp_next.shape, inner.shape, kernel_shape)
 
         constants = self._constants(reads, std, shapes)
-        state = self.variable(OVERWRITE, "rule", lambda: self.rule.init(shapes)).value
+        state = self.variable(OVERWRITE, "rule", lambda: rule.init(shapes)).value
         key = None
-        if self.rule.needs_noise and not self.is_initializing():
+        if rule.needs_noise and not self.is_initializing():
             if not self.has_rng("noise"):
-                raise ValueError(
-                    f"the rule {self.rule} draws noise: call apply with rngs={{'noise': key}}, fresh each step"
-                )
+                raise ValueError(f"the rule {rule} draws noise: call apply with rngs={{'noise': key}}, fresh each step")
             key = self.make_rng("noise")
-        y, inner = unit(linear, self.activation, self.rule, x, inner, Weights(kernel, bias), constants, state, key)
+        where, weights = "/".join(self.path) or name, Weights(kernel, bias)
+        y, inner = unit(linear, activation, where, rule, x, inner, weights, constants, state, key)
         return y if carrier is None else (y, inner)
 
     def _constants(self, reads: frozenset[str], std: float, shapes: UnitShapes) -> dict[str, jax.Array]:
@@ -89,6 +91,15 @@ class _RuleLayer(nn.Module):
         return {o.name: constant(o) for o in needed}
 
 
+def _rule(rule: Any) -> Rule | None:
+    """The rule of what `rule=` was given. Raises ValueError."""
+    if isinstance(rule, str | Expression | Equation):
+        return compile(rule)
+    if rule is None or hasattr(rule, "signal"):
+        return rule
+    raise ValueError(f"rule= takes a Rule, a text or a name such as 'unit_fro(g)' or 'fa', not {rule!r}")
+
+
 class Dense(_RuleLayer):
     """The unit [activation, x @ kernel + bias] with the backward signal of a rule.
 
@@ -97,14 +108,16 @@ class Dense(_RuleLayer):
 
     Args:
         features: O.
-        rule: What the layer below gets for a signal; None is standard backprop.
-        activation: Acts on x, element by element.
+        rule: What the layer below gets for a signal: a Rule, the text of an equation or the name of a rule; None is standard
+            backprop.
+        activation: Acts on x, element by element; None is the identity.
         use_bias: Whether there is a bias.
         dtype: Of the computation; None: that of x. Rules compute in float32.
 
     Raises:
-        ValueError: When called: x is not [B, I]; the rule reads b_L and there is no carrier, or it draws noise and there is no
-            key.
+        ValueError: When called: x is not [B, I] or empty; the activation is not element by element; the rule is no equation; it
+            reads b_L and there is no carrier, or it draws noise and there is no key. When the gradient is taken: it reads b_L
+            and the carrier was not added to the logits.
 
     >>> import bpevo
     >>> layer = Dense(3, bpevo.rules.compile("unit_fro(g)"))
@@ -116,8 +129,8 @@ class Dense(_RuleLayer):
     """
 
     features: int
-    rule: Rule | None = None
-    activation: Activation = nn.relu
+    rule: Rule | str | None = None
+    activation: Activation | None = nn.relu
     use_bias: bool = True
     dtype: Any = None
 
@@ -145,6 +158,10 @@ class PooledDense(Dense):
         return self._run(PooledDenseMap(x.shape[1:3]), x, carrier, (x.shape[-1], self.features))
 
 
+def _pair(numbers: int | Sequence[int]) -> tuple[int, ...]:
+    return (numbers, numbers) if isinstance(numbers, int) else tuple(numbers)
+
+
 class Conv(_RuleLayer):
     """The unit [activation, convolution] with the backward signal of a rule.
 
@@ -152,7 +169,7 @@ class Conv(_RuleLayer):
 
     Args:
         features: O.
-        kernel_size: (kh, kw).
+        kernel_size: One number, or (kh, kw).
         strides: One number, or one for each axis.
         padding: "SAME" or "VALID".
         rule, activation, use_bias, dtype: As of `Dense`.
@@ -166,11 +183,11 @@ class Conv(_RuleLayer):
     """
 
     features: int
-    kernel_size: Sequence[int] = (3, 3)
+    kernel_size: int | Sequence[int] = (3, 3)
     strides: int | Sequence[int] = 1
     padding: str = "SAME"
-    rule: Rule | None = None
-    activation: Activation = nn.relu
+    rule: Rule | str | None = None
+    activation: Activation | None = nn.relu
     use_bias: bool = True
     dtype: Any = None
 
@@ -180,8 +197,7 @@ class Conv(_RuleLayer):
             raise ValueError(f"Conv needs [B, H, W, I] but got shape {x.shape}")
         if self.padding not in ("SAME", "VALID"):
             raise ValueError(f"padding must be 'SAME' or 'VALID', not {self.padding!r}")
-        strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides)
-        kernel, size = tuple(self.kernel_size), x.shape[1:3]
+        size, strides, kernel = x.shape[1:3], _pair(self.strides), _pair(self.kernel_size)
         linear = ConvMap(size, kernel, convolution.window(size, kernel, strides, self.padding))
         return self._run(linear, x, carrier, (*kernel, x.shape[-1], self.features))
 

@@ -9,17 +9,46 @@ next state: whoever takes the gradient stores it instead of feeding it to an opt
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from bpevo.layers.linear import Linear, over_devices
 from bpevo.rules import Rule, Unit, Values
 
 Activation = Callable[[jax.Array], jax.Array]
+
+
+def identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+@functools.lru_cache(256)
+def check_elementwise(activation: Activation, rank: int) -> None:
+    """Raises ValueError unless the activation of arrays of that rank acts element by element.
+
+    Tried on a small array: its Jacobian must be diagonal, J v = (J 1) ⊙ v. What cannot be tried so, such as a function of
+    one fixed shape, is let through.
+    """
+    x, v = np.random.default_rng(0).uniform(-2, 2, (2, *(2,) * (rank - 1), 4)).astype(np.float32)
+    try:
+        with jax.ensure_compile_time_eval():
+            y, slope = jax.jvp(activation, (x,), (np.ones_like(x),))
+            along = jax.jvp(activation, (x,), (v,))[1]
+            fits = y.shape == x.shape and bool(jnp.allclose(along, slope * v, 1e-3, 1e-5, equal_nan=True))
+    except Exception:  # whatever the user's function raises here, it will raise or not when it is called
+        return
+    if not fits:
+        name = getattr(activation, "__name__", repr(activation))
+        raise ValueError(
+            f"the activation {name} does not act element by element, so it has no derivative dh of its own per entry: use one "
+            "that does, such as nn.relu or nn.tanh, and apply this one outside of the layer"
+        )
 
 
 class Weights(NamedTuple):
@@ -35,10 +64,11 @@ def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weigh
     return y if weights.bias is None else y + weights.bias.astype(y.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def unit(
     linear: Linear,
     activation: Activation,
+    where: str,
     rule: Rule,
     hp: jax.Array,
     carrier: jax.Array,
@@ -47,18 +77,27 @@ def unit(
     state,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(hp_next, carrier). `activation` must act element by element; compute dtype is that of `hp`."""
+    """(hp_next, carrier). `activation` must act element by element; compute dtype is that of `hp`.
+
+    Its gradient raises ValueError, with the unit's name `where`, if the rule reads b_L and the carrier reaches no logits.
+    """
     return _apply(linear, activation, hp, weights), carrier
 
 
-def _forward(linear, activation, rule, hp, carrier, weights, constants, state, key):
+def _forward(linear, activation, where, *primals):
+    rule, hp, carrier, weights, *rest = jax.custom_derivatives.custom_vjp_primal_tree_values(primals)
     hp_next = _apply(linear, activation, hp, weights)
-    return (hp_next, carrier), (rule, hp, hp_next, weights, constants, state, key)
+    return (hp_next, carrier), (rule, hp, hp_next, weights, *rest)
 
 
-def _backward(linear, activation, residuals, cotangents):
+def _backward(linear, activation, where, residuals, cotangents):
     rule, hp, hp_next, weights, constants, old, key = residuals
-    b_next, b_L = cotangents  # noqa: N806 (the paper's name)
+    if "b_L" in rule.reads and isinstance(cotangents[1], SymbolicZero):  # known when traced: nothing depends on it
+        raise ValueError(
+            f"the rule {rule} of {where} needs the signal at the logits, but the carrier that the layer returned does not "
+            "reach them: pass it on to the next layer, and add it to the logits at the end, logits + carrier"
+        )
+    b_next, b_L = map(_instantiated, cotangents)  # noqa: N806 (the paper's name)
     h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
     kernel_gradient = linear.weight_gradient(h, b_next).astype(jnp.float32)
     bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
@@ -76,7 +115,12 @@ def _backward(linear, activation, residuals, cotangents):
     return None, signal.astype(hp.dtype), b_L, gradients, None, jax.tree.map(over_devices, state, old), None
 
 
-unit.defvjp(_forward, _backward)
+unit.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _instantiated(cotangent: Any) -> jax.Array:
+    zero = isinstance(cotangent, SymbolicZero)
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if zero else cotangent
 
 
 @functools.cache

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from bpevo import layers
-from bpevo.models.wide_resnet import identity
 from bpevo.rules import Rule
 
 
@@ -20,7 +19,7 @@ class MLP(nn.Module):
     Args:
         hidden: Sizes of the hidden layers.
         classes: Number of logits.
-        rule: Backward equation of the units; None is standard backprop.
+        rule: Backward equation of the units, as of `layers.Dense`; None is standard backprop.
         dtype: Of the computation.
 
     >>> import bpevo
@@ -32,14 +31,14 @@ class MLP(nn.Module):
 
     hidden: Sequence[int]
     classes: int = 10
-    rule: Rule | None = None
+    rule: Rule | str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         del train
         carrier = layers.carrier(x.shape[0], self.classes)
-        x = layers.Dense(self.hidden[0], activation=identity, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        x = layers.Dense(self.hidden[0], activation=None, dtype=self.dtype)(x.reshape(x.shape[0], -1))
         for features in (*self.hidden[1:], self.classes):
             x, carrier = layers.Dense(features, self.rule, dtype=self.dtype)(x, carrier)
         return x.astype(jnp.float32) + carrier

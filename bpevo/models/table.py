@@ -39,17 +39,17 @@ class Family:
 
     form: str
     pattern: str
-    build: Callable[[list[str], int, Rule | None, Any], Model]
+    build: Callable[[list[str], int, Rule | str | None, Any], Model]
 
 
-def _wide_resnet(groups: list[str], classes: int, rule: Rule | None, dtype: Any) -> WideResNet:
+def _wide_resnet(groups: list[str], classes: int, rule: Rule | str | None, dtype: Any) -> WideResNet:
     depth, width = map(int, groups)
     if depth < 10 or (depth - 4) % 6 or not width:
         raise ValueError(f"no Wide ResNet of depth {depth} and width {width}")
     return WideResNet(depth, width, classes, rule, dtype)
 
 
-def _mlp(groups: list[str], classes: int, rule: Rule | None, dtype: Any) -> MLP:
+def _mlp(groups: list[str], classes: int, rule: Rule | str | None, dtype: Any) -> MLP:
     return MLP(tuple(int(n) for n in groups[0].split("-")), classes, rule, dtype)
 
 
@@ -60,13 +60,13 @@ MODELS: dict[str, Family] = {
 }
 
 
-def by_name(name: str, classes: int = 10, rule: Rule | None = None, dtype: Any = jnp.float32) -> Model:
+def by_name(name: str, classes: int = 10, rule: Rule | str | None = None, dtype: Any = jnp.float32) -> Model:
     """The network that a name spells.
 
     Args:
         name: A family of MODELS and what its form says: `wrn-DEPTH-WIDTH`, `mlp-HIDDEN-HIDDEN-…`.
         classes: Number of logits.
-        rule: Backward equation of its units; None is standard backprop.
+        rule: Backward equation of its units: a Rule, a text or a name; None is standard backprop.
         dtype: Of the computation; parameters and logits are float32.
 
     Returns:

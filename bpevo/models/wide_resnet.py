@@ -10,10 +10,6 @@ from bpevo import layers
 from bpevo.rules import Rule
 
 
-def identity(x: jax.Array) -> jax.Array:
-    return x
-
-
 class WideResNet(nn.Module):
     """WRN-depth-width: maps images [B, H, W, C] float32 to logits [B, classes] float32.
 
@@ -24,7 +20,7 @@ class WideResNet(nn.Module):
         depth: Number of layers, 6n + 4.
         width: Factor of the channels.
         classes: Number of logits.
-        rule: Backward equation of the units; None is standard backprop.
+        rule: Backward equation of the units, as of `layers.Dense`; None is standard backprop.
         dtype: Of the computation.
 
     Raises:
@@ -39,7 +35,7 @@ class WideResNet(nn.Module):
     depth: int
     width: int
     classes: int = 10
-    rule: Rule | None = None
+    rule: Rule | str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -55,7 +51,7 @@ class WideResNet(nn.Module):
             return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
 
         carrier = layers.carrier(x.shape[0], self.classes)
-        x = layers.Conv(16, use_bias=False, activation=identity, dtype=self.dtype)(x)
+        x = layers.Conv(16, use_bias=False, activation=None, dtype=self.dtype)(x)
         for group, channels in enumerate((16, 32, 64)):
             for block in range((self.depth - 4) // 6):
                 stride = 2 if group and not block else 1

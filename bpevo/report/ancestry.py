@@ -35,7 +35,7 @@ def components(expression: Expression) -> set[str]:
 
 
 def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: int = 16) -> list[Share]:
-    """The components whose use differs most between winners and all, most favoured first."""
+    """The components whose use differs most between winners and all, most favoured first; ties in order of their names."""
 
     def usage(group: Sequence[Proposal]) -> dict[str, float]:
         uses = collections.Counter(c for p in group for c in components(p.equation.to_expression()))
@@ -45,8 +45,8 @@ def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: in
         return []
     of_winners, of_all = usage(winners), usage(proposals)
     found = [Share(component=c, winners=of_winners.get(c, 0.0), population=of_all[c]) for c in of_all]
-    found = sorted(found, key=lambda s: -abs(s.winners - s.population))[:count]
-    return sorted(found, key=lambda s: s.population - s.winners)
+    found = sorted(found, key=lambda s: (-abs(s.winners - s.population), s.component))[:count]
+    return sorted(found, key=lambda s: (s.population - s.winners, s.component))
 
 
 def lineage(proposals: Sequence[Proposal], rows: Rows, last: Proposal) -> list[Ancestor]:

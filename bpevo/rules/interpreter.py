@@ -52,6 +52,9 @@ class InterpretedRule:
     def reads(self) -> frozenset[str]:
         return formulas.unit_values()
 
+    def __str__(self) -> str:
+        return "(an equation as data)"
+
     def init(self, shapes: UnitShapes) -> State:
         small, feedback = p.state_rows(self.program.load.shape[-1] // 2)
         return {

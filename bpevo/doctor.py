@@ -14,8 +14,10 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from bpevo.data.tfds_reader import default_data_dir
+from bpevo.data import DataError
+from bpevo.data.tfds_reader import data_root
 from bpevo.runs import RunDatabase, RunError, printable, provenance
+from bpevo.search import SEMANTICS
 from bpevo.training import NUMERICS
 
 EXIT_WRONG = 1
@@ -37,7 +39,7 @@ def machine() -> Iterator[Finding]:
         state = f"{_size(used)} of {_size(limit)} in use" if limit else "uses the machine's memory"
         yield f"device {device.id}", f"{device.device_kind}, {state}", ""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield "memory", f"{_size(pages)}, {os.cpu_count()} cores", ""
+    yield "memory", f"{_size(pages)}, {versions['cores']} cores", ""
     try:
         selfcheck.check()
         yield "self-check", "compiled and eager gradients agree", ""
@@ -61,7 +63,11 @@ def folders(data_dir: str | None) -> Iterator[Finding]:
         yield "compilation cache", "none: no home directory is known; set XDG_CACHE_HOME to keep compiled programs", ""
     else:
         yield "compilation cache", *_folder(cache)
-    root = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    try:
+        root = data_root(data_dir)
+    except DataError as error:
+        yield "data", "unusable", str(error)
+        return
     state, fault = _folder(root)
     prepared = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     yield "data", f"{state}; holds {', '.join(prepared) or 'nothing yet'}", fault
@@ -95,6 +101,10 @@ def run(workdir: str) -> Iterator[Finding]:
     numerics = settings.get("numerics")
     wrong = "" if numerics in (None, NUMERICS) else "this release computes other numbers: use --fork_from"
     yield "numerics", f"{numerics!r}, {NUMERICS} in this release", wrong
+    if "evolution" in settings:  # a search
+        older = settings.get("semantics", 1)
+        wrong = "" if older == SEMANTICS else "this release selects otherwise: read it, or go on by --fork_from"
+        yield "selection", f"version {older}, {SEMANTICS} in this release", wrong
     checkpoints = folder / "checkpoints"
     files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""

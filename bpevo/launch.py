@@ -15,7 +15,7 @@ from absl import flags
 from rich.console import Console
 
 from bpevo import report
-from bpevo.evolution import CONTROLLERS, functional_key
+from bpevo.evolution import CONTROLLERS, SameFunction, SameText
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.search import SEMANTICS, Search, fork
 from bpevo.workers import Checkpoints, LocalWorkers
@@ -36,11 +36,13 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
         checkpoints = _checkpoints(command, say)
         workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
-        key = functional_key if plan.equivalence else (lambda equation: equation.key)
-        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, key)
+        duplicates = SameFunction() if plan.equivalence else SameText()
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, duplicates)
         progress = report.Progress(console)
+        forecast = report.Forecast(plan, workers.trainer, say)
+        forecast.start()
         interruption.notice = progress.notice
-        search = Search(database, controller, workers, plan, progress)
+        search = Search(database, controller, workers, plan, forecast.before(progress))
         interruption.search = search
         code = 0
         try:
@@ -73,7 +75,9 @@ def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.
                 f"{SEMANTICS}: it can be read, reported and evaluated, but not continued. To go on with what it found: python -m "
                 f"bpevo.launch … --workdir=ANOTHER_FOLDER --fork_from={command.workdir}"
             )
-        command = dataclasses.replace(command, search=command.search.continuing(stored, command.lag))
+        command = dataclasses.replace(
+            command, search=command.search.continuing(stored, command.lag, command.elite_size)
+        )
         changed = provenance.changed_numerics(database.versions(), versions)
         if changed:
             say(f"not bit-identical to its beginning: {changed}")

@@ -1,4 +1,4 @@
-"""Controllers: what proposals depend on, parents, restarts, bars; the incremental ones against the definition."""
+"""Controllers: what proposals depend on, parents, restarts, bars."""
 
 import collections
 import dataclasses
@@ -19,6 +19,7 @@ from bpevo.evolution import (
     RandomController,
     Result,
     Rung,
+    SameText,
     SearchSpace,
     SpaceExhausted,
     Trained,
@@ -28,11 +29,6 @@ from bpevo.evolution import (
 )
 from bpevo.evolution.population import bar
 from bpevo.evolution.space import feasible
-from bpevo.rules import Equation
-
-
-def plain_key(e: Equation) -> str:
-    return e.key
 
 
 def result(n: int, text: str, accuracy: float | None, rungs: int = 0, curves=((),), bars=()) -> Result:
@@ -51,7 +47,7 @@ def after(
     settings: EvolutionSettings, n: int, results: Sequence[Result] = (), space: SearchSpace = ALL
 ) -> PaperController:
     """A controller about to draw proposal n, told some results."""
-    made = PaperController(space, settings, (), plain_key)
+    made = PaperController(space, settings, (), SameText())
     for i in range(n):
         made.adopt(Proposal(id=i, equation=G, key=f"earlier {i}"))
     for r in results:
@@ -82,9 +78,9 @@ def test_a_proposal_depends_only_on_seed_number_and_results():
 @pytest.mark.parametrize("make", CONTROLLERS.values())
 def test_drawing_earlier_proposals_changes_later_ones_only_through_what_was_seen(make):
     settings, space = EvolutionSettings(elite_size=50, seed=1), SearchSpace(3)
-    drawn = make(space, settings, (), plain_key)
+    drawn = make(space, settings, (), SameText())
     proposals = [drawn.ask() for _ in range(12)]
-    resumed = make(space, settings, (), plain_key)
+    resumed = make(space, settings, (), SameText())
     for p in proposals[:9]:
         resumed.adopt(p)
     assert [resumed.ask() for _ in range(3)] == proposals[9:]
@@ -138,7 +134,7 @@ def test_the_number_of_mutations_follows_its_weights():
 
 def test_initial_equations_come_first_padded_and_their_mutants_after():
     texts = ["g", "fa", "g", "dfa"]  # a repeated one becomes a mutant
-    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=100), [equation(t) for t in texts], SameText())
     drawn = [made.ask() for _ in range(8)]
     for place in (0, 1, 3):
         assert drawn[place].key == equation(texts[place]).key and drawn[place].parent is None
@@ -149,13 +145,13 @@ def test_initial_equations_come_first_padded_and_their_mutants_after():
 
 
 def test_random_starts_last_for_n_proposals_then_come_mutants():
-    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), plain_key)
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), SameText())
     drawn = [made.ask() for _ in range(4)]  # still random: no result has come in
     results = [Result(proposal=p, trainings=(Trained(accuracy=0.5, rungs=0, curve=()),)) for p in drawn]
     for r in results:
         made.tell(r)
     assert all(p.parent is None for p in drawn) and made.ask().parent in range(4)
-    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), plain_key)
+    other = PaperController(SearchSpace(3), EvolutionSettings(elite_size=30), (), SameText())
     for r in results:
         other.tell(r)
     assert all(other.ask().parent is None for _ in range(5))
@@ -163,7 +159,7 @@ def test_random_starts_last_for_n_proposals_then_come_mutants():
 
 def test_random_search_never_breeds_but_keeps_initial_equations_duplicates_and_bars():
     settings = EvolutionSettings(elite_size=2, rungs=(Rung(1, 0.5),))
-    made = RandomController(ALL, settings, [equation("g"), equation("g")], plain_key)
+    made = RandomController(ALL, settings, [equation("g"), equation("g")], SameText())
     first = [made.ask() for _ in range(2)]
     assert first[0].key == G.key and first[1].duplicates == 1 and first[1].key != G.key
     for i in range(20):
@@ -196,7 +192,7 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
     assert controllers.MAX_RESTARTS == 10_000
     monkeypatch.setattr(controllers, "MAX_RESTARTS", 1000)
     space = SearchSpace(1, ["g", "W"], ["identity", "neg"], ["add"])
-    made = make(space, EvolutionSettings(elite_size=100, seed=2), (), plain_key)
+    made = make(space, EvolutionSettings(elite_size=100, seed=2), (), SameText())
     drawn = []
     with pytest.raises(SpaceExhausted, match="space exhausted: no new equation in 1,000 attempts"):
         for _ in range(10):
@@ -208,11 +204,15 @@ def test_restarts_for_infeasible_and_duplicate_draws_are_counted_and_cost_no_id(
 
 
 def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
-    def key(e):
-        return hashlib.sha256(e.key.encode()).hexdigest()[0]  # 16 keys
+    class Sixteen(SameText):
+        """Of 16 keys."""
 
+        def key(self, equation):
+            return hashlib.sha256(equation.key.encode()).hexdigest()[0]
+
+    key = Sixteen().key
     settings, seen = EvolutionSettings(elite_size=100, seed=4), []
-    made = PaperController(SearchSpace(2), settings, (), key)
+    made = PaperController(SearchSpace(2), settings, (), Sixteen())
     draw = made.draw
     monkeypatch.setattr(made, "draw", lambda rng: seen.append(draw(rng)) or seen[-1])
     keys = set()
@@ -230,7 +230,7 @@ def test_counters_equal_the_draws_that_were_thrown_away(monkeypatch):
 def test_a_space_of_one_equation_is_exhausted_after_it(elite_size, initial, monkeypatch):
     monkeypatch.setattr(controllers, "MAX_RESTARTS", 200)
     space, initial = SearchSpace(1, ["g"], ["identity"], ["left"]), [equation(t, 1) for t in initial]
-    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, plain_key)
+    made = PaperController(space, EvolutionSettings(elite_size=elite_size), initial, SameText())
     assert str(made.ask().equation) == "g"
     with pytest.raises(SpaceExhausted):
         made.ask()
@@ -322,7 +322,7 @@ def test_candidates_drawn_before_a_bar_are_bred_from_as_if_it_had_stopped_them()
         """Of twenty proposals after the results, where proposal i was stored with bars[i]."""
         found = set()
         for n in range(10, 30):
-            made = PaperController(SIGNALS, settings, (), plain_key)
+            made = PaperController(SIGNALS, settings, (), SameText())
             for i in range(n):
                 made.adopt(Proposal(id=i, equation=G, key=f"earlier {i}", bars=bars.get(i, ())))
             for r in early + later:
@@ -333,165 +333,3 @@ def test_candidates_drawn_before_a_bar_are_bred_from_as_if_it_had_stopped_them()
     assert parents({}) == {0, 1}  # nothing is known against them
     assert parents({2: ((1, 0.3),), 3: ((1, 0.95),)}) == {1, 3}  # 0 ranks as stopped at 0.1; the first bar counts
     assert parents({5: ((1, 0.55),)}) == {3, 2}  # 1 too, at 0.32: below 2, which reached 0.35 there
-
-
-# The definition, visiting every result each time.
-
-
-def defined_bar(references: Sequence[float], quantile: float) -> float | None:
-    share = len(references) * (1 - quantile) + 1e-9
-    if len(references) < 20 or share < 1:
-        return None
-    last = sorted(references, reverse=True)[int(share) - 1]
-    too_many = sum(v >= last for v in references) > share
-    return min(float(np.nextafter(last, 2)), 1.0) if too_many else last
-
-
-def defined(
-    n: int,
-    results: Sequence[Result],
-    proposals: Sequence[Proposal],
-    space: SearchSpace,
-    settings: EvolutionSettings,
-    initial: Sequence[Equation],
-) -> Proposal:
-    """Proposal n of the paper's controller."""
-    rng = np.random.default_rng([settings.seed, n])
-    roots = [p.id for p in proposals[: len(initial)] if p.parent is None]
-    first = {e: next((b for p in proposals for at, b in p.bars if at == e), -1.0) for e in range(EPOCHS + 1)}
-
-    def rank(r: Result):
-        """(rungs, accuracy, -id) of the fittest training; None where all diverged."""
-        ends = []
-        for t in r.trainings:
-            if t.accuracy is not None:
-                end = (t.rungs, t.accuracy, -r.id)
-                for i, rung in reversed(list(enumerate(settings.rungs))):
-                    if rung.epoch not in dict(r.proposal.bars) and len(t.curve) >= rung.epoch:
-                        at = t.curve[rung.epoch - 1]
-                        end = (i, at, -r.id) if at < first[rung.epoch] else end
-                ends.append(end)
-        return max(ends, default=None)
-
-    ranks = {r.id: rank(r) for r in results}
-    alive = [r for r in results if ranks[r.id]]
-    elite = sorted(alive, key=lambda r: ranks[r.id], reverse=True)[: settings.elite_size]
-    chosen = {r.id for r in elite}
-    rest = [r for r in alive if r.id not in chosen]
-    bars = []
-    for rung in settings.rungs:
-        trainings = [t for r in results for t in r.trainings if t.accuracy is None or len(t.curve) >= rung.epoch]
-        least = defined_bar([0.0 if t.accuracy is None else t.curve[rung.epoch - 1] for t in trainings], rung.quantile)
-        bars += [] if least is None else [(rung.epoch, least)]
-    seen, infeasible, duplicates = {p.key for p in proposals}, 0, 0
-    while True:
-        parent, changes = None, []
-        if n < len(initial) and not infeasible + duplicates:
-            e = space.padded(rng, initial[n])
-        elif not initial and (n < settings.elite_size or not elite):
-            e = space.random(rng)
-        else:
-            if elite:
-                pool = elite if not rest or rng.random() < settings.elite_probability else rest
-                drawn = pool[int(rng.integers(len(pool)))]
-                e, parent = drawn.equation, drawn.id
-            else:
-                parent = roots[int(rng.integers(len(roots)))]
-                e = space.padded(rng, initial[parent])
-            weights = np.asarray(settings.mutations, float)
-            for _ in range(1 + int(rng.choice(len(weights), p=weights / weights.sum()))):
-                e, change = space.mutated(rng, e)
-                changes.append(change)
-        if not feasible(e):
-            infeasible += 1
-        elif e.key in seen:
-            duplicates += 1
-        else:
-            return Proposal(
-                id=n, equation=e, key=e.key, parent=parent, changes=tuple(changes), bars=tuple(bars),
-                infeasible=infeasible, duplicates=duplicates,
-            )  # fmt: skip
-
-
-EPOCHS = 4
-
-
-def history(rng: np.random.Generator, proposal: Proposal, rungs: Sequence[Rung], rates: int) -> Result:
-    """How trainings of a proposal might end: many ties, some diverge at any time, some stop at their bars."""
-    trainings = []
-    for _ in range(rates):
-        curve = [float(rng.integers(8)) / 8 for _ in range(EPOCHS)]
-        if rng.random() < 0.2:
-            trainings.append(Trained(accuracy=None, rungs=0, curve=tuple(curve[: rng.integers(EPOCHS + 1)])))
-            continue
-        stops = [e for e, least in proposal.bars if curve[e - 1] < least]
-        curve = curve[: stops[0]] if stops else curve
-        survived = sum(r.epoch < stops[0] if stops else True for r in rungs)
-        trainings.append(Trained(accuracy=curve[-1], rungs=survived, curve=tuple(curve)))
-    return Result(proposal=proposal, trainings=tuple(trainings))
-
-
-@hypothesis.given(
-    st.integers(0, 2**16),
-    st.integers(1, 12),
-    st.sampled_from([0, 0.5, 0.7, 1]),
-    st.sampled_from([(), (Rung(1, 0.5),), (Rung(1, 0.75), Rung(3, 0.3))]),
-    st.integers(1, 15),
-    st.integers(1, 3),
-    st.sampled_from([(), ("g", "fa"), ("g", "g", "dh")]),
-    st.booleans(),
-)
-@hypothesis.settings(max_examples=30)
-def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, lag, rates, initial, interrupted):
-    """Whatever the results, with ties, divergence and rungs, and also in a session that continues another."""
-    settings = EvolutionSettings(
-        elite_size=elite_size, elite_probability=probability, mutations=(2, 1), rungs=rungs, seed=seed
-    )
-    initial = [equation(t) for t in initial]
-    made = PaperController(ALL, settings, initial, plain_key)
-    rng, results, proposals, told = np.random.default_rng(seed), [], [], 0
-    for n in range(60):
-        if interrupted and n in (30, 50):
-            made, told = PaperController(ALL, settings, initial, plain_key), 0
-            for p in proposals:
-                made.adopt(p)
-        known = results[: max(0, n - lag + 1)]
-        for r in known[told:]:
-            made.tell(r)
-        told = len(known)
-        expected = defined(n, known, proposals, ALL, settings, initial)
-        proposals.append(made.ask())
-        assert proposals[-1] == expected
-        results.append(history(rng, expected, rungs, rates))
-
-
-def test_a_proposal_visits_as_many_results_after_3000_as_after_300():
-    visits = []
-
-    class Counted(Result):
-        def __getattribute__(self, name):
-            if not name.startswith("__"):
-                visits.append(name)
-            return super().__getattribute__(name)
-
-    def counted(n: int) -> Counted:
-        proposal = Proposal(id=n, equation=equations[n % 4], key=f"told {n}")
-        training = Trained(accuracy=float(rng.random()), rungs=0, curve=(n / 4000,))
-        return Counted(proposal=proposal, trainings=(training,))
-
-    rng, equations = np.random.default_rng(0), [equation(t) for t in ("g", "fa", "h", "dh * fa")]
-    made = PaperController(ALL, EvolutionSettings(elite_size=200, rungs=(Rung(1, 0.5),)), (), plain_key)
-    asked, told = {}, []
-    for n in range(3001):
-        if n in (300, 3000):
-            made.ask()  # the first bar of all comes with it, and ranks everything once more
-            visits.clear()
-            draws = [made.ask() for _ in range(20)]
-            asked[n] = visits.count("id") / sum(1 + p.infeasible + p.duplicates for p in draws)
-        if made.next_id <= n:
-            made.adopt(Proposal(id=made.next_id, equation=G, key=f"earlier {n}"))
-        visits.clear()
-        made.tell(counted(n))
-        told.append(len(visits))
-    assert asked == {300: 1, 3000: 1}  # a draw reads its parent alone
-    assert max(told[300:]) <= 20

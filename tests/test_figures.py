@@ -1,23 +1,22 @@
-"""Every figure that people read in tables, pages, plots and progress lines, against values worked out by hand."""
+"""Every figure that people read in tables, pages and progress lines, against values worked out by hand."""
 
 import collections
+import dataclasses
 import io
 import math
 import types
 
-import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from test_ranking import row
 
 from bpevo.evaluation import BASELINES, Evaluation, EvaluationPlan, Treatment, standings, verdict
 from bpevo.evaluation.early_decisions import EarlyDecisions, early_decisions
-from bpevo.evaluation.standings import Standing
+from bpevo.evaluation.standings import Standing, paper_numbers
 from bpevo.evaluation.treatments import winners
 from bpevo.evolution import Change, Proposal
-from bpevo.report import Progress, Stages, ancestry, leaderboard, page, plots, progress, table, tables
+from bpevo.report import Progress, Stages, ancestry, leaderboard, page, progress, table, tables
+from bpevo.report.build import Report, Run
 from bpevo.rules import parse
 from bpevo.runs import Rows
 
@@ -88,7 +87,7 @@ def test_what_was_not_trained_or_diverged_has_no_figures():
 
 def test_the_winners_of_a_search_are_its_fittest_finished_rules():
     """A stopped training is no winner, though its accuracy is the highest and there is room for it."""
-    database = types.SimpleNamespace(rows=lambda *stages: SEARCH.of(stage="search"))
+    database = types.SimpleNamespace(judged=lambda: SEARCH)
     assert [str(t) for t in winners(database, 9)] == ["unit_fro(g)", "fa"]
 
 
@@ -122,8 +121,7 @@ def test_shares_of_components_are_counted_and_ordered_from_most_to_least_favoure
     assert {s.component: (s.winners, s.population) for s in found} == {
         "fa": (0.5, 0.25), "unit_fro": (0.5, 0.25), "g": (0.5, 0.5), "dfa": (0.0, 0.25), "sgn": (0.0, 0.25)
     }  # fmt: skip
-    differences = [s.winners - s.population for s in found]
-    assert differences == [0.25, 0.25, 0.0, -0.25, -0.25]
+    assert [s.component for s in found] == ["fa", "unit_fro", "g", "dfa", "sgn"]  # by 25, 25, 0, -25 and -25 points
     few = ancestry.shares(PROPOSALS, [PROPOSALS[1], PROPOSALS[0]], count=4)
     assert sorted(s.component for s in few) == ["dfa", "fa", "sgn", "unit_fro"]  # what differs most
 
@@ -231,6 +229,35 @@ def test_the_verdict_says_what_the_table_says():
     assert nothing[1] == "None of 1 rules is significantly better (two-sided paired t-test on shared seeds, Holm, 5%)."
 
 
+def test_a_cousin_that_is_better_is_told_of_apart_from_the_rules():
+    """Differences 3, 3, 3, 5: t = 7, p = 0.00599 of three more, the zero signal's left aside."""
+    clipped = [
+        row("g | clip_global_norm", a, stage="test", replicate=3000 + i) for i, a in enumerate((0.83, 0.85, 0.87, 0.91))
+    ]
+    table = standings(Rows([*EVALUATION, *clipped]), {}, SETTINGS)
+    cousin = next(s for s in table if s.name == "clip_global_norm")
+    assert cousin.p == pytest.approx(3 * 0.0059862, rel=1e-4) and cousin.better
+    sentences = verdict(table)
+    assert "Significantly better is also, of the hand-made cousins, clip_global_norm." in sentences
+    assert any(s.startswith("1 of 3 rules are significantly better") for s in sentences)
+
+
+@pytest.mark.parametrize(
+    "text, scenario, optimizer, shown",
+    [
+        ("unit_fro(g)", "a1", "sgd", "84.15 ± 0.66"),
+        ("unit_fro(g)", "a1_more", "momentum", "84.23 ± 0.88"),  # what follows the setup is the user's
+        ("min(unit_fro(g), clip(h, 1.0))", "a1", "momentum", ""),  # not in this column
+        ("min(unit_fro(g), clip(h, 1.0))", "digits", "sgd", "A1 sgd 84.48"),
+        ("min(unit_fro(g), clip(h, 1.0))", "digits", "momentum", "A1 sgd 84.48"),  # its only column
+        ("unit_fro(g) + (0.5*g)", "digits", "momentum", "A1 momentum 85.36"),
+        ("fa", "digits", "sgd", ""),
+    ],
+)
+def test_the_papers_number_is_of_the_same_setup_or_says_of_which(text, scenario, optimizer, shown):
+    assert paper_numbers(text, {"scenario": scenario, "optimizer": optimizer}) == shown
+
+
 def test_an_evaluation_chooses_by_means_in_which_what_diverged_counts_as_nothing():
     found = [Treatment.parse(t) for t in ("fa", "dfa", "sgn(g)")]
     rows = Rows([
@@ -268,9 +295,28 @@ def test_early_decisions_are_the_correlations_and_the_choice_of_successive_halvi
 
 
 def test_a_page_shows_the_correlation_after_a_third_of_the_epochs_and_shares_in_percent():
-    d = EarlyDecisions("fa", 24, tuple(i / 10 for i in range(1, 10)), 81.234, 79.0, 21 / 81)
+    d = EarlyDecisions(
+        text="fa", n=24, correlations=tuple(i / 10 for i in range(1, 10)), best=81.234, picked=79.0, spent=21 / 81
+    )
     cells = [c.split("<")[0] for c in page.early_decisions_html([d]).split('">')[1:]]
     assert [c for c in cells if c][-6:] == ["24", "0.30", "81.23", "79.00", "2.23", "26%"]
+
+
+def test_a_page_says_how_many_there_were_and_with_what():
+    settings = {"model": "mlp-8", "dataset": "digits", "optimizer": "sgd", "epochs": 4, "batch_size": 32, "train_examples": None,
+                "learning_rates": [0.3, 0.1], "weight_decay": 0.0005, "seed": 0}  # fmt: skip
+    rows = Rows(dataclasses.replace(row, finished=f"2026-01-01T00:00:{i:02}+00:00") for i, row in enumerate(SEARCH))
+    versions = {"jax": "1.2", "cores": "2"}
+    report = Report("a title")
+    report.add_search(Run(name="a", settings=settings, versions=versions, rows=rows, proposals=PROPOSALS, costs={}))
+    text = "".join(report._sections)
+    described = (
+        "mlp-8; on digits; with sgd; epochs 4; batch 32; weight decay 0.0005; learning rates 0.3, 0.1; seed 0. jax 1.2"
+    )
+    described += ", cores 2"
+    assert f'<p class="note">{described}</p>' in text and "<p>4 equations, 8 trainings.</p>" in text
+    # The best rule's lineage: fa, then unit_fro(g).
+    assert ">55.00<" in text and ">70.00<" in text and text.count("<tr") == 3
 
 
 # Progress.
@@ -350,108 +396,3 @@ def test_an_evaluations_progress_lines_hold_counts_and_the_time_left(monkeypatch
         "tuning: 16 of 16 trainings; dfa",
         "test: 3 of 4 trainings",
     ]
-
-
-# Plots.
-
-
-def whole(ticks) -> bool:
-    return all(float(t).is_integer() for t in ticks)
-
-
-def axes(figure: Figure | None) -> list[Axes]:
-    assert figure is not None
-    figure.draw_without_rendering()
-    return figure.axes
-
-
-def visible(axis, name: str) -> list[float]:
-    low, high = getattr(axis, f"get_{name}lim")()
-    return [t for t in getattr(axis, f"get_{name}ticks")() if low <= t <= high]
-
-
-def test_the_progress_plot_counts_trainings_and_shows_the_best_so_far():
-    finished = [f"2026-01-01T00:0{i}:00+00:00" for i in range(4)]
-    rows = Rows(
-        row(f"fa{i}", a, finished=t) for i, (a, t) in enumerate(zip((0.5, None, 1.0, 0.7), finished, strict=True))
-    )
-    rows += SEARCH.of(stage="control")
-    left, right = axes(plots.best_so_far(rows))
-    for axis, x in ((left, [1, 2, 3, 4]), (right, [0, 1, 2, 3])):  # trainings; minutes
-        best, *controls = axis.lines
-        assert best.get_xdata().tolist() == x and best.get_ydata().tolist() == [50, 50, 100, 100]
-        assert [(c.get_label(), c.get_ydata()[0]) for c in controls] == [("backprop", 60), ("zero_signal", 20)]
-        assert axis.get_ylim()[1] == 100
-    assert right.get_xlabel() == "minutes" and whole(visible(left, "x")) and len(visible(left, "x")) == 4
-
-
-def test_the_distribution_counts_every_training_once():
-    rows = Rows([*SEARCH.of(stage="search"), row("h", 1.0)])
-    (axis,) = axes(plots.distribution(rows))
-    assert sum(p.get_height() for p in axis.patches) == 6 and axis.get_title() == "6 trainings; 3 more diverged"
-    assert axis.get_xlim()[1] == 100 and whole(visible(axis, "y"))
-    for only in (0.0, 0.5, 1.0):  # without controls there is no legend
-        (axis,) = axes(plots.distribution(Rows([row("fa", only)])))
-        assert axis.get_xlim()[0] >= 0 and axis.get_xlim()[1] <= 100 and visible(axis, "y") == [0, 1]
-
-
-def test_shares_are_drawn_in_percent_up_to_100():
-    shares = [ancestry.Share("g", 1.0, 0.75), ancestry.Share("fa", 0.0, 0.25)]
-    (axis,) = axes(plots.enrichment(shares, 2, 8))
-    assert [p.get_width() for p in axis.patches] == [100, 0, 75, 25] and axis.get_xlim() == (0, 100)
-    assert [t.get_text() for t in axis.figure.legends[0].get_texts()] == ["2 best", "all 8"]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["g", "fa"]
-
-
-def test_intervals_end_at_0_and_100_percent():
-    """Of 100, 100, 85: mean 95, deviation √75, half the interval 4.302653·5 = 21.5; of 0, 0, 15 likewise above 0."""
-    high, low = (1.0, 1.0, 0.85), (0.0, 0.0, 0.15)
-    rows = Rows(
-        row(t, a, stage="ablation", replicate=i)
-        for t, v in (("fa", high), ("g", low), ("h", (0.5,)))
-        for i, a in enumerate(v)
-    )
-    (axis,) = axes(plots.ablation(rows, "fa", ["g", "h"]))
-    ends = [s for c in axis.containers for bar in c[2] for s in np.asarray(bar.get_segments())[0][:, 0].tolist()]
-    assert ends == pytest.approx([95 - 21.513, 100, 0, 5 + 21.513, 50, 50], abs=1e-3) and axis.get_xlim() == (0, 100)
-
-    curve = {"eval_accuracy": [0.0, 1.0]}
-    tested = [row("g", 1.0, stage="test", replicate=i, curve={"eval_accuracy": c}) for i, c in
-              enumerate(([0.0, 1.0], [0.0, 1.0], [0.15, 0.85]))]  # fmt: skip
-    lost = row("g", None, stage="test", replicate=9, curve=curve)
-    table = standings(Rows([*trained("g", {0.1: (0.5,)}), *tested, lost]), {}, {})
-    (axis,) = axes(plots.learning_curves(Rows([*tested, lost]), table))
-    (band,), (line,) = axis.collections, axis.lines
-    assert line.get_xdata().tolist() == [1, 2] and list(line.get_ydata()) == pytest.approx([5, 95])
-    edges = band.get_paths()[0].vertices[:, 1]
-    assert (edges.min(), edges.max()) == (0, 100) and axis.get_ylim() == (0, 100) and visible(axis, "x") == [1, 2]
-
-
-def test_a_single_epoch_can_be_seen():
-    tested = Rows([row("g", 0.5, stage="test", curve={"eval_accuracy": [0.5]}), *trained("g", {0.1: (0.5,)})])
-    (axis,) = axes(plots.learning_curves(tested, standings(tested, {}, {})))
-    assert axis.lines[0].get_marker() == "o" and visible(axis, "x") == [1]
-
-
-def test_accuracies_stand_over_their_learning_rates():
-    (axis,) = axes(plots.learning_rates(standings(EVALUATION, {}, SETTINGS)))
-    found = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
-    assert found["fa"] == ([0.03, 0.1, 0.3], pytest.approx([75, 70, 60])) and "h" not in found
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["0.03", "0.1", "0.3"] and axis.get_ylim()[0] >= 0
-
-
-def test_correlations_end_at_1():
-    found = EarlyDecisions("fa", 9, (0.5, 0.9, 1.0), 80, 80, 0.3)
-    (axis,) = axes(plots.early_decisions([found]))
-    assert list(axis.lines[0].get_ydata()) == [0.5, 0.9, 1.0] and axis.get_ylim()[1] == 1 and whole(visible(axis, "x"))
-
-
-def test_alignments_are_means_over_seeds():
-    rows = Rows(
-        row("fa", 0.5, stage="test", replicate=i, curve={"eval_accuracy": [0.5, 0.5], "cosine D": c, "norm_ratio D": n})
-        for i, (c, n) in enumerate((([0.2, 1.0], [1.0, 4.0]), ([0.4, 0.5], [3.0, 2.0])))
-    )
-    standing = Standing("fa", "named", 0.1, False, {0.1: 50.0}, None, None, 0, None, None, None, "")
-    left, right = axes(plots.alignment(rows, standing))
-    assert list(left.lines[0].get_ydata()) == pytest.approx([0.3, 0.75]) and left.get_ylim() == (-1, 1)
-    assert list(right.lines[0].get_ydata()) == pytest.approx([2, 3]) and right.get_yscale() == "log"

@@ -23,7 +23,7 @@ from bpevo.training import plan as training_plan
 
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
-    "--top=1", "--repeats=1", "--elite_size=8", "--noequivalence",
+    "--top=1", "--repeats=1", "--elite_size=4", "--noequivalence",
 )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def start(monkeypatch):
 def test_budget_slots_and_selection_may_change_and_the_lag_stays(start, tmp_path):
     start(tmp_path / "a", "--max_evaluations=20", "--slots=4")
     start(tmp_path / "a", "--max_evaluations=40", "--slots=64", "--top=2", "--repeats=2", "--checkpoint_minutes=0")
+    start(tmp_path / "b", "--max_evaluations=20", "--slots=2")
     start(tmp_path / "b", "--max_evaluations=40", "--slots=2")
     assert (
         rows(tmp_path / "a")["proposals"] == rows(tmp_path / "b")["proposals"]

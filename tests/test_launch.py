@@ -23,7 +23,7 @@ from bpevo.training import TrainingPlan
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=2", "--slots=4",
-    "--top=1", "--repeats=2", "--lag=4",
+    "--top=1", "--repeats=2", "--lag=4", "--elite_size=3",
 )  # fmt: skip
 
 
@@ -297,3 +297,48 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
     plan, training = plans.search_plan(values), plans.training_plan(values)
     assert plan.max_evaluations >= 10 and training.task().steps_per_epoch >= 1
     assert path.read_text().startswith("# "), "a flag file says what it runs"
+
+
+# What a budget affords.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "elite_size", "lag"),
+    [
+        ("--max_evaluations=5000 --learning_rates=0.1,0.2,0.3,0.4 --slots=8", 125, 16),  # 1,250 equations
+        ("--max_evaluations=60 --slots=8", 10, 12),  # a quarter of the 48 that are bred then
+        ("--max_evaluations=1000 --slots=4096", 100, 200),  # a quarter of 800
+        ("--max_evaluations=1000 --slots=8 --elite_size=7 --lag=3", 7, 3),
+        ("--max_evaluations=45 --slots=64 --initial=known", 10, 10),  # a quarter of 40
+    ],
+)
+def test_defaults_follow_from_the_budget(parsed, arguments, elite_size, lag):
+    plan = plans.search_plan(parsed(*arguments.split()))
+    assert (plan.evolution.elite_size, plan.lag) == (elite_size, lag)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "least"),
+    [
+        ("--max_evaluations=1000 --elite_size=1000", 1001),
+        ("--max_evaluations=4003 --elite_size=1000 --learning_rates=0.1,0.2,0.3,0.4", 4004),
+        ("--max_evaluations=5 --initial=known", 6),
+        ("--max_evaluations=100 --lag=100", 101),
+    ],
+)
+def test_a_budget_that_breeds_nothing_is_refused_with_the_least_that_would_do(parsed, arguments, least):
+    with pytest.raises(plans.UsageError, match=f"breeds nothing: .*give at least {least}, "):
+        plans.search_plan(parsed(*arguments.split()))
+    assert plans.search_plan(parsed(*arguments.split(), f"--max_evaluations={least}"))
+    assert plans.search_plan(parsed(*arguments.split(), "--controller=random")).controller == "random"
+
+
+def test_a_start_says_what_the_run_is_and_later_what_it_takes(finish, tmp_path):
+    code, output, errors = finish(f"--workdir={tmp_path}", *SMALL, "--max_evaluations=14", "--slots=8", "--epochs=3")
+    assert code == 0, errors
+    said = " ".join(output.split())
+    # 14 equations, 3 or 4 of them random; 14 + 2 controls + (1 + 2) * 2 fresh seeds, 3 epochs each, 4 steps of 32 of 128.
+    assert "8 slots; 14 equations: 4 random, 10 bred (N 3, lag 4); 22 trainings at most" in said
+    assert "66 slot-epochs of 4 steps" in said and "50% of the slots will stand idle: with lag 4" in said
+    assert re.search(r"about \d+ (s|min) beside compilation and \d+ MiB of device memory", said)
+    assert re.search(r"measured: \S+ s an epoch of all slots, at most \d+ (s|min) left", said)

@@ -16,9 +16,9 @@ import urllib.request
 
 import numpy as np
 import pytest
-from test_evaluate import PLAN as EVALUATION
-from test_evaluate import RULES, Places, evaluate
+from test_evaluate import PLAN, RULES, Places, evaluate
 from test_faults import mounted
+from test_figures import EVALUATION, SETTINGS
 from test_runs import REPOSITORY, RUNGS, StandIn, plan, python, search
 
 from bpevo.evaluation import early_decisions
@@ -28,6 +28,7 @@ from bpevo.report.build import build, read_runs
 from bpevo.rules import BINARIES, NAMED, OPERANDS, UNARIES, parse
 from bpevo.runs import Rows, RunDatabase, RunError
 
+LONG = "(unit_col2(sgn_W) @ b_next.T).T * (dh - 0.01)"
 HOSTILE = """<script>document.title="owned"</script><img src=x onerror="document.title='owned'">"""
 
 
@@ -36,7 +37,7 @@ def workdir(tmp_path_factory):
     """A search and two evaluations on stand-ins, one of them with alignments, with hostile texts wherever one can be."""
     folder = tmp_path_factory.mktemp("reported")
     search(folder, plan(120, (0.1, 0.3), rungs=RUNGS), StandIn(4))
-    evaluate(folder / "a1", EVALUATION)
+    evaluate(folder / "a1", PLAN)
     with pytest.MonkeyPatch.context() as patch:
         original = StandIn.advance
         aligned = {"Conv_1": (0.9, 2.0), "Dense_0": (0.5, 3.0)}
@@ -45,7 +46,7 @@ def workdir(tmp_path_factory):
             return {slot: dataclasses.replace(r, alignment=aligned) for slot, r in original(self, meanwhile).items()}
 
         patch.setattr(StandIn, "advance", advance)
-        evaluate(folder / "b1_momentum", dataclasses.replace(EVALUATION, tuning_repeats=5), Places())
+        evaluate(folder / "b1_momentum", dataclasses.replace(PLAN, tuning_repeats=5), Places())
     with RunDatabase.writing(folder / "a1") as database:
         settings = database.settings() | {"model": HOSTILE, "rules": [*map(str, RULES), HOSTILE]}
         database.check_settings(settings, {"jax": HOSTILE}, ("model", "rules"))
@@ -121,7 +122,7 @@ def test_tables_hold_every_row_and_only_significant_ones_are_bold(report, workdi
     markdown, latex = ((report / name).read_text(encoding="utf-8") for name in ("table.md", "table.tex"))
     run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
     rows = standings(run.rows, run.costs, run.settings)
-    assert len(rows) == len(EVALUATION.treatments)
+    assert len(rows) == len(PLAN.treatments)
     for row in rows:
         assert "`" + row.text.replace("|", r"\|") + "`" in markdown
     lines = [line for line in tables.markdown(rows).splitlines()[2:]]
@@ -272,7 +273,7 @@ path.sketch: 1, 100, 2
 
 @pytest.fixture(scope="module")
 def named(workdir, tmp_path_factory) -> pathlib.Path:
-    """The run in a folder whose name is no ASCII."""
+    """An evaluation in folders whose names are no ASCII."""
     return pathlib.Path(shutil.copytree(workdir / "a1", tmp_path_factory.mktemp("names") / "rün ✓" / "größe")).parent
 
 
@@ -283,20 +284,22 @@ def command(workdir, stdout=subprocess.PIPE, **environment: str) -> subprocess.C
     return subprocess.run(arguments, env=kept, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=300)
 
 
-def test_the_users_style_changes_no_byte(named, tmp_path):
+def test_neither_the_users_style_nor_a_hash_seed_changes_a_byte(workdir, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(workdir / "a1", folder / "a1")
+    shutil.copy(workdir / "run.sqlite", folder)
     (tmp_path / "matplotlibrc").write_text(HOSTILE_STYLE)
-    done = command(named)
-    assert done.returncode == 0, done.stderr
-    plain = {p.name: p.read_bytes() for p in (named / "report").iterdir()}
-    assert len(plain) > 5
+    reports = []
     for environment in (
-        {"MPLBACKEND": "module://no_such.backend"},
-        {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(tmp_path)},
+        {"PYTHONHASHSEED": "0"},
+        {"PYTHONHASHSEED": "1", "MPLBACKEND": "module://no_such.backend"},
+        {"PYTHONHASHSEED": "2", "MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(tmp_path)},
     ):
-        shutil.rmtree(named / "report")
-        done = command(named, **environment)
+        done = command(folder, **environment)
         assert done.returncode == 0, done.stderr
-        assert {p.name: p.read_bytes() for p in (named / "report").iterdir()} == plain, environment
+        reports.append({p.name: p.read_bytes() for p in (folder / "report").iterdir()})
+        shutil.rmtree(folder / "report")
+    assert len(reports[0]) > 10 and reports[0] == reports[1] == reports[2]
 
 
 def test_a_report_in_this_process_neither_obeys_nor_changes_its_style(named):
@@ -431,3 +434,15 @@ def test_the_page_is_whole_in_a_browser(browser, report, width, mobile):
     assert seen["width"] <= seen["view"] and seen["cells"] > 100 and seen["hidden"] == [] and seen["cut"] == []
     assert seen["beside"] == (width == 1280) and seen["below"] == (width < 1280)
     assert bool(seen["heads"]) == (width == 1280) and bool(seen["names"]) == (width < 1280)
+
+
+def test_a_desktop_cuts_off_no_column_of_the_widest_table(browser, tmp_path):
+    """Long rules, every cell filled, several of the paper's numbers."""
+    settings = SETTINGS | {"rules": ["fa", "dfa", "sgn(g)", LONG]}
+    rows = Rows([*EVALUATION, *(dataclasses.replace(row, equation=LONG) for row in EVALUATION.of(equation="fa"))])
+    table = [dataclasses.replace(s, paper="A1 sgd 77.11, A2 sgd 73.10, A3 sgd 92.38, B1 sgd 87.13")
+             for s in standings(rows, {"fa": 12.25, LONG: 12.25}, settings)]  # fmt: skip
+    (tmp_path / "wide.html").write_text(page.page("wide", [page.standings_html(table)]), encoding="utf-8")
+    seen = browser(tmp_path / "wide.html", 1280, False)
+    assert seen["beside"] and seen["cells"] > 50 and seen["hidden"] == [] and seen["cut"] == []
+    assert seen["width"] <= seen["view"]

@@ -13,12 +13,12 @@ import sys
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from bpevo.command import plans
-from bpevo.evolution import Change, EvolutionSettings, PaperController, Proposal, Rung, SearchSpace
+from bpevo.evolution import Change, EvolutionSettings, PaperController, Proposal, Rung, SameText, SearchSpace, budget
 from bpevo.evolution.space import feasible
 from bpevo.report import leaderboard, table
 from bpevo.rules import NAMED, parse
@@ -48,7 +48,8 @@ class StandIn:
 
     def __init__(self, capacity: int, interrupt_after: float = float("inf"), seconds: float = 0.0):
         self.capacity, self.max_parts, self.occupancy = capacity, PARTS, 0.5
-        self.task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS))
+        self.task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS), steps_per_epoch=1)
+        self.devices, self.bytes_needed, self.bytes_estimated = jax.local_devices(), (1, 1), capacity
         self.trained, self.epochs, self.most = 0, 0, 0
         self._left, self._seconds, self._slots = interrupt_after, seconds, {}
 
@@ -127,7 +128,7 @@ def search(
     """Runs or continues a search until its end or the trainer's interrupt."""
     with RunDatabase.writing(workdir) as database:
         database.check_settings(SETTINGS, {}, ())
-        proposer = PaperController(plan.space, plan.evolution, plan.initial, lambda e: e.key)
+        proposer = PaperController(plan.space, plan.evolution, plan.initial, SameText())
         made = Search(database, proposer, workers(trainer), plan, watch)
         made.run()
     return made
@@ -464,7 +465,7 @@ class Counted(StandIn):
 def test_slots_stay_busy_when_most_candidates_stop_early(tmp_path, rates):
     rungs = (Rung(1, 0.9),)
     trainer = Counted(8)
-    lag = plans.default_lag(8, len(rates), EPOCHS, rungs)
+    lag = budget.busy_lag(8, len(rates), EPOCHS, rungs)
     made = search(tmp_path, plan(600, rates, lag=lag, rungs=rungs, top=1, repeats=1), trainer)
     early = sum(e.stage == "search" and len(e.curve["eval_accuracy"]) <= 2 for e in made.rows)
     assert early > 300 and trainer.epochs > 0.85 * trainer.offered  # the end of each stage included

@@ -18,7 +18,7 @@ from test_runs import DISTURBED, EPOCHS, PARTS, StandIn, plan, python, rows, sea
 from test_training import DIVERGES, SETTINGS, make_trainer, training
 
 from bpevo.command.process import Interruption
-from bpevo.evolution import PaperController
+from bpevo.evolution import PaperController, SameText
 from bpevo.runs import RunDatabase
 from bpevo.search import Search
 from bpevo.training import REASONS
@@ -104,7 +104,7 @@ def real_search(workdir, slots: int, watch=lambda search, outcomes: None, worker
     trainer = make_trainer(slots, dataclasses.replace(SETTINGS, epochs=6), **options)
     with RunDatabase.writing(workdir) as database:
         database.check_settings({"max_parts": PARTS}, {}, ())
-        proposer = PaperController(REAL.space, REAL.evolution, REAL.initial, lambda e: e.key)
+        proposer = PaperController(REAL.space, REAL.evolution, REAL.initial, SameText())
         made = Search(database, proposer, workers(trainer), REAL, watch)
         made.run()
     return made

@@ -22,6 +22,7 @@ from test_figures import EVALUATION, SEARCH, SETTINGS
 from test_runs import StandIn, plan, search
 
 from bpevo.command.process import STOPPING, Output
+from bpevo.data.progress import reporter
 from bpevo.evaluation import standings
 from bpevo.report import Progress, leaderboard, standings_table, table
 from bpevo.runs import Rows
@@ -187,6 +188,15 @@ def test_a_file_gets_no_cursor_codes_even_where_colours_are_forced(tmp_path):
     )
     assert set(re.findall(rb"\x1b\[[?0-9;]*([A-Za-z])", done.stdout)) == {b"m"}  # colours
     assert b"evaluations" in done.stdout and len(done.stdout) < 10_000
+
+
+def test_a_download_draws_no_bar_into_a_file(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with reporter() as report:
+        report("decoding", 1, 2)
+        report("decoding", 2, 2)
+    assert "\x1b" not in sys.stderr.getvalue()
 
 
 def test_the_line_said_at_ctrl_c_stays_on_the_screen(tmp_path):

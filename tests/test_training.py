@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zlib
 
 import chex
 import jax
@@ -18,7 +19,7 @@ from bpevo import data
 from bpevo.evolution import SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
-from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingSettings, to_examples
+from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingPlan, TrainingSettings, to_examples
 
 CLASSES, PARTS, SEED = 4, 3, 11
 SETTINGS = TrainingSettings(model="mlp-8", weight_decay=0.1, batch_size=8, epochs=3)
@@ -115,6 +116,21 @@ def assert_same(trainer: Trainer, slot: int, curve: list, expected: tuple[list, 
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**change)
+
+
+def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypatch):
+    dataset = data.load("digits")
+    split = data.train_validation_split(dataset, 64)
+    plan = TrainingPlan(settings=SETTINGS, learning_rates=(0.1, 0.2), dataset=dataset, split=split, seed=7)
+    checksums, crc32 = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda *a: checksums.append(crc32(*a)) or checksums[-1])
+    found = plan.fingerprint()
+    assert found == plan.fingerprint() and len(checksums) == 2  # training and evaluation images, once
+    assert found["dataset_crc32"] == crc32(split.train_images.tobytes() + split.eval_images.tobytes())
+    assert (found["train_examples"], found["learning_rates"], found["seed"]) == (64, [0.1, 0.2], 7)
+    assert found.items() >= dataclasses.asdict(SETTINGS).items()
+    shorter = dataclasses.replace(split, eval_images=split.eval_images[:-1])
+    assert dataclasses.replace(plan, split=shorter).fingerprint()["dataset_crc32"] != found["dataset_crc32"]
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bpevo.bench.engines import equations
-from bpevo.evolution import CONTROLLERS, EvolutionSettings, Proposal, Result, Rung, SearchSpace, Trained
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Proposal, Result, Rung, SameText, SearchSpace, Trained
 
 ASKED = 200
 EPOCHS = 3
@@ -15,11 +15,11 @@ EPOCHS = 3
 def measure(controller: str, size: int, clock: Callable[[], float] = time.process_time) -> float:
     """Processor seconds of one proposal and one result, the mean of `ASKED`, in a run of `size` made up results.
 
-    Equations are compared by their canonical form: the probe of functional_key costs the same in every run.
+    Equations are compared by their canonical form: the probe of SameFunction costs the same in every run.
     """
     rng, pool = np.random.default_rng(0), equations(100)
     settings = EvolutionSettings(rungs=(Rung(1, 0.5), Rung(2, 0.5)))
-    made = CONTROLLERS[controller](SearchSpace(), settings, (), lambda equation: equation.key)
+    made = CONTROLLERS[controller](SearchSpace(), settings, (), SameText())
 
     def result(i: int) -> Result:
         curve = tuple(rng.random(EPOCHS).tolist())

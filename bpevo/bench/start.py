@@ -9,7 +9,7 @@ import jax
 
 from bpevo.bench import engines
 from bpevo.command.jax_setup import configure_jax
-from bpevo.evolution import functional_key
+from bpevo.evolution import SameFunction
 from bpevo.training import Trainer, Training
 
 STAGES = {
@@ -49,8 +49,9 @@ def _first_results(name: str, cache: str) -> dict[str, float]:
     start = time.perf_counter()
     task, examples = engines.workload(engines.SETTINGS[name], 2)
     trainer, rules = Trainer(task, examples, capacity=8), engines.equations(8)
+    duplicates = SameFunction()
     for slot, equation in enumerate(rules[: trainer.capacity]):
-        functional_key(equation)
+        duplicates.key(equation)
         trainer.start(slot, Training(equation, 1e-6))
     trainer.advance()
     seconds = time.perf_counter() - start

@@ -59,7 +59,12 @@ def define_search() -> None:
     )
     flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
-    flags.DEFINE_integer("elite_size", 1000, "N: parents come from the N best with probability p, else from the rest.")
+    flags.DEFINE_integer(
+        "elite_size",
+        None,
+        "N: parents come from the N best with probability p, else from the rest. Default: a tenth of the equations that "
+        "the budget affords, 10 to 1,000.",
+    )
     flags.DEFINE_float("elite_probability", 0.7, "p.")
     flags.DEFINE_list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
     flags.DEFINE_string(
@@ -71,7 +76,8 @@ def define_search() -> None:
     flags.DEFINE_integer(
         "lag",
         None,
-        "Proposal n is drawn from the results up to n - lag. Default: what keeps the slots busy, at least 16.",
+        "Proposal n is drawn from the results up to n - lag. Default: what keeps the slots busy, at most a quarter of "
+        "what is bred.",
     )
     flags.DEFINE_list("stop_epochs", [], "Rungs: after these epochs the bad candidates stop.")
     flags.DEFINE_float(

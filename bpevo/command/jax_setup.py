@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 
 from bpevo.runs import RunError
+from bpevo.training import usable_cpus
 
 # What decides numbers, or whether programs run at all: fixed, whatever the environment says.
 FIXED = {
@@ -55,7 +56,7 @@ def configure_jax() -> None:
     for name, value in FIXED.items():
         jax.config.update(name, value)
     if not os.environ.get("JAX_NUM_CPU_DEVICES") and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", usable_cpus())
     cache = cache_folder()
     if cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache))

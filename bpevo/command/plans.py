@@ -14,7 +14,7 @@ from absl import flags
 from bpevo import data, models
 from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.treatments import read_treatments, winners
-from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import RunDatabase
 from bpevo.search import SearchPlan
@@ -35,6 +35,7 @@ class SearchCommand:
     training: TrainingPlan
     search: SearchPlan
     lag: int | None  # as given; None: the run's own, or the default in `search`
+    elite_size: int | None  # likewise
     slots: int | None
     checkpoint_minutes: float  # 0: none
     fork_from: str | None
@@ -164,21 +165,32 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
-    lag = values.lag or default_lag(slots, len(rates), values.epochs, rungs)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
+        initial = _initial(values.initial, values.max_parts)
+        equations = budget.equations(values.max_evaluations, len(rates))
+        elite_size = values.elite_size or budget.default_elite_size(equations)
         settings = EvolutionSettings(
-            elite_size=values.elite_size,
+            elite_size=elite_size,
             elite_probability=values.elite_probability,
             mutations=_numbers("mutations", values.mutations),
             rungs=rungs,
             seed=values.seed,
         )
-        initial = _initial(values.initial, values.max_parts)
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
+    lag = values.lag or budget.busy_lag(slots, len(rates), values.epochs, rungs)
+    if values.controller != "random":
+        lag = values.lag or min(lag, budget.largest_lag(equations, elite_size=elite_size, initial=len(initial)))
+        if not budget.bred(equations, elite_size=elite_size, initial=len(initial), lag=lag):
+            least = budget.least_budget(len(rates), elite_size=elite_size, initial=len(initial), lag=lag)
+            raise UsageError(
+                f"--max_evaluations={values.max_evaluations} breeds nothing: {equations} equations at {len(rates)} learning "
+                f"rates are all {'initial' if initial else 'random'} ones; give at least {least}, a smaller "
+                f"{'--initial' if initial else '--elite_size'}, or ask for random search by --controller=random"
+            )
     return SearchPlan(
         controller=values.controller,
         space=space,
@@ -201,6 +213,7 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
         training=training_plan(values),
         search=search,
         lag=values.lag,
+        elite_size=values.elite_size,
         slots=values.slots,
         checkpoint_minutes=values.checkpoint_minutes,
         fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
@@ -226,12 +239,6 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     if any(not 1 <= e < epochs for e in stops) or list(stops) != sorted(set(stops)):
         raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below --epochs={epochs}")
     return tuple(Rung(e, values.stop_quantile) for e in stops)
-
-
-def default_lag(slots: int, rates: int, epochs: int, rungs: tuple[Rung, ...]) -> int:
-    """So many proposals that while one trains to its end the other slots have work, were all others to stop at the first rung."""
-    longest = max(4, math.ceil(epochs / rungs[0].epoch)) if rungs else 4
-    return max(16, math.ceil(slots * longest / rates))
 
 
 def _initial(choice: str, max_parts: int) -> list[Equation]:

@@ -26,8 +26,9 @@ def folders(data_dir: Path, name: str, cache_dir: Path | None = None) -> list[Pa
     """Where the cache of dataset `name` may lie, in order of preference."""
     if cache_dir is not None:
         return [Path(cache_dir) / name]
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [data_dir / "bpevo_cache" / name, user_cache / "bpevo" / name]
+    user_cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    places = [data_dir / "bpevo_cache" / name]
+    return places if user_cache.startswith("~") else [*places, Path(user_cache) / "bpevo" / name]  # no home is known
 
 
 def read(

@@ -66,7 +66,7 @@ def load(
 
     Args:
       name: one of `LOCAL` (`digits`), or a TFDS name (`cifar10`, `mnist`, `imagenet_resized/8x8`, ...).
-      data_dir: TFDS's directory; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
+      data_dir: TFDS's directory, which must exist; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
       download: whether to download and prepare a set that is not there (only `bpevo.data.PREPARABLE`).
       progress: called as `progress(task, done, total)`; a bar on a terminal and log lines elsewhere where None.
       cache_dir: where decoded arrays are kept; where None, in `data_dir`, or in the user's cache directory where
@@ -84,7 +84,7 @@ def load(
     """
     if name in LOCAL:
         return LOCAL[name]()
-    root = Path(data_dir).expanduser() if data_dir is not None else tfds_reader.default_data_dir()
+    root = tfds_reader.data_root(data_dir)
     builder = tfds_reader.open_builder(name, root, LOCAL)
     with reporter(progress) as report:
         if not tfds_reader.is_prepared(builder):

@@ -65,7 +65,7 @@ def prepare(
 
     Args:
       name: one of `PREPARABLE`.
-      data_dir: TFDS's directory; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
+      data_dir: TFDS's directory, which must exist; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
       base_url: where the original files are, in place of their home.
       checksums: file name to SHA-256 in hexadecimal, in place of those that TFDS ships.
       progress: called as `progress(task, done, total)`; a bar on a terminal and log lines elsewhere where None.
@@ -77,7 +77,7 @@ def prepare(
       DataError: the dataset cannot be prepared without TensorFlow, a download failed or is wrong, an original file is
         damaged, or `data_dir` cannot be written.
     """
-    root = Path(data_dir).expanduser() if data_dir is not None else tfds_reader.default_data_dir()
+    root = tfds_reader.data_root(data_dir)
     builder = tfds_reader.open_builder(name, root)
     if tfds_reader.is_prepared(builder):
         return Path(builder.data_dir)

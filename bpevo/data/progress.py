@@ -21,7 +21,9 @@ def reporter(progress: Progress | None = None) -> Iterator[Progress]:
         yield progress
         return
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (
+        console.is_interactive and console.file.isatty()
+    ):  # a bar needs a cursor that moves; FORCE_COLOR gives none
         yield _line_hook()
         return
     with Bars(console=console, transient=True) as bars:

@@ -6,6 +6,7 @@ import json
 import logging as standard_logging
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,31 @@ BATCH = 500
 CHATTER = re.compile(r"group size|OpenCV is not installed|^Variant folder")
 
 
-def default_data_dir() -> Path:
-    """TFDS's own default: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+def data_root(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of TFDS's sets, `~` expanded.
+
+    One that was given must be there: a misspelt one would be made, and a download begin. TFDS's own default need not be:
+    `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+
+    Raises:
+      DataError: it is no local folder, is not there, or lies in a home directory that is not known.
+    """
+    text = os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise DataError(
+            f"{text}: datasets are read from local folders only. Copy the prepared set to one, with its path below this "
+            "(<name>/<version>), and give that folder as --data_dir."
+        )
+    try:
+        root = Path(text).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{text}: no home directory is known. Write the whole path: as --data_dir, or in TFDS_DATA_DIR."
+        ) from None
+    if data_dir and not root.is_dir():
+        fault = "this is no folder" if os.path.lexists(root) else "there is no such folder"
+        raise DataError(f"{root}: {fault}. Correct --data_dir, or make it first: mkdir -p {shlex.quote(str(root))}")
+    return root
 
 
 def open_builder(name: str, data_dir: Path, local: Iterable[str] = ()) -> Any:

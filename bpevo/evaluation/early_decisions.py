@@ -17,7 +17,7 @@ MIN_CONFIGURATIONS = 9
 DRAWS, POOL, ETA = 2000, 9, 3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyDecisions:
     """How early one treatment's final accuracies can be told, over `n` configurations. Accuracies in %."""
 
@@ -79,4 +79,11 @@ def early_decisions(rows: Rows, text: str) -> EarlyDecisions | None:
         chosen, spent = successive_halving(pool, rng)
         outcomes.append((pool[:, -1].max(), pool[chosen, -1], spent / pool.size))
     best, picked, spent = np.mean(outcomes, 0)
-    return EarlyDecisions(text, len(curves), rank_correlations(curves), 100 * best, 100 * picked, float(spent))
+    return EarlyDecisions(
+        text=text,
+        n=len(curves),
+        correlations=rank_correlations(curves),
+        best=100 * best,
+        picked=100 * picked,
+        spent=float(spent),
+    )

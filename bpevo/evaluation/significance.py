@@ -10,7 +10,7 @@ from scipy import stats
 LEVEL = 0.05  # family-wise: the chance that a table of rules no better than the baseline has any significant row
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
     """What n values say: `deviation` is the sample standard deviation, `margin` half the 95 % t-interval. nan below n = 2."""
 
@@ -26,13 +26,13 @@ def summary(values: Sequence[float], level: float = LEVEL) -> Summary:
     if not n:
         raise ValueError("a summary needs at least one value")
     if n == 1:
-        return Summary(1, float(values[0]), math.nan, math.nan)
+        return Summary(n=1, mean=float(values[0]), deviation=math.nan, margin=math.nan)
     deviation = float(np.std(values, ddof=1))
     margin = float(stats.t.ppf(1 - level / 2, n - 1)) * deviation / math.sqrt(n)
-    return Summary(n, float(np.mean(values)), deviation, margin)
+    return Summary(n=n, mean=float(np.mean(values)), deviation=deviation, margin=margin)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
     """What pairs of one seed say: mean difference, half the 95 % t-interval, and the p-value of the two-sided paired t-test."""
 
@@ -51,8 +51,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     x, y = np.array([values[s] for s in seeds]), np.array([baseline[s] for s in seeds])
     differences = x - y
     if np.ptp(differences) <= 1e-12 * max(1.0, float(np.abs(x).max())):
-        return Difference(summary(differences.tolist()), 1.0)
-    return Difference(summary(differences.tolist()), float(stats.ttest_rel(x, y).pvalue))
+        return Difference(pairs=summary(differences.tolist()), p=1.0)
+    return Difference(pairs=summary(differences.tolist()), p=float(stats.ttest_rel(x, y).pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ from bpevo.workers import Stage
 PAPER_SETUPS = ("a1", "a2", "a3", "b1")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Standing:
     """A row; accuracies in %. `p` is corrected over all rows of the table."""
 
@@ -97,7 +97,7 @@ def standings(rows: Rows, costs: Mapping[str, float], settings: Mapping[str, Any
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Trained:
     """What the trainings of one treatment gave; accuracies in %."""
 

@@ -1,4 +1,4 @@
-"""The search: component space, mutations, controllers, and the keys under which duplicates are found.
+"""The search: component space, mutations, controllers, and how duplicates are found.
 
 Proposals are a pure function of settings and earlier results; nothing here trains or stores anything.
 """
@@ -12,7 +12,7 @@ from bpevo.evolution.controllers import (
     PaperController,
     RandomController,
 )
-from bpevo.evolution.equivalence import functional_key
+from bpevo.evolution.equivalence import Duplicates, SameFunction, SameText
 from bpevo.evolution.fitness import Bars, first_bars, fitness, standing
 from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted, Trained
 from bpevo.evolution.space import Change, SearchSpace
@@ -25,17 +25,19 @@ __all__ = [
     "ControllerFactory",
     "Draw",
     "DrawingController",
+    "Duplicates",
     "EvolutionSettings",
     "PaperController",
     "Proposal",
     "RandomController",
     "Result",
     "Rung",
+    "SameFunction",
+    "SameText",
     "SearchSpace",
     "SpaceExhausted",
     "Trained",
     "first_bars",
     "fitness",
-    "functional_key",
     "standing",
 ]

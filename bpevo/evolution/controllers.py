@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from bpevo.evolution.equivalence import Duplicates
 from bpevo.evolution.fitness import first_bars
 from bpevo.evolution.population import Population, References
 from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, SpaceExhausted
@@ -42,10 +43,8 @@ class Controller(Protocol):
         """Draws proposal `next_id`. Raises SpaceExhausted."""
 
 
-# (space, settings, initial equations, key of an equation: equal for duplicates)
-ControllerFactory = Callable[
-    [SearchSpace, EvolutionSettings, Sequence[Equation], Callable[[Equation], str]], Controller
-]
+# (space, settings, initial equations, duplicates)
+ControllerFactory = Callable[[SearchSpace, EvolutionSettings, Sequence[Equation], Duplicates], Controller]
 
 
 class Draw(NamedTuple):
@@ -68,13 +67,12 @@ class DrawingController(abc.ABC):
         space: SearchSpace,
         settings: EvolutionSettings,
         initial: Sequence[Equation],
-        key: Callable[[Equation], str],
+        duplicates: Duplicates,
     ):
-        """`key` maps an equation to what makes it a duplicate."""
+        """`duplicates` must be empty: it is told all proposals, also those adopted."""
         self.space, self.settings, self.initial = space, settings, list(initial)
         self.next_id = 0
-        self._key = key
-        self._seen: set[str] = set()
+        self._duplicates = duplicates
         self._references = References(settings.rungs)
 
     @abc.abstractmethod
@@ -83,7 +81,7 @@ class DrawingController(abc.ABC):
 
     def adopt(self, proposal: Proposal) -> None:
         assert proposal.id == self.next_id
-        self._seen.add(proposal.key)
+        self._duplicates.add(proposal)
         self.next_id += 1
 
     def tell(self, result: Result) -> None:
@@ -101,8 +99,8 @@ class DrawingController(abc.ABC):
             if not feasible(draw.equation):
                 infeasible += 1
                 continue
-            key = self._key(draw.equation)
-            if key in self._seen:
+            key = self._duplicates.key(draw.equation)
+            if self._duplicates.find(draw.equation, key) is not None:
                 duplicates += 1
                 continue
             proposal = Proposal(
@@ -137,9 +135,9 @@ class PaperController(DrawingController):
         space: SearchSpace,
         settings: EvolutionSettings,
         initial: Sequence[Equation],
-        key: Callable[[Equation], str],
+        duplicates: Duplicates,
     ):
-        super().__init__(space, settings, initial, key)
+        super().__init__(space, settings, initial, duplicates)
         self._population = Population(settings.elite_size, settings.rungs)
         self._first: dict[int, float] = {}  # bars by epoch: each rung's first
         self._roots: list[int] = []  # ids that hold an initial equation

@@ -1,99 +1,133 @@
-"""Functional equivalence: rules that compute the same get the same key, whatever they look like.
+"""Duplicates: which equations compute what an earlier one computes.
 
-The probe runs one dense and one convolution unit for 3 steps on fixed synthetic operands (entries from 1e-4 to 1e2,
-zeros, both signs) and rounds the signals to 10 significant bits. Every equation runs through one compiled program.
+Two rules are the same if their signals agree on the synthetic units of bpevo.evolution.probe. A search looks for that in
+two steps. The *key* of an equation, stored with its proposal, is a sketch of its signals on the operands of one seed: a
+few random projections. Where sketches are close the two are *confirmed*: compared entry by entry on the operands of
+another seed. Closeness is not transitive, so an equation is compared with proposals alone, first to last, never with the
+duplicates of one. How often that is right, `python -m bpevo.bench.equivalence` measures on networks that train.
 """
 
 import functools
-import hashlib
-import zlib
-from collections.abc import Callable
+from typing import Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from bpevo.rules import OPERANDS, Equation, InterpretedRule, Program, Unit, UnitShapes, Values, assemble, extensions
-from bpevo.rules.components import Component
+from bpevo.evolution import probe
+from bpevo.evolution.proposals import Proposal
+from bpevo.rules import Equation, InterpretedRule
 
-STEPS, BITS = 3, 10
-
-
-def _entries(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    x = 10 ** rng.uniform(-4, 2, shape) * rng.choice([-1.0, 1.0], shape)
-    return np.where(rng.random(shape) < 0.1, 0, x).astype(np.float32)
-
-
-def _values(rng: np.random.Generator, shapes: UnitShapes) -> Values:
-    """STEPS steps of a unit with the activation ReLU, stacked; its constants stay the same."""
-    hp, w, r, s = (_entries(rng, STEPS, *shape) for shape in (shapes.X, shapes.K, shapes.K, shapes.K))
-    hp_next, b_next, b_l = (_entries(rng, STEPS, *shape) for shape in (shapes.Y, shapes.Y, shapes.Z))
-    constants = {"R": r[:1], "S": s[:1], "R_L": _entries(rng, 1, *shapes.F)}
-    for o in OPERANDS.values():
-        if o.draw and not o.paper:  # by its name alone: keys do not depend on what else is registered
-            own = np.random.default_rng(zlib.crc32(o.name.encode()))
-            constants[o.name] = _entries(own, 1, *shapes.of(o.base))
-    constants = {name: np.repeat(x, STEPS, 0) for name, x in constants.items()}
-    arrays = {"hp": hp, "h": np.maximum(hp, 0), "dh": (hp > 0).astype(np.float32), "hp_next": hp_next}
-    arrays |= {"b_next": b_next, "b_L": b_l, "W": w}
-    return Values(constants=jax.tree.map(jnp.asarray, constants), **jax.tree.map(jnp.asarray, arrays))
+TOLERANCE = 5e-5  # of a signal; twenty times stricter than what may differ in a network, whose layers have other shapes
+LINE_TOLERANCE = 5e-2  # of one of its features or samples: what the rest of the signal would hide
+_SKETCH_SEED, _CONFIRM_SEED = 1, 2
+_SKETCH_TOLERANCE = 1e-2  # generous: what it lets through is confirmed
+_SKETCHED = [i * probe.STEPS + t for i in range(len(probe.REGIMES)) for t in (0, probe.STEPS - 1)]
+_PROJECTIONS = 2
+_WIDTH = len(_SKETCHED) * _PROJECTIONS
 
 
-def _conv_forward(x, k):
-    """A 2x2 convolution without padding, as matrix products over its four positions."""
-    return sum(x[:, r : r + 2, s : s + 2] @ k[r, s] for r in range(2) for s in range(2))
+class Duplicates(Protocol):
+    """An extension point: what a controller takes for a duplicate. `find` must depend on nothing but what was added."""
+
+    def key(self, equation: Equation) -> str:
+        """What is stored with a proposal, so that a later session need not compute it. Raises InfeasibleEquation."""
+
+    def find(self, equation: Equation, key: str) -> int | None:
+        """Id of the first proposal of which the equation with this key is a duplicate."""
+
+    def add(self, proposal: Proposal) -> None:
+        """Takes a proposal, also of an earlier session; all of them come in id order."""
 
 
-def _conv_backward(y, k):
-    pads = [((0, 0), (r, 1 - r), (s, 1 - s), (0, 0)) for r in range(2) for s in range(2)]
-    return sum(jnp.pad(y @ k[p // 2, p % 2].T, pad) for p, pad in enumerate(pads))
+class SameText:
+    """Equations are duplicates if their canonical forms are equal."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+
+    def key(self, equation: Equation) -> str:
+        return equation.key
+
+    def find(self, equation: Equation, key: str) -> int | None:
+        return self._ids.get(key)
+
+    def add(self, proposal: Proposal) -> None:
+        self._ids.setdefault(proposal.key, proposal.id)
 
 
-_UNITS: tuple[tuple[UnitShapes, Callable, Callable], ...] = (
-    (UnitShapes((4, 5), (4, 6), (4, 3), (5, 6)), lambda x, k: x @ k, lambda y, k: y @ k.T),
-    (UnitShapes((3, 3, 3, 2), (3, 2, 2, 3), (3, 3), (2, 2, 2, 3)), _conv_forward, _conv_backward),
-)
+class SameFunction:
+    """Equations are duplicates if they compute the same, whatever they look like."""
+
+    def __init__(self) -> None:
+        self._proposals: list[Proposal] = []
+        self._sketches = np.zeros((1024, _WIDTH))  # of the proposals, then room
+        self._sizes = np.zeros(1024)  # of the sketches of their first signal
+
+    def key(self, equation: Equation) -> str:
+        return _sketch(equation).tobytes().hex()
+
+    def find(self, equation: Equation, key: str) -> int | None:
+        sketch = _read(equation, key)
+        near = self._near(sketch)
+        if not len(near):
+            return None
+        own = _confirming(equation)
+        for i in near:
+            if same(own, _confirming(self._proposals[i].equation)):
+                return self._proposals[i].id
+        return None
+
+    def add(self, proposal: Proposal) -> None:
+        n = len(self._proposals)
+        if n == len(self._sizes):
+            self._sketches = np.concatenate([self._sketches, np.zeros_like(self._sketches)])
+            self._sizes = np.concatenate([self._sizes, np.zeros_like(self._sizes)])
+        self._sketches[n] = _read(proposal.equation, proposal.key)
+        self._sizes[n] = np.linalg.norm(self._sketches[n, :_PROJECTIONS])
+        self._proposals.append(proposal)
+
+    def _near(self, sketch: np.ndarray) -> np.ndarray:
+        """Places of the proposals whose sketches are close in every signal."""
+        size = np.linalg.norm(sketch[:_PROJECTIONS])
+        sizes = self._sizes[: len(self._proposals)]
+        near = np.flatnonzero(np.abs(sizes - size) <= _SKETCH_TOLERANCE * np.maximum(sizes, size))
+        theirs, own = (x.reshape(-1, len(_SKETCHED), _PROJECTIONS) for x in (self._sketches[near], sketch))
+        return near[np.all(_relative(theirs, own, 2) <= _SKETCH_TOLERANCE, 1)]
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two rules' signals [cells, samples, features] agree in every cell."""
+    return bool(
+        np.all(_relative(a, b, (1, 2)) <= TOLERANCE)
+        and np.all(_relative(a, b, 1) <= LINE_TOLERANCE)
+        and np.all(_relative(a, b, 2) <= LINE_TOLERANCE)
+    )
+
+
+def _relative(a: np.ndarray, b: np.ndarray, axis) -> np.ndarray:
+    """|a - b| / max(|a|, |b|), Euclidean norms over `axis`; 0 where both are 0."""
+    largest = np.maximum(*(np.sqrt(np.sum(x * x, axis)) for x in (a, b)))
+    return np.sqrt(np.sum((a - b) ** 2, axis)) / np.where(largest > 0, largest, 1)
 
 
 @functools.cache
-def _probe(registered: tuple[Component, ...]):
-    """program -> signals, traced with these components registered."""
-    assert registered == extensions()
-    rng = np.random.default_rng(1808_02822)
-    units = [(shapes, _values(rng, shapes), forward, backward) for shapes, forward, backward in _UNITS]
-
-    @jax.jit
-    def run(program: Program):
-        rule = InterpretedRule(program)
-        signals = []
-        for shapes, values, forward, backward in units:
-
-            def step(state, xs, forward=forward, backward=backward):
-                t, values = xs
-                key = jax.random.fold_in(jax.random.key(0), t)
-                signal, state = rule.signal(Unit(values, forward, backward, key), state)
-                return state, jnp.ravel(signal)
-
-            signals.append(jnp.ravel(lax.scan(step, rule.init(shapes), (jnp.arange(STEPS), values))[1]))
-        return jnp.concatenate(signals)
-
-    return run
+def _projection() -> np.ndarray:
+    size = probe.BATCH * probe.INPUTS
+    return np.random.default_rng(0).choice([-1.0, 1.0], (size, _PROJECTIONS)) / np.sqrt(size)
 
 
-@functools.cache
-def _device() -> jax.Device:
-    """A CPU, since an accelerator is busy training, unless JAX_PLATFORMS leaves it out."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
+def _sketch(equation: Equation) -> np.ndarray:
+    """[_WIDTH] float32, little-endian."""
+    signal = probe.signals(InterpretedRule.of(equation), _SKETCH_SEED)[_SKETCHED]
+    sketch = signal.reshape(len(_SKETCHED), -1) @ _projection()
+    return np.clip(sketch, -1e38, 1e38).ravel().astype("<f4")
 
 
-def functional_key(equation: Equation) -> str:
-    """A digest of what the equation computes; raises InfeasibleEquation."""
-    with jax.default_device(_device()):
-        signal = np.asarray(_probe(extensions())(assemble(equation)), np.float64)
-    mantissa, exponent = np.frexp(np.nan_to_num(signal, nan=1e300, posinf=1e301, neginf=-1e301))
-    rounded = np.ldexp(np.round(mantissa * 2**BITS), exponent - BITS) + 0.0
-    return hashlib.sha256(rounded.tobytes()).hexdigest()[:32]
+def _read(equation: Equation, key: str) -> np.ndarray:
+    """The sketch that a key holds; computed if it is a key of the first releases, a digest."""
+    if len(key) != 8 * _WIDTH:
+        return _sketch(equation).astype(np.float64)
+    return np.frombuffer(bytes.fromhex(key), "<f4").astype(np.float64)
+
+
+def _confirming(equation: Equation) -> np.ndarray:
+    return probe.signals(InterpretedRule.of(equation), _CONFIRM_SEED)

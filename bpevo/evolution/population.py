@@ -83,7 +83,7 @@ class References:
                     reached.add(t.curve[rung.epoch - 1])
 
     def bars(self) -> Bars:
-        """Of the rungs where there are enough references."""
+        """The bars of the rungs where there are enough references."""
         found = ((rung.epoch, bar(reached, rung.quantile)) for rung, reached in self._reached)
         return tuple((epoch, value) for epoch, value in found if value is not None)
 

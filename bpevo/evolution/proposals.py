@@ -18,7 +18,7 @@ class Proposal:
 
     id: int  # order of drawing, from 0
     equation: Equation
-    key: str  # equal for duplicates
+    key: str  # of bpevo.evolution.Duplicates: by it a later session finds duplicates of this one
     parent: int | None = None  # id; None: drawn at random, or an initial equation
     changes: tuple[Change, ...] = ()  # from the parent to this
     bars: Bars = ()  # (epoch, least accuracy to go on)

@@ -4,7 +4,7 @@ A component is a function with its constant, or an operand with its mean, std or
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,15 @@ class SearchSpace:
         after = _pick(rng, self._alternatives(parts[i], gene))
         parts[i] = _set(parts[i], gene, after)
         return Equation.from_parts(parts, self.max_parts), Change(i, gene, _name(before), _name(after))
+
+    def neighbours(self, equation: Equation) -> Iterator[Equation]:
+        """Every equation that a single mutation can make of it; not necessarily feasible."""
+        parts = equation.to_parts()
+        for i, part in enumerate(parts):
+            for gene in _genes(part):
+                for after in self._alternatives(part, gene):
+                    changed = [*parts[:i], _set(part, gene, after), *parts[i + 1 :]]
+                    yield Equation.from_parts(changed, self.max_parts)
 
     def _alternatives(self, part: Part, gene: str) -> list:
         lists: dict[str, Sequence[Any]] = {"o": self.operands, "u": self.unaries, "b": self.binaries}

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bpevo.layers.varying import struct
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -91,7 +93,7 @@ def _conv(geometry: Window, x: jax.Array, w: jax.Array) -> jax.Array:
 
 @_unrolled
 def _input_gradient(geometry: Window, size: tuple[int, ...], b: jax.Array, w: jax.Array) -> jax.Array:
-    x = jax.ShapeDtypeStruct((b.shape[0], *size, w.shape[2]), b.dtype)
+    x = struct(b, (b.shape[0], *size, w.shape[2]), b.dtype)
 
     def forward(b: jax.Array, w: jax.Array) -> jax.Array:
         # Pad the dilated signal so that output position p receives every (q, k) with p = q·s + k - pad.
@@ -124,7 +126,7 @@ def _weight_gradient(geometry: Window, kernel: tuple[int, ...]):
         return jnp.stack(products).reshape(*kernel, x.shape[-1], b.shape[-1])
 
     def backend(x: jax.Array, b: jax.Array) -> jax.Array:
-        w = jax.ShapeDtypeStruct((*kernel, x.shape[-1], b.shape[-1]), x.dtype)
+        w = struct(b, (*kernel, x.shape[-1], b.shape[-1]), x.dtype)
         return jax.linear_transpose(lambda w: _native(geometry, x, w), w)(b)[0]
 
     @jax.custom_batching.custom_vmap

@@ -1,4 +1,4 @@
-"""The linear maps under the layers: forward product and the two gradients, written by hand and hashable (static)."""
+"""The linear maps under the layers: forward product and the two gradients, written by hand."""
 
 import dataclasses
 import functools
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bpevo.layers import convolution
+from bpevo.layers import convolution, varying
 
 
 class Linear(Protocol):
-    """X, K -> Y and its two adjoints."""
+    """X, K -> Y and its two adjoints, computed in the dtype of their first argument. A pytree."""
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array: ...
 
@@ -20,13 +20,22 @@ class Linear(Protocol):
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array: ...
 
+    def in_float32(self) -> "Linear":
+        """The same map for a rule, whose arithmetic is float32 whatever the network's."""
 
+
+class _OfAnyDtype:
+    def in_float32(self):
+        return self
+
+
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class DenseMap:
+class DenseMap(_OfAnyDtype):
     """[B, I] · [I, O]."""
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        return x @ w
+        return x @ w.astype(x.dtype)
 
     def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
         return b @ w.T
@@ -35,14 +44,15 @@ class DenseMap:
         return x.T @ b
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class PooledDenseMap:
+class PooledDenseMap(_OfAnyDtype):
     """The mean over positions, then a matrix product: [B, H, W, I] -> [B, I] · [I, O]."""
 
     size: tuple[int, ...]  # H, W
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        return jnp.mean(x, (1, 2)) @ w
+        return jnp.mean(x, (1, 2)) @ w.astype(x.dtype)
 
     def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
         share = (b @ w.T) / (self.size[0] * self.size[1])
@@ -52,8 +62,9 @@ class PooledDenseMap:
         return jnp.mean(x, (1, 2)).T @ b
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class ConvMap:
+class ConvMap(_OfAnyDtype):
     """[B, H, W, I] * [kh, kw, I, O]."""
 
     size: tuple[int, ...]  # H, W
@@ -61,7 +72,7 @@ class ConvMap:
     window: convolution.Window
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        return convolution.conv(x, w, self.window)
+        return convolution.conv(x, w.astype(x.dtype), self.window)
 
     def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
         return convolution.conv_input_gradient(b, w, self.size, self.window)
@@ -72,8 +83,8 @@ class ConvMap:
 
 def over_devices(gradient: jax.Array, value: jax.Array) -> jax.Array:
     """The gradient of a value; inside `jax.shard_map`, of one that is the same on all devices, the sum of theirs."""
-    axes = jax.typeof(gradient).vma - jax.typeof(value).vma
-    return lax.psum(gradient, tuple(axes)) if axes else gradient
+    axes = tuple(a for a in varying.axes(gradient) if a not in varying.axes(value))
+    return lax.psum(gradient, axes) if axes else gradient
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

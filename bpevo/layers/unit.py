@@ -4,7 +4,7 @@
 gradient of `hp` is what the rule says. The *carrier*, a zero array shaped like the logits, passes through every unit
 and is added to the logits at the top, so its cotangent is b_L in every unit. The "gradient" of `state` is the rule's
 next state: whoever takes the gradient stores it instead of feeding it to an optimizer (Flax's
-`_overwrite_with_gradient` convention).
+`_overwrite_with_gradient` convention). So it is with the constants: their next value is their value.
 """
 
 import functools
@@ -53,23 +53,23 @@ def check_elementwise(activation: Activation, rank: int) -> None:
 
 class Weights(NamedTuple):
     kernel: jax.Array  # K, float32
-    bias: jax.Array | None  # [O], float32
+    bias: jax.Array | None  # float32, [O] or what else broadcasts against hp_next
 
 
 Constants = Mapping[str, jax.Array]  # operands that are drawn once a run, as far as the rule reads them
 
 
 def along_features(bias: jax.Array, y: jax.Array) -> jax.Array:
-    """[O] as the last axis of as many as `y` has, in its dtype."""
-    return bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)
+    """A bias with as many axes as `y` has, its own the last, in the dtype of `y`."""
+    return bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
 def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weights) -> jax.Array:
-    y = linear.forward(activation(hp), weights.kernel.astype(hp.dtype))
+    y = linear.forward(activation(hp), weights.kernel)
     return y if weights.bias is None else y + along_features(weights.bias, y)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def unit(
     linear: Linear,
     activation: Activation,
@@ -90,13 +90,13 @@ def unit(
 
 
 def _forward(linear, activation, where, *primals):
-    rule, hp, carrier, weights, *rest = jax.custom_derivatives.custom_vjp_primal_tree_values(primals)
+    linear, rule, hp, carrier, weights, *rest = jax.custom_derivatives.custom_vjp_primal_tree_values((linear, *primals))
     hp_next = _apply(linear, activation, hp, weights)
-    return (hp_next, carrier), (rule, hp, hp_next, weights, *rest)
+    return (hp_next, carrier), (linear, rule, hp, hp_next, weights, *rest)
 
 
-def _backward(linear, activation, where, residuals, cotangents):
-    rule, hp, hp_next, weights, constants, old, key = residuals
+def _backward(activation, where, residuals, cotangents):
+    linear, rule, hp, hp_next, weights, constants, old, key = residuals
     if "b_L" in rule.reads and isinstance(cotangents[1], SymbolicZero):  # known when traced: nothing depends on it
         raise ValueError(
             f"the rule {rule} of {where} needs the signal at the logits, but the carrier that the layer returned does not "
@@ -104,20 +104,20 @@ def _backward(linear, activation, where, residuals, cotangents):
         )
     b_next, b_L = map(_instantiated, cotangents)  # noqa: N806 (the paper's name)
     h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
-    kernel_gradient = linear.weight_gradient(h, b_next).astype(jnp.float32)
-    bias_gradient = jnp.sum(b_next, tuple(range(b_next.ndim - 1)), dtype=jnp.float32)
+    kernel_gradient = linear.weight_gradient(h, b_next).astype(weights.kernel.dtype)
+    bias_gradient = None if weights.bias is None else _bias_gradient(b_next, weights.bias)
     values = Values(
         hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_L, W=weights.kernel, constants=constants
     )  # fmt: skip
     values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
-    signal, state = _signal(linear, rule.equation_is_data)(rule, values, old, key)
+    signal, state = _signal(rule.equation_is_data)(linear.in_float32(), rule, values, old, key)
     chex.assert_equal_shape([signal, hp])
     # Under vmap, a state that is the same for all mapped uses would count once: let it depend on them. Costs nothing compiled.
     each = jnp.stack([jnp.ravel(v)[0] for v in (values.hp, values.b_next, values.b_L, values.W, signal)])
     state = jax.tree.map(lambda s: jnp.where(jnp.any(jnp.isnan(each)), s, s), state)
-    bias_gradient = None if weights.bias is None else over_devices(bias_gradient, weights.bias)
     gradients = Weights(over_devices(kernel_gradient, weights.kernel), bias_gradient)
-    return None, signal.astype(hp.dtype), b_L, gradients, None, jax.tree.map(over_devices, state, old), None
+    state = jax.tree.map(over_devices, state, old)
+    return None, None, signal.astype(hp.dtype), b_L, gradients, constants, state, None
 
 
 unit.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -128,11 +128,18 @@ def _instantiated(cotangent: Any) -> jax.Array:
     return jnp.zeros(cotangent.shape, cotangent.dtype) if zero else cotangent
 
 
+def _bias_gradient(b_next: jax.Array, bias: jax.Array) -> jax.Array:
+    """The sum over the axes along which the bias is broadcast."""
+    new = b_next.ndim - bias.ndim
+    axes = (i for i, n in enumerate(b_next.shape) if i < new or bias.shape[i - new] != n)
+    return over_devices(jnp.sum(b_next, tuple(axes), dtype=bias.dtype).reshape(bias.shape), bias)
+
+
 @functools.cache
-def _signal(linear: Linear, one_by_one: bool):
+def _signal(one_by_one: bool):
     """The rule's signal; where the equation is data it is mapped, never vectorised: its switches stay branches."""
 
-    def signal(rule, values, state, key):
+    def signal(linear, rule, values, state, key):
         return rule.signal(Unit(values, linear.forward, linear.input_gradient, key), state)
 
     if not one_by_one:

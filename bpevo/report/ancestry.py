@@ -11,7 +11,7 @@ from bpevo.runs import Rows, fittest
 from bpevo.workers import Stage
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
     """How many equations use a component: of the winners, and of all."""
 
@@ -20,7 +20,7 @@ class Share:
     population: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestor:
     id: int
     equation: str
@@ -35,7 +35,7 @@ def components(expression: Expression) -> set[str]:
 
 
 def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: int = 16) -> list[Share]:
-    """The components whose use differs most between winners and all, most favoured first."""
+    """The components whose use differs most between winners and all, most favoured first; ties in order of their names."""
 
     def usage(group: Sequence[Proposal]) -> dict[str, float]:
         uses = collections.Counter(c for p in group for c in components(p.equation.to_expression()))
@@ -44,9 +44,9 @@ def shares(proposals: Sequence[Proposal], winners: Sequence[Proposal], count: in
     if not winners:
         return []
     of_winners, of_all = usage(winners), usage(proposals)
-    found = [Share(c, of_winners.get(c, 0.0), of_all[c]) for c in of_all]
-    found = sorted(found, key=lambda s: -abs(s.winners - s.population))[:count]
-    return sorted(found, key=lambda s: s.population - s.winners)
+    found = [Share(component=c, winners=of_winners.get(c, 0.0), population=of_all[c]) for c in of_all]
+    found = sorted(found, key=lambda s: (-abs(s.winners - s.population), s.component))[:count]
+    return sorted(found, key=lambda s: (s.population - s.winners, s.component))
 
 
 def lineage(proposals: Sequence[Proposal], rows: Rows, last: Proposal) -> list[Ancestor]:
@@ -55,8 +55,14 @@ def lineage(proposals: Sequence[Proposal], rows: Rows, last: Proposal) -> list[A
     by_id, line = {p.id: p for p in proposals}, []
     following: Proposal | None = last
     while following is not None:
-        text = str(without_idle(following.equation.to_expression()))
-        line.append(Ancestor(following.id, text, following.changes, accuracies.get(following.id)))
+        line.append(
+            Ancestor(
+                id=following.id,
+                equation=str(without_idle(following.equation.to_expression())),
+                changes=following.changes,
+                accuracy=accuracies.get(following.id),
+            )
+        )
         # Ids fall along a lineage, so a damaged database cannot make it endless.
         parent = following.parent
         following = by_id.get(parent) if parent is not None and parent < following.id else None

@@ -22,7 +22,7 @@ WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """All that a database holds. A search has proposals, an evaluation a scenario."""
 
@@ -53,15 +53,14 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
             settings = database.settings()
             if each != folder and "scenario" not in settings:
                 continue  # another search
-            proposals = [] if "scenario" in settings or not settings else database.proposals()
             runs.append(
                 Run(
-                    _name(each),
-                    settings,
-                    database.versions(),
-                    database.rows() if "scenario" in settings else database.judged(),
-                    proposals,
-                    database.costs(),
+                    name=_name(each),
+                    settings=settings,
+                    versions=database.versions(),
+                    rows=database.rows() if "scenario" in settings else database.judged(),
+                    proposals=[] if "scenario" in settings or not settings else database.proposals(),
+                    costs=database.costs(),
                 )
             )
     return runs

@@ -21,12 +21,13 @@ class UnitShapes:
 
     X: tuple[int, ...]  # [B, (H, W,) I]
     Y: tuple[int, ...]  # [B, (H', W',) O]
-    Z: tuple[int, ...]  # [B, C]
+    Z: tuple[int, ...]  # [B, C], or [B, T…, C] with position axes that X shares
     K: tuple[int, ...]  # [(kh, kw,) I, O]
 
     @property
     def F(self) -> tuple[int, ...]:  # noqa: N802 (the type's name)
-        return (self.Z[1], *self.X[1:])
+        """[C, …]: all of a sample of X, or, where Z has positions, one position."""
+        return (self.Z[-1], *self.X[len(self.Z) - 1 :])
 
     def of(self, base: str) -> tuple[int, ...]:
         return getattr(self, base)
@@ -81,8 +82,8 @@ class Unit:
             return self.backward(activation, weight)
         if name == "ZF":
             return jnp.tensordot(activation, weight, 1)
-        axes = tuple(range(1, activation.ndim))
-        return jnp.tensordot(activation, weight, (axes, axes))
+        axes = tuple(range(1, weight.ndim))
+        return jnp.tensordot(activation, weight, (tuple(a - weight.ndim for a in axes), axes))
 
 
 class Rule(Protocol):

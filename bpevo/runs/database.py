@@ -306,6 +306,7 @@ def _row(values: tuple) -> Row:
         and all(isinstance(v, float | int) for v in real)
         and (e.accuracy is None or 0 <= e.accuracy <= 1)
         and isinstance(e.curve, dict)
+        and datetime.datetime.fromisoformat(e.finished)
     ):
         raise ValueError(f"{values!r} are no values of its columns")
     return e

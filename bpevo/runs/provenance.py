@@ -6,6 +6,8 @@ import platform
 
 import jax
 
+from bpevo.training import usable_cpus
+
 MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS")  # of `versions`: what is no release
 
 
@@ -23,7 +25,7 @@ def versions() -> dict[str, str]:
     xla_flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
     return {"python": platform.python_version(), **{n: version(n) for n in packages}} | {
         "device": f"{len(devices)} x {devices[0].device_kind}",
-        "cores": str(os.cpu_count()),
+        "cores": str(usable_cpus()),
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "XLA_FLAGS": " ".join(sorted(xla_flags)),
     }

@@ -30,12 +30,15 @@ class SearchPlan:
     def rung_epochs(self) -> tuple[int, ...]:
         return tuple(rung.epoch for rung in self.evolution.rungs)
 
-    def continuing(self, stored: dict[str, Any], lag: int | None) -> "SearchPlan":
-        """The plan of a run with the settings `stored`: without `lag` its own, however many slots there are now; a fork
-        that took over equations alone keeps them as its initial ones."""
+    def continuing(self, stored: dict[str, Any], lag: int | None, elite_size: int | None) -> "SearchPlan":
+        """The plan of a run with the settings `stored`: without `lag` and `elite_size` its own, however many slots and
+        trainings there are now; a fork that took over equations alone keeps them as its initial ones."""
         fork, plan = stored.get("fork"), self
         if lag is None and "lag" in stored:
             plan = dataclasses.replace(plan, lag=stored["lag"])
+        if elite_size is None and "evolution" in stored:
+            evolution = dataclasses.replace(plan.evolution, elite_size=stored["evolution"]["elite_size"])
+            plan = dataclasses.replace(plan, evolution=evolution)
         if fork and not fork["trainings"]:
             initial = tuple(parse(text).to_equation(self.space.max_parts) for text in stored["initial"])
             plan = dataclasses.replace(plan, initial=initial)

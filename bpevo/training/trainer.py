@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
-from bpevo.training.slots import fitting, most_slots, shardings, slots
+from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
 from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
 from bpevo.training.transforms import TRANSFORMS
 
@@ -101,7 +101,8 @@ class Trainer:
         )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
         blank = rule or InterpretedRule(blank_program(max_parts))
-        self._fitting = fitting(task.bytes_needed(blank, examples.mean.shape), self._devices)
+        self.bytes_needed = task.bytes_needed(blank, examples.mean.shape)  # (state, activations) of a candidate
+        self._fitting = fitting(self.bytes_needed, self._devices)
         if capacity is None:
             most = most_slots(self._devices)
             capacity = min(most, self._fitting or most)
@@ -146,6 +147,17 @@ class Trainer:
             return None
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return (needed + memory.temp_size_in_bytes) * len(self._devices) / self.capacity
+
+    @property
+    def devices(self) -> Sequence[jax.Device]:
+        return self._devices
+
+    @property
+    def bytes_estimated(self) -> int:
+        """Device memory of all slots, read off shapes: states, and the activations of those that train at the same moment."""
+        state, activations = self.bytes_needed
+        at_once = len(self._devices) if default_lowering(self._devices) == "map" else self.capacity
+        return state * self.capacity + activations * at_once
 
     @property
     def free(self) -> list[int]:

@@ -1,0 +1,120 @@
+"""What a search will be, said at its start, and what it takes, said once epochs were trained."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpevo.evolution import budget
+from bpevo.runs import Row
+from bpevo.search import CONTROLS, Search, SearchPlan
+from bpevo.training import Trainer
+
+# A step moves about so many times the activations that it keeps for its backward pass (measured on CPU: 8 to 15).
+MOVED = 10
+Watch = Callable[[Search, Sequence[Row]], None]
+
+
+class Forecast:
+    """Says what a run is and estimates its time and memory. Early stopping makes a run shorter than said."""
+
+    def __init__(self, plan: SearchPlan, trainer: Trainer, say: Callable[[str], None]):
+        self._plan, self._trainer, self._say = plan, trainer, say
+        self._begin: float | None = None
+        self._epochs = 0
+
+    @property
+    def trainings(self) -> int:
+        """At most: of the search, its controls and its selection."""
+        plan = self._plan
+        searched = budget.equations(plan.max_evaluations, len(plan.learning_rates)) * len(plan.learning_rates)
+        controls = len(CONTROLS) * len(plan.learning_rates)
+        return searched + controls + (plan.top + len(CONTROLS)) * plan.repeats
+
+    def start(self) -> None:
+        """The lines before anything compiles."""
+        plan, trainer = self._plan, self._trainer
+        settings, devices = trainer.task.settings, trainer.devices
+        equations = budget.equations(plan.max_evaluations, len(plan.learning_rates))
+        initial, elite_size = len(plan.initial), plan.evolution.elite_size
+        bred = 0
+        if plan.controller != "random":
+            bred = budget.bred(equations, elite_size=elite_size, initial=initial, lag=plan.lag)
+        rates = len(plan.learning_rates)
+        self._say(
+            f"{len(devices)} x {devices[0].device_kind}, {trainer.capacity} slots; {equations:,} equations: "
+            f"{equations - bred:,} {'initial' if initial else 'random'}, {bred:,} bred (N {elite_size:,}, lag {plan.lag:,}); "
+            f"{self.trainings:,} trainings at most, with controls and fresh seeds ({rates} learning rate{'s' * (rates > 1)}), "
+            f"{self.trainings * settings.epochs:,} slot-epochs of {trainer.task.steps_per_epoch:,} steps"
+        )
+        idle = budget.idle_share(trainer.capacity, rates, plan.lag)
+        if idle > 0:
+            self._say(f"{idle:.0%} of the slots will stand idle: with lag {plan.lag} no more equations train at once")
+        seconds = self.trainings * settings.epochs * self._epoch_estimate()
+        self._say(
+            f"about {_duration(seconds)} beside compilation and {_size(trainer.bytes_estimated)} of device memory, by a rough "
+            "estimate that is refined after the first epochs"
+        )
+
+    def before(self, watch: Watch) -> Watch:
+        """`watch`, preceded by one line of measured figures: after the second epoch, for the first one compiles."""
+
+        def watching(search: Search, rows: Sequence[Row]) -> None:
+            self._epochs += 1
+            if self._epochs == 1:
+                self._begin = time.monotonic()
+            elif self._epochs == 2:
+                assert self._begin is not None
+                self._say(self.measured(time.monotonic() - self._begin, len(search.rows)))
+            watch(search, rows)
+
+        return watching
+
+    def measured(self, seconds: float, done: int) -> str:
+        """From the time of an epoch of all slots and the trainings that have ended."""
+        epochs = (self.trainings - done) * self._trainer.task.settings.epochs
+        left = max(0.0, epochs / self._trainer.capacity * seconds)
+        memory = _in_use(self._trainer.devices)
+        used = f", {_size(memory)} of device memory in use" if memory else ""
+        return f"measured: {seconds:.2g} s an epoch of all slots, at most {_duration(left)} left{used}"
+
+    def _epoch_estimate(self) -> float:
+        """Seconds of one slot's epoch over the number of devices: memory moved over the bandwidth of a device."""
+        task = self._trainer.task
+        moved = MOVED * self._trainer.bytes_needed[1] * task.steps_per_epoch
+        return moved / _bandwidth(self._trainer.devices[0]) / len(self._trainer.devices)
+
+
+def _bandwidth(device: jax.Device, count: int = 2**22) -> float:
+    """Bytes a second that an element-wise operation reads and writes."""
+    with jax.default_device(device):
+        x, add = jnp.zeros(count), jax.jit(lambda x: x + 1)
+        add(x).block_until_ready()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            add(x).block_until_ready()
+            times.append(time.perf_counter() - start)
+    return 2 * 4 * count / min(times)
+
+
+def _in_use(devices: Sequence[jax.Device]) -> int:
+    """Peak bytes over all devices; 0 where they do not tell, as a CPU."""
+    stats: list[Mapping[str, Any]] = [device.memory_stats() or {} for device in devices]
+    return sum(s.get("peak_bytes_in_use", 0) for s in stats)
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(40), _duration(600), _duration(90000)
+    ('40 s', '10 min', '25 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"

@@ -1,0 +1,172 @@
+"""The paper's controller against its definition, which visits every result each time; and its work as a run grows."""
+
+from collections.abc import Sequence
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+from test_controllers import ALL, G
+from test_evolution import equation
+
+from bpevo.evolution import EvolutionSettings, PaperController, Proposal, Result, Rung, SameText, SearchSpace, Trained
+from bpevo.evolution.space import feasible
+from bpevo.rules import Equation
+
+
+def defined_bar(references: Sequence[float], quantile: float) -> float | None:
+    share = len(references) * (1 - quantile) + 1e-9
+    if len(references) < 20 or share < 1:
+        return None
+    last = sorted(references, reverse=True)[int(share) - 1]
+    too_many = sum(v >= last for v in references) > share
+    return min(float(np.nextafter(last, 2)), 1.0) if too_many else last
+
+
+def defined(
+    n: int,
+    results: Sequence[Result],
+    proposals: Sequence[Proposal],
+    space: SearchSpace,
+    settings: EvolutionSettings,
+    initial: Sequence[Equation],
+) -> Proposal:
+    """Proposal n of the paper's controller."""
+    rng = np.random.default_rng([settings.seed, n])
+    roots = [p.id for p in proposals[: len(initial)] if p.parent is None]
+    first = {e: next((b for p in proposals for at, b in p.bars if at == e), -1.0) for e in range(EPOCHS + 1)}
+
+    def rank(r: Result):
+        """(rungs, accuracy, -id) of the fittest training; None where all diverged."""
+        ends = []
+        for t in r.trainings:
+            if t.accuracy is not None:
+                end = (t.rungs, t.accuracy, -r.id)
+                for i, rung in reversed(list(enumerate(settings.rungs))):
+                    if rung.epoch not in dict(r.proposal.bars) and len(t.curve) >= rung.epoch:
+                        at = t.curve[rung.epoch - 1]
+                        end = (i, at, -r.id) if at < first[rung.epoch] else end
+                ends.append(end)
+        return max(ends, default=None)
+
+    ranks = {r.id: rank(r) for r in results}
+    alive = [r for r in results if ranks[r.id]]
+    elite = sorted(alive, key=lambda r: ranks[r.id], reverse=True)[: settings.elite_size]
+    chosen = {r.id for r in elite}
+    rest = [r for r in alive if r.id not in chosen]
+    bars = []
+    for rung in settings.rungs:
+        trainings = [t for r in results for t in r.trainings if t.accuracy is None or len(t.curve) >= rung.epoch]
+        least = defined_bar([0.0 if t.accuracy is None else t.curve[rung.epoch - 1] for t in trainings], rung.quantile)
+        bars += [] if least is None else [(rung.epoch, least)]
+    seen, infeasible, duplicates = {p.key for p in proposals}, 0, 0
+    while True:
+        parent, changes = None, []
+        if n < len(initial) and not infeasible + duplicates:
+            e = space.padded(rng, initial[n])
+        elif not initial and (n < settings.elite_size or not elite):
+            e = space.random(rng)
+        else:
+            if elite:
+                pool = elite if not rest or rng.random() < settings.elite_probability else rest
+                drawn = pool[int(rng.integers(len(pool)))]
+                e, parent = drawn.equation, drawn.id
+            else:
+                parent = roots[int(rng.integers(len(roots)))]
+                e = space.padded(rng, initial[parent])
+            weights = np.asarray(settings.mutations, float)
+            for _ in range(1 + int(rng.choice(len(weights), p=weights / weights.sum()))):
+                e, change = space.mutated(rng, e)
+                changes.append(change)
+        if not feasible(e):
+            infeasible += 1
+        elif e.key in seen:
+            duplicates += 1
+        else:
+            return Proposal(
+                id=n, equation=e, key=e.key, parent=parent, changes=tuple(changes), bars=tuple(bars),
+                infeasible=infeasible, duplicates=duplicates,
+            )  # fmt: skip
+
+
+EPOCHS = 4
+
+
+def history(rng: np.random.Generator, proposal: Proposal, rungs: Sequence[Rung], rates: int) -> Result:
+    """How trainings of a proposal might end: many ties, some diverge at any time, some stop at their bars."""
+    trainings = []
+    for _ in range(rates):
+        curve = [float(rng.integers(8)) / 8 for _ in range(EPOCHS)]
+        if rng.random() < 0.2:
+            trainings.append(Trained(accuracy=None, rungs=0, curve=tuple(curve[: rng.integers(EPOCHS + 1)])))
+            continue
+        stops = [e for e, least in proposal.bars if curve[e - 1] < least]
+        curve = curve[: stops[0]] if stops else curve
+        survived = sum(r.epoch < stops[0] if stops else True for r in rungs)
+        trainings.append(Trained(accuracy=curve[-1], rungs=survived, curve=tuple(curve)))
+    return Result(proposal=proposal, trainings=tuple(trainings))
+
+
+@hypothesis.given(
+    st.integers(0, 2**16),
+    st.integers(1, 12),
+    st.sampled_from([0, 0.5, 0.7, 1]),
+    st.sampled_from([(), (Rung(1, 0.5),), (Rung(1, 0.75), Rung(3, 0.3))]),
+    st.integers(1, 15),
+    st.integers(1, 3),
+    st.sampled_from([(), ("g", "fa"), ("g", "g", "dh")]),
+    st.booleans(),
+)
+@hypothesis.settings(max_examples=30)
+def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, lag, rates, initial, interrupted):
+    """Whatever the results, with ties, divergence and rungs, and also in a session that continues another."""
+    settings = EvolutionSettings(
+        elite_size=elite_size, elite_probability=probability, mutations=(2, 1), rungs=rungs, seed=seed
+    )
+    initial = [equation(t) for t in initial]
+    made = PaperController(ALL, settings, initial, SameText())
+    rng, results, proposals, told = np.random.default_rng(seed), [], [], 0
+    for n in range(60):
+        if interrupted and n in (30, 50):
+            made, told = PaperController(ALL, settings, initial, SameText()), 0
+            for p in proposals:
+                made.adopt(p)
+        known = results[: max(0, n - lag + 1)]
+        for r in known[told:]:
+            made.tell(r)
+        told = len(known)
+        expected = defined(n, known, proposals, ALL, settings, initial)
+        proposals.append(made.ask())
+        assert proposals[-1] == expected
+        results.append(history(rng, expected, rungs, rates))
+
+
+def test_a_proposal_visits_as_many_results_after_3000_as_after_300():
+    visits = []
+
+    class Counted(Result):
+        def __getattribute__(self, name):
+            if not name.startswith("__"):
+                visits.append(name)
+            return super().__getattribute__(name)
+
+    def counted(n: int) -> Counted:
+        proposal = Proposal(id=n, equation=equations[n % 4], key=f"told {n}")
+        training = Trained(accuracy=float(rng.random()), rungs=0, curve=(n / 4000,))
+        return Counted(proposal=proposal, trainings=(training,))
+
+    rng, equations = np.random.default_rng(0), [equation(t) for t in ("g", "fa", "h", "dh * fa")]
+    made = PaperController(ALL, EvolutionSettings(elite_size=200, rungs=(Rung(1, 0.5),)), (), SameText())
+    asked, told = {}, []
+    for n in range(3001):
+        if n in (300, 3000):
+            made.ask()  # the first bar of all comes with it, and ranks everything once more
+            visits.clear()
+            draws = [made.ask() for _ in range(20)]
+            asked[n] = visits.count("id") / sum(1 + p.infeasible + p.duplicates for p in draws)
+        if made.next_id <= n:
+            made.adopt(Proposal(id=made.next_id, equation=G, key=f"earlier {n}"))
+        visits.clear()
+        made.tell(counted(n))
+        told.append(len(visits))
+    assert asked == {300: 1, 3000: 1}  # a draw reads its parent alone
+    assert max(told[300:]) <= 20

@@ -1,0 +1,437 @@
+"""What a rule sees in a network that was not written for it: layouts, positions, state, noise, loops, transformations."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from test_evolve import FAST, normal, per_sample
+
+from bpevo import rules
+from bpevo.layers.evolve import evolve
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for (path, a), e in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        largest = float(jnp.abs(e).max())
+        np.testing.assert_allclose(
+            a, e, rtol=tolerance, atol=tolerance * largest + 1e-7, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def step(net, params, state, x, target=None):
+    """Gradients and next state of a loss that is not linear in the logits."""
+
+    def loss(params, state):
+        y = net(params, state, x)
+        return jnp.sum((y - (0 if target is None else target)) ** 2) / y.shape[0]
+
+    return jax.jit(jax.grad(loss, (0, 1)), compiler_options=FAST)(params, state)
+
+
+def one_unit(params, x):
+    """hp is x, as `below` is 1, so that the gradient by x is the signal."""
+    return jnp.tanh(x * params["below"]) @ params["w"] + params["b"]
+
+
+def signal_of(rule, params, x, cotangent, steps=1, change=lambda state: state):
+    net = evolve(one_unit, rule)
+    state = change(net.init(jax.random.key(3), params, x))
+    backward = jax.jit(lambda state: jax.grad(lambda x, s: jnp.vdot(net(params, s, x), cotangent), (0, 1))(x, state))
+    for _ in range(steps):
+        signal, state = backward(state)
+    return signal, state
+
+
+# Positions.
+
+
+@pytest.mark.parametrize("text", ["unit_row2(g) + unit_elem0(mean(dh))", "unit_mat1(std(h)) * fa", "(h @ W) @ W.T"])
+def test_dense_on_positions_is_the_oracles_1x1_convolution(text):
+    params = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, 3)}
+    x, cotangent = normal(3, 5, 6, 4), normal(4, 5, 6, 3)
+    signal, state = signal_of(text, params, x, cotangent)
+    r = state["w"]["constants"].get("R", jnp.zeros((4, 3))) if "w" in state else jnp.zeros((4, 3))
+    h = np.tanh(x)
+    unit = oracle.Unit(
+        **{k: v[:, :, None] for k, v in {"hp": x, "h": h, "dh": 1 - h**2, "b_next": cotangent}.items()},
+        **{k: v.reshape(1, 1, 4, 3) for k, v in {"W": params["w"], "R": r, "S": r}.items()},
+        **{"hp_next": (h @ params["w"] + params["b"])[:, :, None], "R_L": None, "b_L": None},
+        **{"strides": (1, 1), "padding": ((0, 0), (0, 0))},
+    )
+    np.testing.assert_allclose(signal, oracle.Rule(text)(unit)[:, :, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_direct_feedback_is_per_position_where_logits_and_unit_share_positions():
+    params = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, 3)}
+    x, b_L = normal(3, 5, 6, 4), normal(4, 5, 6, 3)  # noqa: N806
+    signal, state = signal_of("b_L @ R_L", params, x, b_L)
+    r_l = state["w"]["constants"]["R_L"]
+    assert r_l.shape == (3, 4)
+    np.testing.assert_allclose(signal, jnp.einsum("btv,vi->bti", b_L, r_l), rtol=1e-4, atol=1e-5)
+    signal, state = signal_of("(h @ R_L.T) @ R_L", params, x, b_L)
+    r_l = state["w"]["constants"]["R_L"]
+    np.testing.assert_allclose(signal, jnp.tanh(x) @ r_l.T @ r_l, rtol=1e-4, atol=1e-5)
+
+
+def test_direct_feedback_joins_positions_that_the_logits_do_not_have():
+    def network(params, x):
+        return jax.nn.relu(x * params["below"]).mean(1) @ params["w"]
+
+    params, x = {"below": jnp.float32(1), "w": normal(1, 4, 3)}, normal(3, 5, 6, 4)
+    state = evolve(network, "dfa").init(jax.random.key(0), params, x)
+    assert state["w"]["constants"]["R_L"].shape == (3, 6, 4)
+
+
+# Layouts: constants have the kernel's form [inputs…, O] whatever the layout of the weight, and samples come first.
+
+
+def test_feedback_through_the_weight_itself_is_backprop_in_every_layout():
+    def network(params, x):
+        x = lax.conv_general_dilated(x, params["oihw"], (1, 1), "SAME")  # NCHW
+        x = jax.nn.relu(x)
+        x = lax.conv_general_dilated(x, params["grouped"], (2, 2), "SAME", feature_group_count=2)
+        x = lax.reduce_window(jax.nn.relu(x), 0.0, lax.add, (1, 1, 2, 2), (1, 1, 1, 1), "VALID")
+        x = jnp.einsum("bchw,ocw->boh", x, params["ocw"])
+        return jnp.einsum("boh,kh->bok", jax.nn.relu(x), params["kh"]).reshape(x.shape[0], -1)
+
+    shapes = {"oihw": (4, 2, 3, 3), "grouped": (6, 2, 3, 3), "ocw": (5, 6, 2), "kh": (3, 2)}
+    params, x = {n: 0.5 * normal(i, *s) for i, (n, s) in enumerate(shapes.items())}, normal(9, 3, 2, 6, 6)
+    net = evolve(network, "fa")
+    state = net.init(jax.random.key(0), params, x)
+    kernels = {
+        "grouped": params["grouped"].transpose(2, 3, 1, 0),
+        "ocw": params["ocw"].transpose(1, 2, 0).reshape(12, 5).reshape(6, 2, 5),
+        "kh": params["kh"].T,
+    }
+    assert {name: s["constants"]["R"].shape for name, s in state.items()} == {n: k.shape for n, k in kernels.items()}
+    state = {name: s | {"constants": {"R": kernels[name]}} for name, s in state.items()}
+    gradient, _ = step(net, params, state, x)
+    assert_close(gradient, jax.jit(jax.grad(lambda p: jnp.sum(network(p, x) ** 2) / 3))(params))
+
+
+def test_networks_for_one_sample_are_the_same_networks_for_a_batch():
+    network, model, x = per_sample()
+
+    def batched(params, x):
+        (w0, b0), w1, (w2, b2) = params
+        return jnp.tanh(jnp.tanh(x @ w0 + b0) @ w1) @ w2 + b2
+
+    params = ((model[0].weight.T, model[0].bias), model[1].weight.T, (model[2].weight.T, model[2].bias))
+    rule = "unit_row2(fa) + (mean(hp_next) @ W.T) * dh"
+    ours, theirs = evolve(network, rule), evolve(batched, rule)
+    state = ours.init(jax.random.key(0), model, x)
+    renamed = dict(zip(theirs.init(jax.random.key(0), params, x), state.values(), strict=True))
+    (gradient, following), (expected, wanted) = step(ours, model, state, x), step(theirs, params, renamed, x)
+    assert_close([m.weight.T for m in gradient], [expected[0][0], expected[1], expected[2][0]])
+    assert_close(list(following.values()), list(wanted.values()))
+
+
+# State.
+
+
+def two_layers(params, x):
+    return jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"]) @ params["c"]
+
+
+TWO, X = {"a": normal(1, 3, 4), "b": normal(2, 4, 5), "c": normal(3, 5, 2)}, normal(4, 6, 3)
+
+
+def test_mlp_follows_the_oracle_over_two_steps():
+    def network(params, x):
+        for w, b in params[:-1]:
+            x = jax.nn.relu(x @ w + b)
+        return x @ params[-1][0] + params[-1][1]
+
+    sizes, labels = (5, 8, 6, 4), jnp.arange(12) % 4
+    start = [(normal(i, *s), normal(i + 9, s[1])) for i, s in enumerate(zip(sizes, sizes[1:], strict=False))]
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def gradients(program, params, state, x):
+        net = evolve(network, rules.InterpretedRule(program))
+
+        def loss(params, state):
+            logits = jax.nn.log_softmax(net(params, state, x))
+            return -jnp.mean(jnp.take_along_axis(logits, labels[:, None], 1))
+
+        return jax.value_and_grad(loss, (0, 1))(params, state)
+
+    blank = evolve(network, rules.InterpretedRule(rules.blank_program()))
+    for name in ("feedback_alignment", "direct_feedback_alignment", "frsf", "a2_sgd_2", "a3_sgd_1", "b1_momentum_1"):
+        program = rules.assemble(rules.parse(rules.NAMED[name]).to_equation())
+        params, state = start, blank.init(jax.random.key(0), start, normal(1, 12, 5))
+        references, constants = (
+            [oracle.Rule(rules.NAMED[name]) for _ in state],
+            [s["constants"] for s in state.values()],
+        )
+        for x in (normal(1, 12, 5), normal(2, 12, 5)):
+            expected, expected_loss = oracle.mlp_gradients(params, x, labels, references, constants)
+            loss, (ours, state) = gradients(program, params, state, x)
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+            for actual, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max(), err_msg=name)
+            params = jax.tree.map(lambda p, g: p - 0.01 * g / (1 + jnp.abs(g).max()), params, ours)
+
+
+def test_constants_are_their_own_next_value_and_statistics_count_steps():
+    net = evolve(two_layers, "fa + dfa + mean(gh)")
+    start = state = net.init(jax.random.key(0), TWO, X)
+    for t in (1, 2):
+        _, state = step(net, TWO, state, X)
+        for name in ("b", "c"):
+            assert state[name]["rule"]["step"] == t
+            for constant in ("R", "R_L"):
+                np.testing.assert_array_equal(state[name]["constants"][constant], start[name]["constants"][constant])
+
+
+def test_state_of_units_that_the_loss_does_not_read_is_kept():
+    net = evolve(lambda p, x: (two_layers(p, x), (x @ p["a"]).sum(-1)), "fa + mean(gh)")
+    state = net.init(jax.random.key(0), TWO, X)
+    following = jax.jit(jax.grad(lambda s: jnp.sum(net(TWO, s, X)[1])))(state)
+    assert jax.tree.map(jnp.shape, following) == jax.tree.map(jnp.shape, state)
+    for name in ("b", "c"):
+        np.testing.assert_array_equal(following[name]["constants"]["R"], state[name]["constants"]["R"])
+        assert following[name]["rule"]["step"] == 1
+
+
+def test_several_calls_in_one_gradient_share_their_state():
+    net = evolve(two_layers, "add_noise(fa, 0.1) + mean(gh)")
+    start = state = net.init(jax.random.key(0), TWO, X)
+    both = jax.jit(jax.grad(lambda s: jnp.sum(net(TWO, s, X)) + jnp.sum(net(TWO, s, 2 * X))), compiler_options=FAST)
+    for _ in range(3):
+        state = both(state)
+    _, following = step(net, TWO, state, X)
+    for name in ("b", "c"):
+        np.testing.assert_allclose(following[name]["constants"]["R"], start[name]["constants"]["R"], rtol=1e-6)
+        assert following[name]["rule"]["rule"]["step"] == 4
+        words = following[name]["rule"]["noise"]
+        assert ((words >= 0) & (words < 2**16) & (words == jnp.round(words))).all()
+
+
+def test_feedback_has_the_deviation_of_he_or_of_feedback_init():
+    params, x = {"a": normal(1, 3, 400), "b": normal(2, 400, 100)}, normal(3, 2, 3)
+    network = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]  # noqa: E731
+    rule = "(b_next @ R.T) + (b_next @ S.T) + dfa"
+    for init, deviation in ((None, (2 / 400) ** 0.5), (nn.initializers.normal(0.3), 0.3)):
+        constants = evolve(network, rule, feedback_init=init).init(jax.random.key(0), params, x)["b"]["constants"]
+        np.testing.assert_allclose(constants["R"].std(), deviation, rtol=0.02)
+        np.testing.assert_allclose(jnp.abs(constants["S"]), deviation, rtol=0.02)
+        np.testing.assert_allclose(constants["R_L"].std(), 100**-0.5, rtol=0.02)
+        assert abs(np.corrcoef(constants["R"].ravel(), constants["S"].ravel())[0, 1]) < 0.05
+
+
+def test_noise_is_fresh_each_step_other_in_each_unit_and_the_same_again():
+    net = evolve(two_layers, "add_noise(g - g, 1.0)")
+    start = state = net.init(jax.random.key(0), TWO, X)
+    runs = []
+    for state in (start, start):
+        gradients = []
+        for _ in range(2):
+            gradient, state = step(net, TWO, state, X)
+            gradients.append(gradient)
+        runs.append(gradients)
+    (one, two), (again, _) = runs
+    np.testing.assert_array_equal(one["a"], again["a"])
+    assert jnp.abs(one["a"] - two["a"]).min() > 0 and jnp.abs(one["b"] - two["b"]).min() > 0
+    assert not np.array_equal(state["b"]["rule"]["noise"], state["c"]["rule"]["noise"])
+
+
+def test_stateless_rules_have_no_constants():
+    state = evolve(two_layers, "g").init(jax.random.key(0), TWO, X)
+    assert all(x.ndim == 0 for x in jax.tree.leaves(state))  # counters at most
+
+
+# Loops, branches, transformations.
+
+
+def test_a_loop_over_layers_is_the_layers_one_by_one():
+    def looped(params, x):
+        layer = lambda x, p: (jax.nn.relu(x) @ p["w"] + p["b"], None)  # noqa: E731
+        return lax.scan(layer, x @ params["in"], params["layers"])[0] @ params["out"]
+
+    def unrolled(params, x):
+        x = x @ params["in"]
+        for i in range(3):
+            x = jax.nn.relu(x) @ params["layers"]["w"][i] + params["layers"]["b"][i]
+        return x @ params["out"]
+
+    params = {"in": normal(1, 3, 4), "layers": {"w": normal(2, 3, 4, 4), "b": normal(3, 3, 4)}, "out": normal(4, 4, 2)}
+    rule = "fa + unit_elem2(dfa) + mean(gh) * dh"
+    loop, layers = evolve(looped, rule), evolve(unrolled, rule)
+    state = loop.init(jax.random.key(0), params, X)
+    assert state["layers/w"]["constants"]["R"].shape == (3, 4, 4)
+    assert str(loop.units(params, X)).splitlines()[1].split()[:4] == ["3", "x", "layers/w", "relu"]
+    names = ["layers/w", "layers/w#2", "layers/w#3"]
+    parts = {n: jax.tree.map(lambda v, i=i: v[i], state["layers/w"]) for i, n in enumerate(names)}
+    gradient, following = step(loop, params, state, X)
+    expected, wanted = step(layers, params, parts | {"out": state["out"]}, X)
+    assert_close(gradient, expected)
+    assert_close(following["out"], wanted.pop("out"))
+    assert_close(following["layers/w"], jax.tree.map(lambda *v: jnp.stack(v), *wanted.values()))
+
+
+def test_units_of_a_branch_that_is_not_taken_keep_their_state():
+    def network(params, x):
+        x = x @ params["a"]
+        x = lax.cond(x[0, 0] > 0, lambda x: jax.nn.relu(x) @ params["b"], lambda x: jnp.tanh(x) @ params["b"], x)
+        return x @ params["c"]
+
+    net = evolve(network, "fa + mean(gh)")
+    state = net.init(jax.random.key(0), TWO, X)
+    for sign, taken, left in ((1, "b#2", "b"), (-1, "b", "b#2")):
+        x = X.at[0].set(sign * TWO["a"][:, 0])
+        _, following = step(net, TWO, state, x)
+        assert_close(following[left], state[left], 0)
+        assert following[taken]["rule"]["step"] == 1 and following["c"]["rule"]["step"] == 1
+        np.testing.assert_array_equal(following[taken]["constants"]["R"], state[taken]["constants"]["R"])
+
+
+def test_checkpointed_networks_have_the_same_gradients():
+    def inside(params, x):
+        x = jax.checkpoint(lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]))(params, x)
+        return x @ params["c"]
+
+    rule = "drop(fa, 0.3) + unit_fro(dfa) + mean(gh)"
+    net, plain = (
+        evolve(inside, rule, where=lambda u: u.path == "b"),
+        evolve(two_layers, rule, where=lambda u: u.path == "b"),
+    )
+    state = plain.init(jax.random.key(0), TWO, X)
+    expected = step(plain, TWO, state, X)
+    assert_close(step(net, TWO, state, X), expected)
+    assert_close(step(lambda *args: jax.checkpoint(plain)(*args), TWO, state, X), expected)
+
+
+def test_networks_mapped_over_candidates_with_equations_as_data_are_each_alone():
+    network = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]  # noqa: E731
+
+    def gradients(program, params, state):
+        net = evolve(network, rules.InterpretedRule(program))
+        return jax.grad(lambda p, s: jnp.sum(net(p, s, X) ** 2), (0, 1))(params, state)
+
+    texts = ["g", "drop(g, 0.3) - unit_elem0(bn(dfah))", "bn(gh) * dh"]
+    programs = [rules.assemble(rules.parse(text).to_equation()) for text in texts]
+    blank = evolve(network, rules.InterpretedRule(rules.blank_program()))
+    states = [blank.init(jax.random.key(i), TWO, X) for i in range(3)]
+    candidates = [
+        (p, jax.tree.map(lambda v, i=i: v + 0.1 * i, TWO), s)
+        for i, (p, s) in enumerate(zip(programs, states, strict=True))
+    ]
+    alone = jax.jit(gradients, compiler_options=FAST)
+    together = jax.jit(jax.vmap(gradients), compiler_options=FAST)(
+        *jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
+    )
+    for i, candidate in enumerate(candidates):
+        assert_close(jax.tree.map(lambda v, i=i: v[i], together), alone(*candidate))
+
+
+def test_networks_in_shard_map_have_checked_types_and_average_their_state():
+    net = evolve(two_layers, "fa + unit_fro(dfa) + mean(gh)")
+    state = net.init(jax.random.key(0), TWO, X)
+
+    def gradients(params, state, x):
+        return jax.grad(lambda p, s: jnp.sum(net(p, s, x) ** 2), (0, 1))(params, state)
+
+    mesh, part, whole = Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"), PartitionSpec()
+    sharded = jax.shard_map(gradients, mesh=mesh, in_specs=(whole, whole, part), out_specs=whole)
+    assert_close(jax.jit(sharded)(TWO, state, X), jax.jit(gradients)(TWO, state, X))
+
+
+def test_effects_happen_once():
+    seen = []
+
+    def network(params, x):
+        x = jax.nn.relu(x @ params["a"])
+        jax.debug.callback(lambda total: seen.append(float(total)), x.sum())
+        return jax.nn.relu(x @ params["b"]) @ params["c"]
+
+    net = evolve(network, "fa")
+    step(net, TWO, net.init(jax.random.key(0), TWO, X), X)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen, [float(jax.nn.relu(X @ TWO["a"]).sum())], rtol=1e-5)
+
+
+def test_dropout_and_padding_masks_belong_to_the_linear_map():
+    def network(params, x, key, mask):
+        x = jax.nn.relu(x @ params["a"])
+        x = jnp.where(jax.random.bernoulli(key, 0.7, x.shape), x / 0.7, 0.0) * mask
+        return x @ params["b"]
+
+    mask, key = (jnp.arange(6) % 3 > 0)[:, None], jax.random.key(1)
+    net = evolve(network, "(b_next @ W.T) * dh + 0.0*dfa")
+    state = net.init(jax.random.key(0), TWO, X, key, mask)
+    assert [u.activation for u in net.units(TWO, X, key, mask)] == ["relu"]
+    ours = jax.grad(lambda p: jnp.sum(net(p, state, X, key, mask) ** 2))(TWO)
+    assert_close(ours, jax.grad(lambda p: jnp.sum(network(p, X, key, mask) ** 2))(TWO))
+
+
+# Messages.
+
+
+def test_units_are_listed_with_what_was_left_alone_and_why():
+    net = evolve(two_layers, "unit_elem2(g)", where=lambda unit: unit.kernel != (4, 5))
+    assert str(net) == "evolve(two_layers, unit_elem2(g)): call it, or its units(…), to see the units"
+    assert str(net.units(TWO, X)).splitlines() == [
+        "unit  activation  hp      hp_next  kernel",
+        "c     relu        [6, 5]  [6, 2]   [5, 2]",
+        "left alone:",
+        "  a: nothing with parameters lies below it",
+        "  b: where= does not choose it",
+    ]
+    assert str(net).startswith("evolve(two_layers, unit_elem2(g))\nunit  activation")
+
+
+def integer_weight(params, x):
+    return jax.nn.relu(x @ params["a"]) @ params["q"].astype(jnp.float32)
+
+
+def concrete(params, x):
+    return two_layers(params, x) * float(x.sum())
+
+
+def on_the_host(params, x):
+    return two_layers(params, np.asarray(x) + 1)
+
+
+QUANTISED = {"a": TWO["a"], "q": jnp.ones((4, 2), jnp.int32)}
+WIDE = {"a": normal(1, 3, 2**13), "b": normal(2, 2**13, 2**14)}
+WRONG = [
+    (lambda p, x: jnp.mean(two_layers(p, x)), "dfa", TWO, ValueError, r"reads b_L or R_L, .* returns no logits .*float32\[\]"),
+    (lambda p, x: {"y": two_layers(p, x)}, "b_L @ R_L", TWO, ValueError, r"no logits.*'y': 'float32\[6, 2\]'.*logits=lambda"),
+    (lambda p, x: jnp.argmax(two_layers(p, x), -1), "dfa", TWO, ValueError, r"no logits .*int32\[6\]"),
+    (lambda p, x: two_layers(p, x).reshape(3, 4), "dfa", TWO, ValueError, r"b_L does not reach the unit b: its hp \[6, 4\]"),
+    (integer_weight, "g", QUANTISED, TypeError, "the parameter q is int32, and a weight needs a gradient"),
+    (concrete, "g", TWO, TypeError, r"(?s)concrete needs the value of an array while it is traced.*float\(x.sum\(\)\)"),
+    (on_the_host, "g", TWO, TypeError, r"(?s)on_the_host needs the value .*np.asarray"),
+    (lambda p, x: x @ p["a"], "g", TWO, ValueError, r"(?s)has no unit for a rule.*nothing with parameters lies below it"),
+    (
+        lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], "dfa", WIDE, ValueError,
+        r"R_L of the unit b would map the logits \[6, 16384\] to hp \[6, 8192\]: 134 million entries, more than 67",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("network, rule, params, kind, message", WRONG)
+def test_what_cannot_train_gets_one_clear_error(network, rule, params, kind, message):
+    with pytest.raises(kind, match=message):
+        evolve(network, rule).init(jax.random.key(0), params, X)
+
+
+def test_a_state_of_another_rule_is_refused():
+    state = evolve(two_layers, "g").init(jax.random.key(0), TWO, X)
+    with pytest.raises(ValueError, match=r"the state is not that of two_layers with the rule fa .*net.init\("):
+        evolve(two_layers, "fa")(TWO, state, X)
+
+
+def test_logits_may_be_any_output():
+    net = evolve(lambda p, x: {"y": two_layers(p, x), "x": x}, "dfa", logits=lambda out: out["y"])
+    state = net.init(jax.random.key(0), TWO, X)
+    expected = step(evolve(two_layers, "dfa"), TWO, state, X)
+    assert_close(step(lambda *args: net(*args)["y"], TWO, state, X), expected, 0)
+    with pytest.raises(ValueError, match="logits= must choose one array"):
+        evolve(two_layers, "g", logits=lambda out: [out]).units(TWO, X)

@@ -1,0 +1,58 @@
+"""What the start of a search says of its time and memory, on figures made up."""
+
+import types
+
+import jax
+import pytest
+from test_runs import plan
+
+from bpevo.report import forecast
+from bpevo.report.forecast import Forecast
+
+
+def trainer(capacity=8, epochs=10, steps=100, needed=(2**20, 3 * 2**20), estimated=2**25):
+    task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=epochs), steps_per_epoch=steps)
+    return types.SimpleNamespace(
+        capacity=capacity, task=task, devices=jax.local_devices()[:1], bytes_needed=needed, bytes_estimated=estimated
+    )
+
+
+def test_trainings_count_equations_at_every_rate_controls_and_fresh_seeds():
+    made = Forecast(plan(50, rates=(0.1, 0.2, 0.3), top=4, repeats=5), trainer(), print)
+    assert made.trainings == 16 * 3 + 2 * 3 + (4 + 2) * 5  # 50 afford 16 equations at 3 rates
+
+
+def test_the_first_estimate_is_memory_moved_over_bandwidth(monkeypatch):
+    monkeypatch.setattr(forecast, "_bandwidth", lambda device: float(30 * 2**20))
+    said = []
+    Forecast(plan(20, top=1, repeats=1, lag=16), trainer(), said.append).start()
+    # 25 trainings, 10 epochs, 100 steps that move 10 times 3 MiB at 30 MiB a second: 25,000 seconds.
+    assert "about 7 h beside compilation and 32 MiB of device memory" in said[-1]
+    assert "20 equations: 16 random, 4 bred (N 10, lag 16); 25 trainings at most" in said[0]
+
+
+def test_the_measured_time_left_counts_epochs_of_all_slots():
+    made = Forecast(plan(20, top=1, repeats=1), trainer(), print)
+    assert made.measured(2.0, done=5).startswith(
+        "measured: 2 s an epoch of all slots, at most 50 s left"
+    )  # 20 * 10 / 8 * 2
+    assert made.measured(60.0, done=5).startswith("measured: 60 s an epoch of all slots, at most 25 min left")
+
+
+def test_a_device_that_tells_its_memory_is_asked():
+    class Device:
+        def memory_stats(self):
+            return {"peak_bytes_in_use": 3 * 2**30}
+
+    slots = trainer()
+    slots.devices = [Device(), Device()]
+    assert Forecast(plan(20), slots, print).measured(1.0, 0).endswith(", 6.0 GiB of device memory in use")
+
+
+def test_the_bandwidth_of_a_device_is_measured():
+    assert 10**7 < forecast._bandwidth(jax.local_devices()[0], 2**18) < 10**13
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(119.4, "119 s"), (121, "2 min"), (7199, "120 min"), (7200, "2 h")])
+def test_durations_are_read_at_a_glance(seconds, text):
+    assert forecast._duration(seconds) == text

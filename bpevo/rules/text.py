@@ -97,7 +97,8 @@ def suggestion(name: str, valid: Sequence[str]) -> str:
         a, b = name.lower(), other.lower()
         ratio = difflib.SequenceMatcher(None, a, b).ratio()
         slip = abs(len(a) - len(b)) == 1 and ratio == 2 * min(len(a), len(b)) / (len(a) + len(b))
-        return ratio if slip or ratio >= 0.7 else 0.0
+        swapped = sorted(a) == sorted(b)
+        return ratio if slip or swapped or ratio >= 0.7 else 0.0
 
     nearest = max(valid, key=likeness)
     return f"the nearest is {nearest!r}" if likeness(nearest) else f"there are {', '.join(valid)}"

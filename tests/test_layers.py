@@ -365,6 +365,19 @@ def test_empty_batches_and_layers_are_refused_by_their_shapes(rule, layer, shape
         layer.clone(rule=rule).init(jax.random.key(0), jnp.zeros(shape))
 
 
+def two_layers(params, x):
+    return nn.relu(x @ params["below"]) @ params["above"]
+
+
+def test_evolved_networks_refuse_empty_batches_and_what_is_no_rule():
+    params = {"below": jnp.ones((4, 3)), "above": jnp.ones((3, 2))}
+    net = layers.evolve(two_layers, "unit_elem_inf(g)")
+    with pytest.raises(ValueError, match=r"above cannot train on nothing: x has the shape \(0, 3\)"):
+        net.init(jax.random.key(0), params, jnp.zeros((0, 4)))
+    with pytest.raises(ValueError, match="takes a Rule, a text or a name such as .*, not 3"):
+        layers.evolve(two_layers, 3)
+
+
 def test_empty_batches_without_a_rule_pass():
     layer, x = layers.Dense(3), jnp.zeros((0, 4))
     assert layer.init_with_output(jax.random.key(0), x)[0].shape == (0, 3)

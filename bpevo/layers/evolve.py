@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpevo import rules
 from bpevo.layers.constants import draw_constants
 from bpevo.layers.discovery import Depends, Discovery, Found, LeftAlone
 from bpevo.layers.evaluation import Evaluation, starting_state
 from bpevo.layers.graph import Trace, is_float
 from bpevo.layers.traced_map import front
+from bpevo.layers.unit import as_rule, check_not_empty
 from bpevo.rules import OPERANDS, Rule, UnitShapes
 
 LARGEST_FEEDBACK = 64 * 2**20  # entries of R_L
@@ -69,7 +69,7 @@ class Evolved:
 
     def __init__(self, apply, rule, where, logits, feedback_init):
         self.apply, self.where, self.logits, self.feedback_init = apply, where, logits, feedback_init
-        self.rule: Rule = rules.compile(rule) if isinstance(rule, str | rules.Expression | rules.Equation) else rule
+        self.rule = as_rule(rule)
         self.name = getattr(apply, "__qualname__", type(apply).__name__)
         as_data = self.rule.equation_is_data  # its text is not known
         self.rule_name = type(self.rule).__name__ if as_data else str(self.rule)
@@ -228,6 +228,7 @@ class _Plan:
             )
         dtypes = {n: v.dtype for n, v in zip(self._names, self._values, strict=False)}
         for unit in self._units:
+            check_not_empty(unit.name, _info(unit).hp, _info(unit).kernel)
             for name in unit.parameters:
                 if not jnp.issubdtype(dtypes[name], jnp.floating):
                     raise TypeError(

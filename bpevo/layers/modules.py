@@ -12,8 +12,17 @@ import jax.numpy as jnp
 from bpevo.layers import convolution
 from bpevo.layers.constants import draw_constants
 from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap, apply
-from bpevo.layers.unit import Activation, Weights, along_features, check_elementwise, identity, unit
-from bpevo.rules import OPERANDS, Equation, Expression, Rule, UnitShapes, compile
+from bpevo.layers.unit import (
+    Activation,
+    Weights,
+    along_features,
+    as_rule,
+    check_elementwise,
+    check_not_empty,
+    identity,
+    unit,
+)
+from bpevo.rules import OPERANDS, Rule, UnitShapes
 
 OVERWRITE = "_overwrite_with_gradient"  # collection whose gradient is its next value (Flax's convention)
 FEEDBACK = "feedback"  # collection of R, S, R_L and whatever else is drawn
@@ -23,11 +32,10 @@ class _RuleLayer(nn.Module):
     """Shared by Dense and Conv: parameters, feedback constants, rule state."""
 
     def _run(self, linear: Linear, x: jax.Array, carrier: jax.Array | None, kernel_shape: tuple[int, ...]):
-        name, rule, activation = type(self).__name__, _rule(self.rule), self.activation or identity
-        if 0 in kernel_shape or (rule is not None and 0 in x.shape):
-            raise ValueError(
-                f"{name} cannot train on nothing: x has the shape {x.shape} and the kernel {kernel_shape}; skip empty batches"
-            )
+        rule = None if self.rule is None else as_rule(self.rule)
+        name, activation = type(self).__name__, self.activation or identity
+        if rule is not None or 0 in kernel_shape:
+            check_not_empty(name, x.shape, kernel_shape)
         std = (2.0 / math.prod(kernel_shape[:-1])) ** 0.5
         gaussian = nn.initializers.normal(std)  # He
         kernel = self.param("kernel", gaussian, kernel_shape, jnp.float32)
@@ -71,15 +79,6 @@ class _RuleLayer(nn.Module):
             # Folded in once more, so that R differs from W even if both streams start from one key.
             drawn = draw_constants(jax.random.fold_in(self.make_rng(FEEDBACK), 1), reads, std, shapes)
         return {name: self.variable(FEEDBACK, name, lambda n=name: drawn[n]).value for name in needed}
-
-
-def _rule(rule: Any) -> Rule | None:
-    """The rule of what `rule=` was given. Raises ValueError."""
-    if isinstance(rule, str | Expression | Equation):
-        return compile(rule)
-    if rule is None or hasattr(rule, "signal"):
-        return rule
-    raise ValueError(f"rule= takes a Rule, a text or a name such as 'unit_fro(g)' or 'fa', not {rule!r}")
 
 
 class Dense(_RuleLayer):

@@ -19,7 +19,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from bpevo.layers.linear import Linear, over_devices
-from bpevo.rules import Rule, Unit, Values
+from bpevo.rules import Equation, Expression, Rule, Unit, Values, compile
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -52,6 +52,23 @@ def check_elementwise(activation: Activation, rank: int) -> None:
         raise ValueError(
             f"the activation {name} does not act element by element, so it has no derivative dh of its own per entry: use one "
             "that does, such as nn.relu or nn.tanh, and apply this one outside of the layer"
+        )
+
+
+def as_rule(rule: Any) -> Rule:
+    """The rule of what `rule=` was given: a Rule, a text, a name, an Expression or an Equation. Raises ValueError."""
+    if isinstance(rule, str | Expression | Equation):
+        return compile(rule)
+    if not hasattr(rule, "signal"):
+        raise ValueError(f"rule= takes a Rule, a text or a name such as 'unit_fro(g)' or 'fa', not {rule!r}")
+    return rule
+
+
+def check_not_empty(where: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> None:
+    """Raises ValueError where there is no sample, position or feature to train on."""
+    if 0 in x or 0 in kernel:
+        raise ValueError(
+            f"{where} cannot train on nothing: x has the shape {x} and the kernel {kernel}; skip empty batches"
         )
 
 

@@ -56,7 +56,7 @@ def test_dense_on_positions_is_the_oracles_1x1_convolution(text):
     params = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, 3)}
     x, cotangent = normal(3, 5, 6, 4), normal(4, 5, 6, 3)
     signal, state = signal_of(text, params, x, cotangent)
-    r = state["w"]["constants"].get("R", jnp.zeros((4, 3))) if "w" in state else jnp.zeros((4, 3))
+    r = state.get("w", {}).get("constants", {}).get("R", jnp.zeros((4, 3)))
     h = np.tanh(x)
     unit = oracle.Unit(
         **{k: v[:, :, None] for k, v in {"hp": x, "h": h, "dh": 1 - h**2, "b_next": cotangent}.items()},

@@ -22,14 +22,16 @@ _ROOMS = (
     "evaluation",
     "report",
 )
-__all__ = ["__version__", *_ROOMS]
+__all__ = ["__version__", "evolve", *_ROOMS]
 
 
 def __getattr__(name: str):
     if name in _ROOMS:
         return importlib.import_module(f"bpevo.{name}")
+    if name == "evolve":
+        return importlib.import_module("bpevo.layers").evolve
     raise AttributeError(f"module 'bpevo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ from rich.console import Console
 from bpevo.data import DataError
 from bpevo.data.tfds_reader import data_root
 from bpevo.runs import RunDatabase, RunError, printable, provenance
+from bpevo.search import SEMANTICS
 from bpevo.training import NUMERICS
 
 EXIT_WRONG = 1
@@ -100,6 +101,10 @@ def run(workdir: str) -> Iterator[Finding]:
     numerics = settings.get("numerics")
     wrong = "" if numerics in (None, NUMERICS) else "this release computes other numbers: use --fork_from"
     yield "numerics", f"{numerics!r}, {NUMERICS} in this release", wrong
+    if "evolution" in settings:  # a search
+        older = settings.get("semantics", 1)
+        wrong = "" if older == SEMANTICS else "this release selects otherwise: read it, or go on by --fork_from"
+        yield "selection", f"version {older}, {SEMANTICS} in this release", wrong
     checkpoints = folder / "checkpoints"
     files = list(checkpoints.iterdir()) if checkpoints.is_dir() and not checkpoints.is_symlink() else []
     yield "checkpoints", f"{len(files)}, {_size(sum(f.lstat().st_size for f in files))}", ""

@@ -24,7 +24,8 @@ from bpevo.rules import OPERANDS, Rule, Unit, UnitShapes, Values, extensions
 from bpevo.rules.components import Component
 
 REGIMES, STEPS = ("early", "late", "wide"), 5
-BATCH, INPUTS, OUTPUTS, CLASSES = 128, 16, 6, 3  # |bn| of one batch is below sqrt(BATCH - 1): beyond 10
+# |bn| of one batch is below sqrt(BATCH - 1), so beyond 10. Primes: no norm of signs equals a constant of the language.
+BATCH, INPUTS, OUTPUTS, CLASSES = 127, 17, 7, 3
 SHAPES = UnitShapes((BATCH, INPUTS), (BATCH, OUTPUTS), (BATCH, CLASSES), (INPUTS, OUTPUTS))
 _X, _Y, _Z = ((STEPS, *shape) for shape in (SHAPES.X, SHAPES.Y, SHAPES.Z))
 
@@ -42,6 +43,8 @@ def _activities(rng: np.random.Generator, regime: str) -> np.ndarray:
     z = rng.standard_normal(_X) + shift
     z[:, 0] += -20 if late else 20
     if late:
+        size[8], z[:, :, 8] = 0.02, rng.standard_normal((STEPS, BATCH))  # the norm of its column is below 1
+        z[:, 11:15] = np.where(shift < -1, -8, z[:, 11:15])  # those that send next to nothing, see below
         z[:, :, [3, 6, 7, 10]] = -8 + 0.3 * rng.standard_normal((STEPS, BATCH, 4))  # dead, but for
         z[:, 9, 7] = 1.0  # a single sample
         z[-1, 7, [3, 6]] = 1.0  # and the last step
@@ -52,13 +55,15 @@ def _activities(rng: np.random.Generator, regime: str) -> np.ndarray:
 
 
 def _signals(rng: np.random.Generator, regime: str) -> tuple[np.ndarray, np.ndarray]:
-    """b_next and b_L."""
+    """b_next and b_L. The late b_L is large, lest the ε of norms tell apart what no network does."""
     b_next, b_l = rng.standard_normal(_Y), rng.standard_normal(_Z)
     if regime == "early":
         return 3e-3 * b_next, 3e-3 * b_l
-    size, size_l = 10 ** rng.uniform(-9, -3, (STEPS, BATCH, 1)), 10 ** rng.uniform(-2, -1.5, (STEPS, BATCH, 1))
+    size, size_l = 10 ** rng.uniform(-9, -3, (STEPS, BATCH, 1)), 10 ** rng.uniform(-1, -0.5, (STEPS, BATCH, 1))
     size[:, 3], size[:, 5], size[:, 9] = 1.2e-2, 0, 1e-9
-    size_l[:, 3], size_l[:, 11:15, 0] = 0.1, [1e-8, 1e-9, 1e-10, 0]
+    size_l[:, 11:15, 0] = [1e-7, 1e-8, 1e-9, 0]
+    b_l[:, 20:28], size_l[:, 20:28] = np.sign(b_l[:, 20:28]), 2.5  # a few that are far from learnt
+    size_l[2] *= 1e-2  # a batch without them: far below the running deviation
     b_next = b_next * size
     b_next[:, :, 0] = 0
     b_next[:, :, 1] *= 1e-3

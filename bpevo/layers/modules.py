@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bpevo.layers import convolution
 from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap, apply
-from bpevo.layers.unit import Activation, Weights, check_elementwise, identity, unit
+from bpevo.layers.unit import Activation, Weights, along_features, check_elementwise, identity, unit
 from bpevo.rules import OPERANDS, Equation, Expression, Operand, Rule, UnitShapes, compile
 
 OVERWRITE = "_overwrite_with_gradient"  # collection whose gradient is its next value (Flax's convention)
@@ -31,13 +31,13 @@ class _RuleLayer(nn.Module):
             )
         std = (2.0 / math.prod(kernel_shape[:-1])) ** 0.5
         gaussian = nn.initializers.normal(std)  # He
-        kernel = self.param("kernel", gaussian, kernel_shape)
-        bias = self.param("bias", nn.initializers.zeros, kernel_shape[-1:]) if self.use_bias else None
-        dtype = self.dtype or x.dtype
+        kernel = self.param("kernel", gaussian, kernel_shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, kernel_shape[-1:], jnp.float32) if self.use_bias else None
+        dtype = self.dtype or (x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
         x = x.astype(dtype)
         if rule is None:
             y = apply(linear, activation(x), kernel.astype(dtype))
-            y = y if bias is None else y + bias.astype(dtype)
+            y = y if bias is None else y + along_features(bias, y)
             return y if carrier is None else (y, carrier)
 
         check_elementwise(activation, x.ndim)
@@ -47,7 +47,7 @@ class _RuleLayer(nn.Module):
                 f"the rule {rule} needs the signal at the logits: pass a carrier (bpevo.layers.carrier) through the "
                 f"layers as {name}(…)(x, carrier) and add it to the logits"
             )
-        inner = jnp.zeros((x.shape[0], 1)) if carrier is None else carrier
+        inner = jnp.zeros((x.shape[0], 1), jnp.float32) if carrier is None else carrier
         chex.assert_rank(inner, 2)
         chex.assert_axis_dimension(inner, 0, x.shape[0])
         hp_next = jax.eval_shape(linear.forward, x, jax.ShapeDtypeStruct(kernel_shape, dtype))
@@ -74,18 +74,18 @@ class _RuleLayer(nn.Module):
             key = jax.random.fold_in(self.make_rng(FEEDBACK), 1)
             together = {o.name: math.prod(shapes.of(o.base)) for o in drawn if o.paper}
             ends = itertools.accumulate(together.values())
-            draw = jax.random.normal(key, (sum(together.values()),))
+            draw = jax.random.normal(key, (sum(together.values()),), jnp.float32)
             gaussians = {n: draw[end - together[n] : end] for n, end in zip(together, ends, strict=True)}
             for o in needed:
                 if not o.paper:  # by its name alone: it does not depend on what else is registered
                     own = jax.random.fold_in(key, zlib.crc32(o.name.encode()))
-                    gaussians[o.name] = jax.random.normal(own, shapes.of(o.base))
+                    gaussians[o.name] = jax.random.normal(own, shapes.of(o.base), jnp.float32)
 
         def constant(o: Operand) -> jax.Array:
             assert o.draw is not None
             draw = o.draw
             return self.variable(
-                FEEDBACK, o.name, lambda: draw(gaussians[o.name].reshape(shapes.of(o.base)), std)
+                FEEDBACK, o.name, lambda: draw(gaussians[o.name].reshape(shapes.of(o.base)), std).astype(jnp.float32)
             ).value
 
         return {o.name: constant(o) for o in needed}
@@ -223,4 +223,4 @@ def carrier(batch: int, classes: int) -> jax.Array:
     >>> Net().init_with_output(jax.random.key(0), jnp.ones((2, 4)))[0].shape
     (2, 3)
     """
-    return jnp.zeros((batch, classes))
+    return jnp.zeros((batch, classes), jnp.float32)

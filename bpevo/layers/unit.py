@@ -59,9 +59,14 @@ class Weights(NamedTuple):
 Constants = Mapping[str, jax.Array]  # operands that are drawn once a run, as far as the rule reads them
 
 
+def along_features(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """A bias with as many axes as `y` has, its own the last, in the dtype of `y`."""
+    return bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
 def _apply(linear: Linear, activation: Activation, hp: jax.Array, weights: Weights) -> jax.Array:
     y = linear.forward(activation(hp), weights.kernel)
-    return y if weights.bias is None else y + weights.bias.astype(y.dtype)
+    return y if weights.bias is None else y + along_features(weights.bias, y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

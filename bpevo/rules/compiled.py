@@ -35,8 +35,8 @@ class CompiledRule:
 
     def init(self, shapes: UnitShapes) -> State:
         rows = [_average_shape(kind, shapes) for kind in _statistics(self.expression)]
-        m, var = ([jnp.zeros(s) for s in rows] for _ in range(2))
-        return {"m": m, "var": var, "step": jnp.zeros(()), "uses": jnp.ones(())}
+        m, var = ([jnp.zeros(s, jnp.float32) for s in rows] for _ in range(2))
+        return {"m": m, "var": var, "step": jnp.float32(0), "uses": jnp.float32(1)}
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
         return _Evaluation(unit, state).run(self.expression)
@@ -113,7 +113,7 @@ class _Evaluation:
 
     def run(self, expression: ex.Expression) -> tuple[jax.Array, State]:
         value = formulas.value(self._unit, expression, self._leaf, self._stateful)
-        state = {"m": self._m, "var": self._var, "step": self._step, "uses": jnp.ones(())}
+        state = {"m": self._m, "var": self._var, "step": self._step, "uses": jnp.float32(1)}
         return jnp.broadcast_to(value, self._unit.shapes.X), state
 
     def _leaf(self, node: ex.OperandNode) -> jax.Array:
@@ -134,7 +134,7 @@ class _Evaluation:
         assert entry.fn is not None and self._unit.key is not None
         key = jax.random.fold_in(self._unit.key, self._noises)
         self._noises += 1
-        uniform = jax.random.uniform(key, (x.size,)).reshape(x.shape)
+        uniform = jax.random.uniform(key, (x.size,), jnp.float32).reshape(x.shape)
         return entry.fn(x, jnp.float32(node.constant), uniform)
 
     def _statistic(self, x: jax.Array, kind: Type, statistic: Statistic) -> jax.Array:

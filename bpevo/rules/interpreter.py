@@ -58,10 +58,10 @@ class InterpretedRule:
     def init(self, shapes: UnitShapes) -> State:
         small, feedback = p.state_rows(self.program.load.shape[-1] // 2)
         return {
-            "small": jnp.zeros((small, 2, _row_length(shapes))),
-            "F": jnp.zeros((feedback, 2, int(np.prod(shapes.F)))),
-            "step": jnp.zeros(()),
-            "uses": jnp.ones(()),
+            "small": jnp.zeros((small, 2, _row_length(shapes)), jnp.float32),
+            "F": jnp.zeros((feedback, 2, int(np.prod(shapes.F))), jnp.float32),
+            "step": jnp.float32(0),
+            "uses": jnp.float32(1),
         }
 
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
@@ -108,16 +108,16 @@ class _Machine:
                 value, feedback = lax.fori_loop(0, program.feedback[t], renew, (value, feedback))
             return lax.switch(program.combine[t], self._combines(t), accumulator, value), small, feedback
 
-        start = jnp.zeros(self._n), self._state["small"], self._state["F"]
+        start = jnp.zeros(self._n, jnp.float32), self._state["small"], self._state["F"]
         accumulator, small, feedback = lax.fori_loop(0, program.length, instruction, start)
-        new = {"small": small, "F": feedback, "step": self._step, "uses": jnp.ones(())}
+        new = {"small": small, "F": feedback, "step": self._step, "uses": jnp.float32(1)}
         return self._native(accumulator, "X"), new
 
     def _products(self) -> dict[str, jax.Array]:
         """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
         found: dict[str, jax.Array] = {}
         for used, name in zip(self._program.uses, self._codes.products, strict=True):
-            blank = jnp.zeros(self._shapes.of(OPERANDS[name].base))
+            blank = jnp.zeros(self._shapes.of(OPERANDS[name].base), jnp.float32)
             compute = functools.partial(self._operand, found.copy(), name)
             found[name] = lax.cond(used > 0, compute, lambda blank=blank: blank)
         return found
@@ -133,7 +133,7 @@ class _Machine:
         def load(name: str):
             return lambda: self._flat(self._operand(products, name))
 
-        return [lambda: accumulator, lambda: jnp.zeros(self._n), *map(load, OPERANDS)]
+        return [lambda: accumulator, lambda: jnp.zeros(self._n, jnp.float32), *map(load, OPERANDS)]
 
     def _function(self, t, i, carry):
         """Applies function i of instruction t; carry is (value, state)."""
@@ -159,7 +159,7 @@ class _Machine:
     def _noise(self, value: jax.Array, c, base, average, noise: p.Noise) -> jax.Array:
         """A noisy function. Entry i of its U[0, 1) depends on the key and i alone; an average has one row of it."""
         assert self._unit.key is not None
-        flat = jax.random.uniform(jax.random.fold_in(self._unit.key, noise.number), (self._n,))
+        flat = jax.random.uniform(jax.random.fold_in(self._unit.key, noise.number), (self._n,), jnp.float32)
 
         def repeat(name: str):
             rows, columns = self._shapes.matrix(name)
@@ -178,7 +178,7 @@ class _Machine:
         count = self._count(base, average & (axis != p.AXES.index("row")))
         size = jnp.abs(value)
         size = jnp.where(order == 0, jnp.where(value != 0, 1.0, 0.0), jnp.where(order == 2, size * size, sign * size))
-        size = jnp.where(jnp.arange(self._n) < count, size, jnp.where(largest, -jnp.inf, 0.0))
+        size = jnp.where(jnp.arange(self._n, dtype=jnp.int32) < count, size, jnp.where(largest, -jnp.inf, 0.0))
 
         def lines(name: str, over: int, reduce):
             return lambda: _pad(reduce(self._matrix(size, name), over), self._lines)
@@ -190,7 +190,7 @@ class _Machine:
         r = lax.switch(2 * which + largest.astype(jnp.int32), branches) * sign
         r = jnp.where(order == p.ORDERS.index("2"), jnp.sqrt(jnp.abs(r)), r)
         real = (
-            jnp.arange(self._lines)
+            jnp.arange(self._lines, dtype=jnp.int32)
             < _table([1, *(self._shapes.matrix(n)[1 - o] for o in (0, 1) for n in BASES)])[which]
         )
         r = jnp.where(of_sums == p.LARGEST, jnp.max(jnp.where(real, r, -jnp.inf)), r)
@@ -220,9 +220,9 @@ class _Machine:
             def branch():
                 x = self._matrix(value, name)
                 if name in WEIGHTS:
-                    return _pad(x, length), jnp.zeros(length)
+                    return _pad(x, length), jnp.zeros(length, jnp.float32)
                 mean = jnp.mean(x, 0)
-                spread = jnp.mean((x - mean) ** 2, 0)
+                spread = jnp.mean((x - mean[None]) ** 2, 0)
                 mean, spread = jnp.where(average, x[0], mean), jnp.where(average, 0.0, spread)
                 return _pad(mean, length), _pad(spread, length)
 

@@ -422,6 +422,31 @@ def test_what_cannot_train_gets_one_clear_error(network, rule, params, kind, mes
         evolve(network, rule).init(jax.random.key(0), params, X)
 
 
+def test_products_that_hold_no_unit_are_left_alone_with_the_reason():
+    @jax.custom_vjp
+    def own_gradient(x, w):
+        return x @ w
+
+    own_gradient.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, b: (b @ r[1].T, r[0].T @ b))
+
+    def network(params, x):
+        x = jax.nn.relu(x @ params["a"])
+        x = x + 0 * jnp.sum(own_gradient(x, params["b"]))
+        x = x + 0 * jnp.sum(lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, c[1] @ params["w"]), (0, x))[1])
+        x = x + 0 * lax.map(lambda row: row @ params["w"], x) + 0 * x @ lax.stop_gradient(params["w"])
+        return x @ params["b"] + jnp.sum(x @ x.T)
+
+    units = evolve(network, "g").units(TWO | {"w": normal(1, 4, 4)}, X)
+    assert [u.path for u in units] == ["b"]
+    assert list(units.left_alone) == [
+        ("a", "nothing with parameters lies below it"),
+        ("b", "inside a custom_vjp_call"),
+        ("w", "inside a while"),
+        ("w", "one sample at a time, no axis of samples: use jax.vmap instead of a loop"),
+        ("dot_general of [6, 4] and [4, 6]", "a product of two activations"),
+    ]
+
+
 def test_a_state_of_another_rule_is_refused():
     state = evolve(two_layers, "g").init(jax.random.key(0), TWO, X)
     with pytest.raises(ValueError, match=r"the state is not that of two_layers with the rule fa .*net.init\("):

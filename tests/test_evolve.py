@@ -309,6 +309,13 @@ FOUND = {
 }
 
 
+def test_heads_are_joined_after_positions():
+    """An identity has no layout of its own: hp keeps positions in front of features, as the product reads them."""
+    network, params, x = ARCHITECTURES["transformer"][0]()
+    out = [u for u in evolve(network, "g").units(params, x) if u.path.endswith("out/kernel")]
+    assert [(u.hp, u.hp_next, u.kernel) for u in out] == [((2, 4, 2, 3), (2, 4, 6), (2, 3, 6))] * 2
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_units_have_their_activation_and_the_linear_chain_around_the_weight(name):
     network, params, x = ARCHITECTURES[name][0]()

@@ -67,6 +67,40 @@ def test_dense_on_positions_is_the_oracles_1x1_convolution(text):
     np.testing.assert_allclose(signal, oracle.Rule(text)(unit)[:, :, 0], rtol=1e-4, atol=1e-6)
 
 
+def test_rules_see_the_bias_in_hp_next_and_products_of_averages():
+    params, x = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, 3)}, normal(3, 5, 4)
+    h, w = jnp.tanh(x), params["w"]
+    signal, _ = signal_of("hp_next @ W.T", params, x, normal(4, 5, 3))
+    np.testing.assert_allclose(signal, (h @ w + params["b"]) @ w.T, rtol=1e-4, atol=1e-6)
+    signal, _ = signal_of("(h - h) + ((mean(h) @ W) @ W.T)", params, x, normal(4, 5, 3))
+    np.testing.assert_allclose(signal, jnp.broadcast_to(h.mean(0) @ w @ w.T, x.shape), rtol=1e-4, atol=1e-6)
+
+
+def test_scaling_before_an_activation_is_not_part_of_it():
+    def network(params, x):
+        return jnp.tanh(2 * (x * params["below"]) + 0.5) @ params["w"]
+
+    params, x = {"below": jnp.float32(1), "w": normal(1, 4, 3)}, normal(3, 5, 4)
+    net = evolve(network, "dh")
+    signal = jax.grad(lambda x: jnp.sum(net(params, net.init(jax.random.key(0), params, x), x)))(x)
+    np.testing.assert_allclose(
+        signal, 2 * (1 - jnp.tanh(2 * x + 0.5) ** 2), rtol=1e-4, atol=1e-6
+    )  # 2 from below the unit
+
+
+def test_rules_compute_in_float32_where_the_network_does_not():
+    def network(params, x):
+        return jax.nn.relu(x * params["below"]).astype(jnp.bfloat16) @ params["w"].astype(jnp.bfloat16)
+
+    params, x = {"below": jnp.float32(1), "w": normal(1, 40, 30)}, normal(3, 5, 40)
+    cotangent = normal(4, 5, 30).astype(jnp.bfloat16)
+    net = evolve(network, "mean(fah) + g")
+    state = net.init(jax.random.key(0), params, x)
+    following = jax.grad(lambda s: jnp.vdot(net(params, s, x), cotangent))(state)
+    expected = (cotangent.astype(jnp.float32) @ state["w"]["constants"]["R"].T).mean(0)
+    np.testing.assert_allclose(following["w"]["rule"]["m"][0][0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_direct_feedback_is_per_position_where_logits_and_unit_share_positions():
     params = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, 3)}
     x, b_L = normal(3, 5, 6, 4), normal(4, 5, 6, 3)  # noqa: N806
@@ -420,6 +454,31 @@ WRONG = [
 def test_what_cannot_train_gets_one_clear_error(network, rule, params, kind, message):
     with pytest.raises(kind, match=message):
         evolve(network, rule).init(jax.random.key(0), params, X)
+
+
+def test_products_that_hold_no_unit_are_left_alone_with_the_reason():
+    @jax.custom_vjp
+    def own_gradient(x, w):
+        return x @ w
+
+    own_gradient.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, b: (b @ r[1].T, r[0].T @ b))
+
+    def network(params, x):
+        x = jax.nn.relu(x @ params["a"])
+        x = x + 0 * jnp.sum(own_gradient(x, params["b"]))
+        x = x + 0 * jnp.sum(lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, c[1] @ params["w"]), (0, x))[1])
+        x = x + 0 * lax.map(lambda row: row @ params["w"], x) + 0 * x @ lax.stop_gradient(params["w"])
+        return x @ params["b"] + jnp.sum(x @ x.T)
+
+    units = evolve(network, "g").units(TWO | {"w": normal(1, 4, 4)}, X)
+    assert [u.path for u in units] == ["b"]
+    assert list(units.left_alone) == [
+        ("a", "nothing with parameters lies below it"),
+        ("b", "inside a custom_vjp_call"),
+        ("w", "inside a while"),
+        ("w", "one sample at a time, no axis of samples: use jax.vmap instead of a loop"),
+        ("dot_general of [6, 4] and [4, 6]", "a product of two activations"),
+    ]
 
 
 def test_a_state_of_another_rule_is_refused():

@@ -85,7 +85,7 @@ def cross_entropy(logits, labels):
 
 
 def assert_gradients_agree(actual, expected):
-    """To rounding; a bias below a batch norm has the gradient 0 in exact arithmetic, and nothing but rounding in floats."""
+    """Arrays whose exact gradient is 0, such as biases below a batch norm, hold rounding alone: compared with the largest."""
     largest = max(float(jnp.abs(e).max()) for e in jax.tree.leaves(expected))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=max(1e-5 * float(jnp.abs(e).max()), 1e-6 * largest))

@@ -1,6 +1,7 @@
 """One truth: a rule on plain Flax networks gives the numbers of bpevo.models and of the NumPy oracle."""
 
 import functools
+import re
 from unittest import mock
 
 import hypothesis
@@ -141,3 +142,23 @@ def test_plain_wide_resnet_has_the_numbers_of_ours_for_named_rules(wide_resnet):
 @hypothesis.settings(max_examples=30)
 def test_plain_wide_resnet_has_the_numbers_of_ours_for_random_chains(wide_resnet, equation):
     wide_resnet.check(equation, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA's CPU backend needs")
+def test_convolutions_of_plain_networks_are_fast_in_loops():
+    """XLA's CPU backend runs a convolution inside a loop fast only if it is a canonical forward convolution."""
+    plain, images, labels = PlainWRN(10, 1), normal(1, 2, 4, 16, 16, 3), jnp.arange(4) % CLASSES
+    variables = jax.eval_shape(plain.init, jax.random.key(0), images[0])
+    net = evolve(functools.partial(plain.apply, mutable=["batch_stats"]), "unit_fro(g)")
+    state = jax.eval_shape(net.init, jax.random.key(0), variables, images[0])
+
+    def step(variables, state, x):
+        loss = lambda *args: cross_entropy(net(*args, x)[0], labels)  # noqa: E731
+        return jax.grad(loss, (0, 1))(variables, state)
+
+    loop = jax.jit(lambda v, s, xs: jax.lax.scan(lambda c, x: (c, step(v, s, x)), 0, xs)[1])
+    convolutions = re.findall(r"= \S+ convolution\(.*", loop.lower(variables, state, images).compile().as_text())
+    assert len(convolutions) >= 12
+    for line in convolutions:
+        assert "dim_labels=b01f_01io->b01f" in line and "group_count" not in line, line

@@ -72,7 +72,7 @@ def test_rules_see_the_bias_in_hp_next_and_products_of_averages():
     h, w = jnp.tanh(x), params["w"]
     signal, _ = signal_of("hp_next @ W.T", params, x, normal(4, 5, 3))
     np.testing.assert_allclose(signal, (h @ w + params["b"]) @ w.T, rtol=1e-4, atol=1e-6)
-    signal, _ = signal_of("(mean(h) @ W) @ W.T", params, x, normal(4, 5, 3))
+    signal, _ = signal_of("(g - g) + ((mean(h) @ W) @ W.T)", params, x, normal(4, 5, 3))
     np.testing.assert_allclose(signal, jnp.broadcast_to(h.mean(0) @ w @ w.T, x.shape), rtol=1e-4, atol=1e-6)
 
 
@@ -81,10 +81,10 @@ def test_scaling_before_an_activation_is_not_part_of_it():
         return jnp.tanh(2 * (x * params["below"]) + 0.5) @ params["w"]
 
     params, x = {"below": jnp.float32(1), "w": normal(1, 4, 3)}, normal(3, 5, 4)
-    net = evolve(network, "dh")
+    net = evolve(network, "dh * dh")
     signal = jax.grad(lambda x: jnp.sum(net(params, net.init(jax.random.key(0), params, x), x)))(x)
     np.testing.assert_allclose(
-        signal, 2 * (1 - jnp.tanh(2 * x + 0.5) ** 2), rtol=1e-4, atol=1e-6
+        signal, 2 * (1 - jnp.tanh(2 * x + 0.5) ** 2) ** 2, rtol=1e-4, atol=1e-6
     )  # 2 from below the unit
 
 

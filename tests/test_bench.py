@@ -23,7 +23,10 @@ def test_slots_are_one_program_and_take_more_memory_than_their_state(rules):
     compilations = Compilations()
     timing = engines.interpreted(SETTING, 2, rules, 2)
     assert (timing.programs, timing.name) == (1, "slots, K = 2") and timing.step > 0 and timing.compile > 0
-    assert compilations.count == 2  # with the allocation of states
+    assert (
+        compilations.names["jit(many)"] == compilations.names["jit(_zeros)"] == 1
+    )  # the epoch, and the allocation of states
+    assert compilations.count <= 5  # and what tries the activation
     candidate, examples = engines.workload(SETTING)
     state, _ = candidate.bytes_needed(InterpretedRule.of(rules[0]), examples.mean.shape)
     assert state < timing.bytes_per_slot < 100 * state

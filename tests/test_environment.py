@@ -90,7 +90,7 @@ def test_without_a_home_nothing_is_called_tilde(environment, tmp_path):
     homeless["PYTHONPATH"] += f":{tmp_path}"
     place = tmp_path / "here"
     place.mkdir()
-    done = command("launch", *SMALL, "--workdir=run", "--max_evaluations=2", env=homeless, cwd=place)
+    done = command("launch", *SMALL, "--workdir=run", env=homeless, cwd=place)
     assert done.returncode == 0, done.stderr
     refused = command("launch", *SMALL, "--workdir=~/run", env=homeless, cwd=place)
     assert refused.returncode == 2 and "--workdir=~/run: no home directory is known" in refused.stderr
@@ -101,7 +101,7 @@ def test_a_tilde_in_a_path_is_the_home_directory(environment, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
     env = environment | {"HOME": str(tmp_path / "home")}
-    done = command("launch", *SMALL, "--workdir=~/run", "--max_evaluations=2", env=env, cwd=tmp_path / "elsewhere")
+    done = command("launch", *SMALL, "--workdir=~/run", env=env, cwd=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "home" / "run" / "run.sqlite").exists() and not list((tmp_path / "elsewhere").iterdir())
 

@@ -191,7 +191,7 @@ def test_nothing_is_chosen_by_a_test_accuracy(undisturbed, tmp_path, monkeypatch
     def advance(self, meanwhile=lambda: None):
         return {
             slot: result if self._slots.get(slot, [types.SimpleNamespace(replicate=0)])[0].replicate < 3000 else
-            type(result)(result.epoch, 1.0, 0.1, 1.0, 1.0, 0.123, result.reason)
+            dataclasses.replace(result, eval_accuracy=0.123)
             for slot, result in original(self, meanwhile).items()
         }  # fmt: skip
 

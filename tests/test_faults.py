@@ -279,7 +279,7 @@ def exhaust_memory() -> None:
     trainer = make_trainer(4)
     workers = LocalWorkers(trainer, None, print)
     for tag in range(8):
-        workers.submit(dataclasses.replace(JOBS[tag % 2], tag=tag))
+        workers.submit(dataclasses.replace(JOBS[tag % 2], subject=str(tag)))
     workers.poll()
     program = trainer._program
 
@@ -373,7 +373,7 @@ def test_a_search_outlives_its_output(undisturbed, tmp_path, error):
 
 COMMAND = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=2", "--slots=4",
-    "--top=1", "--repeats=1", "--lag=4", "--selfcheck=false",
+    "--top=1", "--repeats=1", "--lag=2", "--elite_size=2", "--selfcheck=false",
 )  # fmt: skip
 
 

@@ -79,6 +79,31 @@ def test_networks_train_to_the_same_bits_in_float32_under(setting, name):
         np.testing.assert_array_equal(a, e)
 
 
+class Ordinary(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(3, (3, 3))(x))
+        return nn.Dense(3)(nn.relu(nn.Conv(3, (3, 3), 2)(x)).mean((1, 2)))
+
+
+def evolved_step():
+    """Parameters' gradients and the next state of an ordinary Flax network under a rule."""
+    net = layers.evolve(Ordinary().apply, TEXT)
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), Ordinary().init(jax.random.key(0), IMAGES))
+    state = jax.jit(net.init)(jax.random.key(1), params, IMAGES)
+    return jax.jit(jax.grad(lambda p, s: -jnp.mean(jax.nn.log_softmax(net(p, s, IMAGES))[:, 0]), (0, 1)))(params, state)
+
+
+def test_evolved_networks_train_to_the_same_bits_in_float32_under_every_setting():
+    expected = evolved_step()
+    for setting in SETTINGS.values():
+        with setting():
+            actual = evolved_step()
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == e.dtype == jnp.float32
+            np.testing.assert_array_equal(a, e)
+
+
 @pytest.mark.parametrize("setting", [None, *SETTINGS])
 def test_the_compute_dtype_is_that_of_floating_inputs_and_else_float32(setting):
     layer = layers.Dense(3, "bn(g)")

@@ -21,6 +21,12 @@ def test_the_colab_lines_run_and_show_the_equation_printed_below_them():
     assert scope["rule"]._repr_latex_() == rf"$\displaystyle b_i^p \leftarrow {shown}$"
 
 
+def test_the_lines_for_a_network_of_ones_own_run(capsys):
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[1]
+    exec(code, {})  # our own README
+    assert "params/Dense_0/kernel" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", [*OPERANDS, *UNARIES, *BINARIES])
 def test_the_language_table_names_every_component(name):
     entry = UNARIES.get(name) or BINARIES.get(name)

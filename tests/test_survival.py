@@ -432,7 +432,7 @@ HOSTILE = (
     "add_noise(g, 1000000.0) * cube(gh)",
     "whiten(g - g) + bn(h)",
     "ssq((g + 1000000.0) * (g + 1000000.0)) - cube(g)",
-    "clip(g, 1e-38) * (1e-38*g)",
+    "clip(g, 1.2e-38) * (1.2e-38*g)",
     "bn(dh) / mean(dh)",
     "left(bn(fa), g) / std(dfa)",
 )

@@ -80,7 +80,7 @@ def _rule(expression: Expression) -> Rule:
 
 
 def _kind(x: np.ndarray, g: np.ndarray) -> str:
-    """Of signals x where backprop has g, both [cells, samples, features]."""
+    """For signals x where backprop has g, both [cells, samples, features]."""
     if not np.any(x):
         return NO_SIGNAL
     if same(x, g):

@@ -99,7 +99,7 @@ def _values(seed: int, number: int) -> dict[str, Any]:
 
 @functools.cache
 def _operands(seed: int, registered: tuple[Component, ...]):
-    """Of all regimes: leaves [regimes, STEPS, ...], on the probe's device, with these components registered."""
+    """The values of all regimes: leaves [regimes, STEPS, ...], on the probe's device, with these components registered."""
     assert registered == extensions()
     stacked = jax.tree.map(lambda *x: np.stack(x).astype(np.float32), *(_values(seed, i) for i in range(len(REGIMES))))
     return jax.device_put(stacked, _device())

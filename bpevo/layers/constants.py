@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bpevo.rules import OPERANDS, UnitShapes
 
@@ -20,11 +21,14 @@ def draw_constants(key: jax.Array, reads: frozenset[str], deviation: Any, shapes
         return {}
     together = {o.name: math.prod(shapes.of(o.base)) for o in OPERANDS.values() if o.draw and o.paper}
     ends = itertools.accumulate(together.values())
-    gaussian = jax.random.normal(key, (sum(together.values()),))
+    gaussian = jax.random.normal(key, (sum(together.values()),), jnp.float32)
     gaussians = {n: gaussian[end - together[n] : end] for n, end in zip(together, ends, strict=True)}
     for o in drawn:
         if not o.paper:
-            gaussians[o.name] = jax.random.normal(
-                jax.random.fold_in(key, zlib.crc32(o.name.encode())), shapes.of(o.base)
-            )
-    return {o.name: o.draw(gaussians[o.name].reshape(shapes.of(o.base)), deviation) for o in drawn if o.draw}
+            own = jax.random.fold_in(key, zlib.crc32(o.name.encode()))
+            gaussians[o.name] = jax.random.normal(own, shapes.of(o.base), jnp.float32)
+    return {
+        o.name: o.draw(gaussians[o.name].reshape(shapes.of(o.base)), deviation).astype(jnp.float32)
+        for o in drawn
+        if o.draw
+    }

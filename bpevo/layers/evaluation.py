@@ -55,8 +55,8 @@ class WithNoise:
 def starting_state(rule: Rule, key: jax.Array, shapes: UnitShapes) -> State:
     """The state of a rule in a unit, with its source of noise if it draws any."""
     state = rule.init(shapes)
-    noise = _words(jax.random.bits(key, (2,)))
-    return {"rule": state, "noise": noise, "uses": jnp.ones(())} if rule.needs_noise else state
+    noise = _words(jax.random.bits(key, (2,), jnp.uint32))
+    return {"rule": state, "noise": noise, "uses": jnp.float32(1)} if rule.needs_noise else state
 
 
 def _words(data: jax.Array) -> jax.Array:

@@ -273,7 +273,7 @@ class _Plan:
         def one(key):
             constants = self._constants(jax.random.fold_in(key, 0), self.shapes(unit))
             rule_state = starting_state(self._rule, jax.random.fold_in(key, 1), self.shapes(unit))
-            entry = {"constants": constants, "uses": jnp.ones(())} if constants else {}
+            entry = {"constants": constants, "uses": jnp.float32(1)} if constants else {}
             return entry | ({"rule": rule_state} if jax.tree.leaves(rule_state) else {})
 
         for length in reversed(unit.loops):
@@ -297,7 +297,7 @@ class _Plan:
                 "net.init(key, params, …)"
             )
         logits = self._logits if self.reads_logits else None
-        carrier = jnp.zeros((1, 1) if logits is None else self._trace.outputs[logits].shape)
+        carrier = jnp.zeros((1, 1) if logits is None else self._trace.outputs[logits].shape, jnp.float32)
         evaluation = Evaluation(
             self._trace, self._units, self._rule, {u.name: self.shapes(u).Z for u in self._units}, self._convolutions
         )

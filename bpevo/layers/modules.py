@@ -1,8 +1,6 @@
 """Flax layers that train with any backward equation."""
 
-import itertools
 import math
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from bpevo.layers import convolution
+from bpevo.layers.constants import draw_constants
 from bpevo.layers.linear import ConvMap, DenseMap, Linear, PooledDenseMap, apply
 from bpevo.layers.unit import Activation, Weights, along_features, check_elementwise, identity, unit
-from bpevo.rules import OPERANDS, Equation, Expression, Operand, Rule, UnitShapes, compile
+from bpevo.rules import OPERANDS, Equation, Expression, Rule, UnitShapes, compile
 
 OVERWRITE = "_overwrite_with_gradient"  # collection whose gradient is its next value (Flax's convention)
 FEEDBACK = "feedback"  # collection of R, S, R_L and whatever else is drawn
@@ -65,30 +64,13 @@ class _RuleLayer(nn.Module):
         return y if carrier is None else (y, inner)
 
     def _constants(self, reads: frozenset[str], std: float, shapes: UnitShapes) -> dict[str, jax.Array]:
-        """The drawn operands that the rule reads; the paper's come from one Gaussian draw: one generator to compile."""
-        drawn = [o for o in OPERANDS.values() if o.draw]
-        needed = [o for o in drawn if o.name in reads]
-        gaussians: dict[str, jax.Array] = {}
+        """The drawn operands that the rule reads."""
+        needed = [o.name for o in OPERANDS.values() if o.draw and o.name in reads]
+        drawn: dict[str, jax.Array] = {}
         if needed and self.is_initializing():
             # Folded in once more, so that R differs from W even if both streams start from one key.
-            key = jax.random.fold_in(self.make_rng(FEEDBACK), 1)
-            together = {o.name: math.prod(shapes.of(o.base)) for o in drawn if o.paper}
-            ends = itertools.accumulate(together.values())
-            draw = jax.random.normal(key, (sum(together.values()),), jnp.float32)
-            gaussians = {n: draw[end - together[n] : end] for n, end in zip(together, ends, strict=True)}
-            for o in needed:
-                if not o.paper:  # by its name alone: it does not depend on what else is registered
-                    own = jax.random.fold_in(key, zlib.crc32(o.name.encode()))
-                    gaussians[o.name] = jax.random.normal(own, shapes.of(o.base), jnp.float32)
-
-        def constant(o: Operand) -> jax.Array:
-            assert o.draw is not None
-            draw = o.draw
-            return self.variable(
-                FEEDBACK, o.name, lambda: draw(gaussians[o.name].reshape(shapes.of(o.base)), std).astype(jnp.float32)
-            ).value
-
-        return {o.name: constant(o) for o in needed}
+            drawn = draw_constants(jax.random.fold_in(self.make_rng(FEEDBACK), 1), reads, std, shapes)
+        return {name: self.variable(FEEDBACK, name, lambda n=name: drawn[n]).value for name in needed}
 
 
 def _rule(rule: Any) -> Rule | None:

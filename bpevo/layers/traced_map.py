@@ -26,7 +26,7 @@ class Product(NamedTuple):
 
     @classmethod
     def of(cls, node: Node, side: int, x: Any, w: Any) -> "Product":
-        """Of operands' shapes and dtypes."""
+        """The product that a node computes of x and w, its operand `side` being the weight."""
         measured = None
         if node.name == "dot_general":
             contracting, batch = (axes[side] for axes in node.params["dimension_numbers"])

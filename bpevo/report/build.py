@@ -215,4 +215,4 @@ def _describe(run: Run) -> str:
         "learning rates": ", ".join(f"{r:g}" for r in s.get("learning_rates", ())), "seed": s.get("seed"),
     }  # fmt: skip
     settings = "; ".join(f"{name} {value}".strip() for name, value in shown.items() if value not in (None, ""))
-    return f"{settings}. {', '.join(f'{name} {version}' for name, version in v.items())}"
+    return f"{settings}. {', '.join(f'{name} {version}' for name, version in v.items() if version)}"

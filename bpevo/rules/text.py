@@ -91,13 +91,14 @@ def _at(text: str, place: int, message: str) -> str:
 
 
 def suggestion(name: str, valid: Sequence[str]) -> str:
-    """The valid name that `name` may be a slip of: mostly the same letters, or one too few or too many; else all of them."""
+    """The valid name that `name` may be a slip of: mostly the same letters, or the same in another order, or one too few or
+    too many; else all of them."""
 
     def likeness(other: str) -> float:
         a, b = name.lower(), other.lower()
         ratio = difflib.SequenceMatcher(None, a, b).ratio()
         slip = abs(len(a) - len(b)) == 1 and ratio == 2 * min(len(a), len(b)) / (len(a) + len(b))
-        return ratio if slip or ratio >= 0.7 else 0.0
+        return ratio if slip or sorted(a) == sorted(b) or ratio >= 0.7 else 0.0
 
     nearest = max(valid, key=likeness)
     return f"the nearest is {nearest!r}" if likeness(nearest) else f"there are {', '.join(valid)}"

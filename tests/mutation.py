@@ -5,9 +5,9 @@
 
 cosmic-ray (https://cosmic-ray.readthedocs.io) makes the changes: another operator, comparison, number or constant, a `break`
 for a `continue`, a missing `not` or decorator. They are made in a copy of the working tree, one at a time. A change is noticed
-if a test fails, or the tests outlast three times their usual duration and a minute. All state is in --folder: the same command
-continues where it was stopped, and ends with the share noticed and `survivors.md`, a table of the others for a person to judge,
-as some change nothing.
+if a test fails, or the tests take more processor time than three times their usual duration and a minute. All state is in
+--folder: the same command continues where it was stopped, and ends with the share noticed and `survivors.md`, a table of the
+others for a person to judge, as some change nothing.
 """
 
 import argparse
@@ -43,8 +43,10 @@ SUBJECTS = {
     "bpevo.doctor": "doctor",
     "bpevo.evaluate": "evaluate",
     "bpevo.evaluation": "figures significance ranking evaluate report",
-    "bpevo.evolution": "ranking controllers standing runs evolution",
+    "bpevo.evolution": "rates budget ranking controllers standing kinds equivalence runs evolution",
     "bpevo.layers": "layers models training",
+    **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("constants", "discovery", "evaluation", "evolve")},
+    **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("graph", "traced_map", "varying")},
     "bpevo.models": "models",
     "bpevo.report": "figures plots ranking runs terminal report",
     "bpevo.rules": "rules rules_values rules_interpreter registering",
@@ -143,9 +145,12 @@ def run(folder: pathlib.Path) -> None:
         for item in list(db.pending_work_items):
             module = item.mutations[0].module_path
             tests = tests_of(module)
-            limit = 60 + 3 * seconds_of(tests, folder)
+            usual = seconds_of(tests, folder)
+            limited = (
+                f"ulimit -t {60 + 3 * usual:.0f}; exec {shlex.join(command(tests))}"  # no other process's load counts
+            )
             begin = time.monotonic()
-            result = mutate_and_test(item.mutations, shlex.join(command(tests)), limit)
+            result = mutate_and_test(item.mutations, shlex.join(["bash", "-c", limited]), 60 + 20 * usual)
             db.set_result(item.job_id, result)
             told = "not noticed" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
             where = f"{module}:{item.mutations[0].start_pos[0]}"

@@ -15,6 +15,7 @@ import ast
 import collections
 import contextlib
 import json
+import os
 import pathlib
 import random
 import shlex
@@ -141,6 +142,7 @@ def seconds_of(tests: tuple[str, ...], folder: pathlib.Path) -> float:
 def run(folder: pathlib.Path) -> None:
     """Tries every change that has no result yet."""
     shutil.copytree(folder / "package", folder / "tree" / "bpevo", dirs_exist_ok=True)  # a killed run leaves its change
+    os.environ["PYTHONPATH"] = str(folder / "tree")  # commands that tests start are those with the change, too
     with use_db(str(folder / "session.sqlite"), WorkDB.Mode.open) as db, contextlib.chdir(folder / "tree"):
         for item in list(db.pending_work_items):
             module = item.mutations[0].module_path

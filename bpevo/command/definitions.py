@@ -22,7 +22,11 @@ def define_common() -> None:
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
     flags.DEFINE_string("optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9.")
-    flags.DEFINE_list("learning_rates", ["0.1"], "Each equation is trained with each of these; the best counts.")
+    flags.DEFINE_list(
+        "learning_rates",
+        ["0.1"],
+        "Each equation is tried with each of these. A search trains it with the best; the grid of what is tuned grows.",
+    )
     flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
     flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
@@ -57,7 +61,11 @@ def define_search() -> None:
         "paper",
         f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
     )
-    flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
+    flags.DEFINE_integer(
+        "max_evaluations",
+        1000,
+        "Trials at a learning rate, trainings and confirmations of the search; controls and selection come on top.",
+    )
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
     flags.DEFINE_integer(
         "elite_size",

@@ -10,6 +10,7 @@ from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import stored
 from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
+from bpevo.report.leaderboard import BOARD_COLUMNS, LeaderboardRow, board_cells
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
 # A table where it fits; on less than a desktop's width each row is a card: the rule, and below it the names and numbers.
@@ -77,7 +78,7 @@ def picture(svg: bytes, caption: str) -> str:
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-_TEXTS = ("rule", "equation", "mutation", "paper %")  # columns whose cells may break into lines
+_TEXTS = ("rule", "equation", "kind", "mutation", "paper %")  # columns whose cells may break into lines
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -99,6 +100,15 @@ def standings_html(standings: Sequence[Standing]) -> str:
         kind = "better" if row.better else "worse" if row.worse else ""
         made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))
     return _table(COLUMNS, made) + note(LEGEND)
+
+
+def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
+    made = []
+    for row in board:
+        label = f"{html.escape(row.label)}<br>" if row.label else ""
+        texts = [row.kind + (f" ({row.status})" if row.status else ""), *board_cells(row)]
+        made.append(("", [label + equation(row.equation), *map(html.escape, texts)]))
+    return _table(("equation", "kind", *BOARD_COLUMNS), made)
 
 
 def lineage_html(line: Sequence[Ancestor]) -> str:

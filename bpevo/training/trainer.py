@@ -24,6 +24,7 @@ class Training:
     _: dataclasses.KW_ONLY
     replicate: int = 0
     transform: str = ""  # of the parameter gradient, one of TRANSFORMS; only where the trainer has `transforms`
+    held_out: bool = False  # evaluated on the examples that are held out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ class Trainer:
             learning_rate=np.float32(0),
             epoch=np.int32(0),
             active=np.bool_(False),
+            held_out=np.bool_(False),
             transform=np.int32(0) if transforms else None,
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
@@ -194,6 +196,7 @@ class Trainer:
         self._orders.replicate[slot] = training.replicate
         self._orders.learning_rate[slot] = training.learning_rate
         self._orders.epoch[slot], self._orders.active[slot] = epoch, True
+        self._orders.held_out[slot] = training.held_out
         if epoch:
             values = jax.tree.unflatten(jax.tree.structure(self._states), state)
             try:

@@ -59,7 +59,7 @@ def workdir(tmp_path_factory):
             }
 
     def best(result):
-        return dataclasses.replace(result, eval_accuracy=1.0, reason="")
+        return result if result.reason else dataclasses.replace(result, eval_accuracy=1.0)
 
     search(folder, plan(30, lag=12, initial=initial), Fair(4))
     return folder

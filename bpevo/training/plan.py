@@ -31,7 +31,7 @@ class TrainingPlan:
     split: data.Split  # of the dataset: what is trained on and what is evaluated on
     seed: int  # root of everything random
 
-    def task(self, measure_alignment: bool = False) -> Task:
+    def task(self, measure_alignment: bool = False, transforms: tuple[str, ...] = ()) -> Task:
         return Task(
             settings=self.settings,
             classes=self.dataset.num_classes,
@@ -39,6 +39,7 @@ class TrainingPlan:
             flip=self.dataset.flip,
             pad=self.dataset.pad,
             measure_alignment=measure_alignment,
+            transforms=transforms,
         )
 
     def examples(self) -> Examples:

@@ -194,7 +194,7 @@ class _Find:
 
 
 def _against_controls(trained: Mapping[str, _Trained], hurdles: Iterable[str]) -> dict[str, _Find]:
-    """Of each tested rule: its largest p-value, or why it has none."""
+    """The largest p-value of each tested rule, or why it has none."""
     hurdles = list(hurdles)
     missing = [text for text in hurdles if text not in trained or not _measured(trained[text])]
     limited = [text for text in hurdles if text in trained and trained[text].unfair]

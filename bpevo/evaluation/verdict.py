@@ -36,13 +36,15 @@ def _controls(table: Sequence[Standing], baseline: Standing) -> list[str]:
     others = [r for r in table if r.role == "control" and not r.name and r.test and not r.diverged]
     if others and others[0].test:  # the table is sorted
         said.append(f"The best of the other controls, {others[0].text}, reaches {number(others[0].test)} %.")
+    if lost := [r.text for r in table if r.role == "control" and r.learning_rate is None]:
+        said.append(f"Diverged at every learning rate, so no hurdle: {', '.join(lost)}.")
     return said
 
 
 def _finds(table: Sequence[Standing], judged: Sequence[Standing]) -> list[str]:
     if not judged:
         return []
-    hurdles = sum(r.role == "control" for r in table)
+    hurdles = sum(r.role == "control" and r.test is not None for r in table)
     how = (
         f"better than each of {hurdles} controls (one-sided paired t-tests on shared seeds, the largest p counts; Holm over "
         f"{len(judged)} rules, {LEVEL:.0%})"

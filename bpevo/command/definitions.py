@@ -24,7 +24,11 @@ def define_common() -> None:
     flags.DEFINE_string(
         "optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9, Adam."
     )
-    flags.DEFINE_list("learning_rates", ["0.1"], "Each equation is trained with each of these; the best counts.")
+    flags.DEFINE_list(
+        "learning_rates",
+        ["0.1"],
+        "Each equation is trained with each of these; the best counts. An evaluation's grids begin with them and grow.",
+    )
     flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
     flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
@@ -97,13 +101,15 @@ def define_evaluation() -> None:
     flags.DEFINE_string(
         "scenario",
         "evaluation",
-        "Name of the evaluation, a folder of the workdir. a1, a2, a3, b1: the paper's settings.",
+        "Name of the evaluation, a folder of the workdir; settings that are not given are those of the workdir's search. a1, a2, "
+        "a3, b1: the paper's.",
     )
     flags.DEFINE_string(
         "rules",
         None,
-        "Rules to test, beside the baselines: names or texts separated by ';', among them table1 or one of its columns "
-        "(a1_sgd, b1_momentum, …); or a file, one per line.",
+        "Rules to test, beside the controls: names or texts separated by ';', among them table1 or one of its columns "
+        "(a1_sgd, b1_momentum, …); or a file, one per line. Any with ' | ' and block_normalised, clip_global_norm, lars, "
+        "grafted (backprop's length in every tensor), adam.",
     )
     flags.DEFINE_integer(
         "top", 100, "Best rules of the workdir's search that enter the selection, if there is a search."

@@ -45,7 +45,7 @@ def cells(row: Standing) -> list[str]:
 
 
 def _difference(difference: Difference | None) -> str:
-    return f"{difference.pairs.mean:+.2f} ± {difference.pairs.margin:.2f}" if difference else ""
+    return f"{difference.pairs.mean:+z.2f} ± {difference.pairs.margin:.2f}" if difference else ""
 
 
 def title(row: Standing, text: str | None = None) -> str:

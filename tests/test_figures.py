@@ -220,6 +220,13 @@ def test_a_find_beats_every_control_not_backprop_alone():
     assert s.hurdle == "2.0*g" and s.p > 0.5 and not s.find and s.difference.greater < 0.01
 
 
+def test_what_was_detectable_depends_on_the_rank_that_holm_gives_a_rule():
+    """Leads over 2.0*g: unit_fro(g) 0, 0, -1, 0, the smaller p, held to 2.5 %; fa -2, 0, -3, -4, held to 5 %."""
+    s = by_text(retested("2.0*g", (0.84, 0.85, 0.88, 0.92)))
+    assert s["unit_fro(g)"].detectable == pytest.approx(4.255899 * 0.5 / 2, rel=1e-4)  # in place of SHIFT
+    assert s["fa"].detectable == pytest.approx(SHIFT * math.sqrt(8.75 / 3) / 2, rel=1e-4)
+
+
 def test_a_control_keeps_what_did_not_diverge_of_it_and_with_one_repetition_left_it_is_no_hurdle():
     """2.0*g over the seeds 1 to 3: fa leads by 4, 1, 0, so t of 2 degrees of freedom is 1.387 = p/2 of 0.2999."""
     s = by_text(retested("2.0*g", (None, 0.81, 0.84, 0.88)))["fa"]

@@ -8,6 +8,7 @@ backprop and a control without any hidden signal stand beside the rules that wer
 import contextlib
 import dataclasses
 import os
+import shlex
 
 from bpevo.command import main, definitions, plans, process, selfcheck  # isort: skip (main comes before jax)
 import jax
@@ -59,8 +60,23 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
             say(search.exhausted)
         s = training.settings
         title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
-        console.print(report.table(report.leaderboard(search.judged, database.costs(), plan.top), title))
+        board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
+        console.print(report.table(board, title))
+        validation, held_out = len(training.split.eval_labels), training.held_out
+        for line in [*report.remarks(board, held_out, validation - held_out), *_next(command)]:
+            say(line)
         return code
+
+
+def _next(command: plans.SearchCommand) -> list[str]:
+    """The commands that go on from here."""
+    options = {"workdir": command.workdir} | ({"data_dir": command.data_dir} if command.data_dir else {})
+    given = shlex.join(f"--{name}={value}" for name, value in options.items())
+    workdir = shlex.quote(f"--workdir={command.workdir}")
+    return [
+        f"next: python -m bpevo.evaluate {given}  (tunes and tests these rules beside every control)",
+        f"      python -m bpevo.report {workdir}  (a page with plots)",
+    ]
 
 
 def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.SearchCommand:

@@ -211,7 +211,7 @@ def test_texts_of_a_database_are_data_in_sql_and_in_the_terminal(tmp_path):
     edited(tmp_path, "UPDATE evaluations SET reason = '[bold red]not markup[/]' WHERE stage = 'control'")
     with RunDatabase.reading(tmp_path) as database:
         output = io.StringIO()
-        Console(file=output, width=200).print(table(leaderboard(database.rows(), {}, 3), "title"))
+        Console(file=output, width=200).print(table(leaderboard(database.rows(), 3), "title"))
     assert "[bold red]not markup[/]" in output.getvalue()
 
 

@@ -58,7 +58,7 @@ SEARCH = Rows([
 
 
 def test_a_leaderboard_shows_what_was_measured():
-    board = leaderboard(SEARCH, {"unit_fro(g)": 1.25, "g": 1.0}, 3)
+    board = leaderboard(SEARCH, 3)
     assert [(r.equation, r.search) for r in board] == [
         ("unit_fro(g)", 70.0), ("g", 60.0), ("fa", 55.00000000000001), ("dfa", 80.0), ("g - g", 20.0)
     ]  # fmt: skip
@@ -73,12 +73,12 @@ def test_a_leaderboard_shows_what_was_measured():
         "dfa": ["0.1", "80.00", "", "", ""],
         "zero_signal: g - g": ["0.3", "20.00", "", "", ""],  # a tie: the higher rate
     }
-    assert [r.equation for r in leaderboard(SEARCH, {}, 1)] == ["unit_fro(g)", "g", "g - g"]
+    assert [r.equation for r in leaderboard(SEARCH, 1)] == ["unit_fro(g)", "g", "g - g"]
     assert printed(table(board, "a title")).splitlines()[0].strip() == "a title"
 
 
 def test_what_was_not_trained_or_diverged_has_no_figures():
-    board = leaderboard(Rows([row("g", None, stage="control", reason="loss not finite")]), {}, 3)
+    board = leaderboard(Rows([row("g", None, stage="control", reason="loss not finite")]), 3)
     assert lines(table(board, "")) == {
         "zero_signal: g - g  (not trained yet)": ["", "", "", "", ""],
         "backprop: g  (loss not finite)": ["0.1", "", "", "", ""],

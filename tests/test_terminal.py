@@ -103,7 +103,7 @@ def shown_search(workdir: str) -> None:
     progress = Progress(console)
     with progress.running():
         made = search(workdir, plan(24), StandIn(4, seconds=0.01), progress)
-    console.print(table(leaderboard(made.rows, {}, 2), "the leaderboard"))
+    console.print(table(leaderboard(made.rows, 2), "the leaderboard"))
 
 
 SHOWN = ["-c", "import sys, test_terminal as t; t.shown_search(sys.argv[1])"]
@@ -120,7 +120,7 @@ def test_no_width_of_a_terminal_hides_a_rule_or_a_number(width):
     def renamed(rows: Rows, text: str) -> Rows:
         return Rows([*rows, *(dataclasses.replace(row, equation=LONG) for row in rows.of(equation=text))])
 
-    board = leaderboard(renamed(SEARCH, "unit_fro(g)"), {"unit_fro(g)": 1.25}, 4)
+    board = leaderboard(renamed(SEARCH, "unit_fro(g)"), 4)
     settings = SETTINGS | {"rules": [*SETTINGS["rules"], LONG]}
     stand = standings(renamed(EVALUATION, "fa"), {"fa": 1.25}, settings)
     for shown, numbers in (
@@ -141,7 +141,7 @@ def test_no_width_of_a_terminal_hides_a_rule_or_a_number(width):
 
 
 def test_a_text_table_is_a_table_where_the_texts_have_room_and_stacked_where_not():
-    board = table(leaderboard(SEARCH, {"unit_fro(g)": 1.25}, 1), "a title")
+    board = table(leaderboard(SEARCH, 1), "a title")
     # Numbers 3 + 8 + 13 + 1 + 5, blanks 2·6, borders 7: 49, and 18 for the longest text, zero_signal: g - g.
     assert any("│" in line for line in printed(board, 67)) and not any("│" in line for line in printed(board, 66))
     assert printed(board, 46) == [

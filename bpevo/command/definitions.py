@@ -27,7 +27,7 @@ def define_common() -> None:
     flags.DEFINE_list(
         "learning_rates",
         ["0.1"],
-        "Each equation is trained with each of these; the best counts. An evaluation's grids begin with them and grow.",
+        "Each equation is tried with each of these. A search trains it with the best; the grid of what is tuned grows.",
     )
     flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
@@ -63,7 +63,11 @@ def define_search() -> None:
         "paper",
         f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
     )
-    flags.DEFINE_integer("max_evaluations", 1000, "Trainings of the search; controls and selection come on top.")
+    flags.DEFINE_integer(
+        "max_evaluations",
+        1000,
+        "Trials at a learning rate, trainings and confirmations of the search; controls and selection come on top.",
+    )
     flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
     flags.DEFINE_integer(
         "elite_size",

@@ -19,10 +19,11 @@ from bpevo.evaluation.treatments import Treatment, controls, read_treatments, un
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import RunDatabase
-from bpevo.search import SearchPlan
+from bpevo.search import MOST_REPEATS, SearchPlan
 from bpevo.training import TrainingPlan, TrainingSettings, most_slots
 
 MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
+LEAST_VALIDATION = 3
 
 
 class UsageError(ValueError):
@@ -41,6 +42,7 @@ class SearchCommand:
     slots: int | None
     checkpoint_minutes: float  # 0: none
     fork_from: str | None
+    data_dir: str | None
     selfcheck: bool
     max_hours: float | None = None
 
@@ -160,12 +162,15 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     if values.max_parts > 8:
         raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
     rates = _rates(values)
-    if values.max_evaluations < len(rates):
+    if values.max_evaluations < budget.charge(len(rates)):
         raise UsageError(
-            f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
+            f"--max_evaluations={values.max_evaluations} is less than one equation costs: a trial for each of {len(rates)} "
+            "learning rates, and a training"
         )
     if values.controller not in CONTROLLERS:
         raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
+    if values.repeats > MOST_REPEATS:
+        raise UsageError(f"--repeats={values.repeats} must be at most {MOST_REPEATS}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
     try:
@@ -202,6 +207,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         equivalence=values.equivalence,
         max_evaluations=values.max_evaluations,
         learning_rates=rates,
+        trial_epochs=rungs[0].epoch if rungs else max(1, values.epochs // 4),
         lag=lag,
         top=values.top,
         repeats=values.repeats,
@@ -210,16 +216,23 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
 
 def search_command(values: flags.FlagValues) -> SearchCommand:
     """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
-    search = search_plan(values)
+    search, training = search_plan(values), training_plan(values)
+    validation = len(training.split.eval_labels)
+    if validation < LEAST_VALIDATION:
+        raise UsageError(
+            f"{training.dataset.name} leaves {validation} validation examples: a search needs at least {LEAST_VALIDATION}, "
+            "for a third of them is kept for the fresh seeds"
+        )
     return SearchCommand(
         workdir=path_of("workdir", values.workdir or ""),
-        training=training_plan(values),
+        training=dataclasses.replace(training, held_out=validation // 3),
         search=search,
         lag=values.lag,
         elite_size=values.elite_size,
         slots=values.slots,
         checkpoint_minutes=values.checkpoint_minutes,
         fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
+        data_dir=values.data_dir,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
     )

@@ -10,6 +10,7 @@ from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import stored
 from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
+from bpevo.report.leaderboard import BOARD_COLUMNS, LeaderboardRow, board_cells
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
 # A table where it fits; on less than a desktop's width each row is a card: the rule, and below it the names and numbers.
@@ -77,14 +78,8 @@ def picture(svg: bytes, caption: str) -> str:
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-_TEXTS = (
-    "rule",
-    "equation",
-    "mutation",
-    "kind",
-    "vs closest control",
-    "paper %",
-)  # columns whose cells may break into lines
+# Columns whose cells may break into lines.
+_TEXTS = ("rule", "equation", "kind", "mutation", "vs closest control", "paper %")
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -106,6 +101,15 @@ def standings_html(standings: Sequence[Standing]) -> str:
         kind = "find" if row.find else "worse" if row.worse else ""
         made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))
     return _table(COLUMNS, made) + note(LEGEND)
+
+
+def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
+    made = []
+    for row in board:
+        label = f"{html.escape(row.label)}<br>" if row.label else ""
+        texts = [row.kind + (f" ({row.status})" if row.status else ""), *board_cells(row)]
+        made.append(("", [label + equation(row.equation), *map(html.escape, texts)]))
+    return _table(("equation", "kind", *BOARD_COLUMNS), made)
 
 
 def lineage_html(line: Sequence[Ancestor]) -> str:

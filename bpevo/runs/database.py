@@ -29,14 +29,14 @@ CREATE TABLE proposals (
   equation TEXT NOT NULL,           -- the whole genome, idle genes included
   key TEXT NOT NULL,                -- equal for duplicates
   parent INTEGER REFERENCES proposals(id),
-  changes TEXT NOT NULL,            -- JSON: [{part, gene, before, after}]
+  changes TEXT NOT NULL,            -- JSON: [{part, gene, before, after}]; none of a child: it confirms its parent
   bars TEXT NOT NULL,               -- JSON: [[epoch, accuracy]]
   infeasible INTEGER NOT NULL,      -- restarts before this one
   duplicates INTEGER NOT NULL,
   created TEXT NOT NULL
 );
 CREATE TABLE evaluations (
-  stage TEXT NOT NULL,              -- search, control, selection, tuning, ablation, test
+  stage TEXT NOT NULL,              -- control, trial, search, confirmation, selection, tuning, ablation, test
   equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform
   learning_rate REAL NOT NULL,
   replicate INTEGER NOT NULL,       -- training seed = fold_in(root, replicate)

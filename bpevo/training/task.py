@@ -34,6 +34,7 @@ class Examples:
     train_labels: chex.Array  # shape=[N], int32
     eval_images: chex.Array  # shape=[E, B, H, W, C], uint8
     eval_labels: chex.Array  # shape=[E, B], int32
+    held_out: chex.Array  # shape=[E, B], bool: those that only orders with `held_out` are evaluated on
     mean: chex.Array  # shape=[H, W, C], float32
 
 
@@ -47,6 +48,7 @@ class Order:
     learning_rate: Any  # float32
     epoch: Any  # int32, 0 starts afresh
     active: Any  # bool
+    held_out: Any  # bool: evaluate on the examples that are held out, else on the others
     transform: Any = None  # int32, index into the task's transforms; None: it knows none
 
 
@@ -202,7 +204,7 @@ class Task:
         (state, sums), _ = lax.scan(step, (state, jnp.zeros(3)), (first + jnp.arange(self.steps_per_epoch), batches))
         loss, accuracy = lax.cond(
             state.reason == 0,
-            lambda: self._evaluate(order.rule, feedback, state, examples),
+            lambda: self._evaluate(order, feedback, state, examples),
             lambda: (jnp.float32(0), jnp.float32(0)),
         )
         measured = self._alignment(order.rule, feedback, state, examples) if self.measure_alignment else None
@@ -255,20 +257,20 @@ class Task:
         evolved, true = (alignment.signals(functools.partial(loss, r), probes) for r in (rule, None))
         return alignment.compare(evolved, true, list(found))
 
-    def _evaluate(self, rule, feedback, state: TrainingState, examples: Examples):
-        """Mean loss and accuracy on the evaluation examples, batch norm with running averages."""
+    def _evaluate(self, order: Order, feedback, state: TrainingState, examples: Examples):
+        """Mean loss and accuracy on the order's evaluation examples, batch norm with running averages."""
 
         def batch(sums, xs):
-            images, labels = xs
+            images, labels, real = xs
             x = data.normalise(images, examples.mean)
-            logits, _ = self._apply(rule, state, feedback, x, train=False, key=prng_key(0))
-            real = labels >= 0
+            logits, _ = self._apply(order.rule, state, feedback, x, train=False, key=prng_key(0))
             losses = cross_entropies(logits, jnp.maximum(labels, 0))
             right = (jnp.argmax(logits, -1) == labels) & real
             return sums + jnp.stack([jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right)]), None
 
-        sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels))
-        return tuple(sums / jnp.maximum(jnp.sum(examples.eval_labels >= 0), 1))
+        real = (examples.eval_labels >= 0) & (examples.held_out == order.held_out)
+        sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels, real))
+        return tuple(sums / jnp.maximum(jnp.sum(real), 1))
 
 
 def prng_key(seed: chex.Numeric) -> jax.Array:
@@ -296,12 +298,13 @@ def _bytes(shapes: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
-def to_examples(split: data.Split, batch_size: int) -> Examples:
+def to_examples(split: data.Split, batch_size: int, held_out: int = 0) -> Examples:
     """Host arrays of a split, ready for the device.
 
     Args:
       split: uint8 images [N, H, W, C] and labels [N].
       batch_size: of the evaluation; at most its number of examples is used.
+      held_out: so many of the evaluation examples, the last ones, are for trainings with `held_out` alone.
 
     Raises:
       AssertionError: the arrays are of other shapes or types.
@@ -321,5 +324,6 @@ def to_examples(split: data.Split, batch_size: int) -> Examples:
         train_labels=split.train_labels.astype(np.int32),
         eval_images=images.reshape(-1, batch, *images.shape[1:]),
         eval_labels=labels.reshape(-1, batch),
+        held_out=(np.arange(len(labels)) >= count - held_out).reshape(-1, batch),
         mean=data.per_pixel_mean(split.train_images),
     )

@@ -23,6 +23,7 @@ class Training:
     _: dataclasses.KW_ONLY
     replicate: int = 0
     transform: str = ""  # of the parameter gradient: one of the task's `transforms`, or none
+    held_out: bool = False  # evaluated on the examples that are held out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class Trainer:
             learning_rate=np.float32(0),
             epoch=np.int32(0),
             active=np.bool_(False),
+            held_out=np.bool_(False),
             transform=np.int32(0) if task.transforms else None,
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
@@ -190,6 +192,7 @@ class Trainer:
         self._orders.replicate[slot] = training.replicate
         self._orders.learning_rate[slot] = training.learning_rate
         self._orders.epoch[slot], self._orders.active[slot] = epoch, True
+        self._orders.held_out[slot] = training.held_out
         if epoch:
             values = jax.tree.unflatten(jax.tree.structure(self._states), state)
             try:

@@ -125,7 +125,7 @@ def test_no_width_of_a_terminal_hides_a_rule_or_a_number(width):
     stand = standings(renamed(EVALUATION, "fa"), {"fa": 1.25}, settings)
     for shown, numbers in (
         (table(board, "a title"), ("70.00", "74.00 ± 2.58", "1.25x", "62.00 ± 4.00")),
-        (standings_table(stand, "a1"), ("0.03*", "85.00 ± 2.45", "+2.00 ± 1.30", "1.25x")),
+        (standings_table(stand, "a1"), ("0.3*", "85.00 ± 2.45", "+2.00 ± 1.30", "1.25x")),
     ):
         lines = printed(shown, width)
         assert all(cell_len(line) <= width for line in lines)

@@ -60,7 +60,9 @@ class StandIn:
 
     def __init__(self, capacity: int, interrupt_after: float = float("inf"), seconds: float = 0.0):
         self.capacity, self.max_parts, self.occupancy = capacity, PARTS, 0.5
-        self.task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS), steps_per_epoch=1)
+        self.task = types.SimpleNamespace(
+            settings=types.SimpleNamespace(epochs=EPOCHS, batch_size=1), steps_per_epoch=1
+        )
         self.devices, self.bytes_needed, self.bytes_estimated = jax.local_devices(), (1, 1), capacity
         self.trained, self.epochs, self.most = 0, 0, 0
         self._left, self._seconds, self._slots = interrupt_after, seconds, {}

@@ -500,7 +500,8 @@ def test_a_searchs_progress_line_holds_its_rates_and_shares(monkeypatch):
     watch(watched(), [row("fa", 0.5) for _ in range(10)] + [row("g", 0.5, stage="control")])
     expected = (
         "stage control, evaluations 30 of 60 (120/h), time left 15.0 min, best 75.00 % unit_fro(g), backprop 50.00 % "
-        "(learning rate 0.4), failures 4 stopped; 1 loss not finite, draws 15 drawn, 15% infeasible, 10% duplicate, occupancy 88% of slots\n"
+        "(learning rate 0.4), failures 4 stopped; 1 loss not finite, draws 15 drawn, 15% infeasible, 10% duplicate, "
+        "occupancy 88% of slots\n"
     )
     assert console.file.getvalue() == expected
     clock.now += 9

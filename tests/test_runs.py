@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -390,6 +391,29 @@ def test_cancelled_jobs_leave_every_slot_free():
     workers.poll()
     workers.close()
     assert workers.idle and workers.trainer.free == [0, 1] and workers.poll() == []
+
+
+@pytest.mark.parametrize("durations, expected", [((3.0, 1.05, 1.0), 1.0), ((1.0, 1.2, 1.3), None)])
+def test_an_epochs_time_is_the_least_of_several_unless_no_other_is_near(monkeypatch, durations, expected):
+    now = itertools.accumulate(step for d in durations for step in (0.0, d))
+    monkeypatch.setattr("bpevo.workers.local.time.perf_counter", lambda: next(now))
+    training = Training(parse("g").to_equation(PARTS), 0.0)
+    assert LocalWorkers(StandIn(1)).epoch_seconds([training], repeats=3) == [expected and pytest.approx(expected)]
+
+
+def test_a_job_goes_on_where_an_earlier_one_of_its_training_ended_and_stops_at_once_below_its_bar():
+    whole = drain_one("g", ())
+    first = dataclasses.replace(job("g"), stage=Stage.TRIAL, epochs=1)
+    for bars, epochs in (((), EPOCHS), (((1, 1.0),), 1)):
+        trainer = StandIn(1)
+        workers = LocalWorkers(trainer)
+        workers.submit(first)
+        (trial,) = drain(workers)
+        workers.submit(job("g", bars, (1, 3)))
+        (then,) = drain(workers)
+        assert (trial.status, trial.rungs, len(trial.curve), trainer.epochs) == ("done", 0, 1, epochs)
+        assert [e.eval_accuracy for e in then.curve] == [e.eval_accuracy for e in whole.curve[:epochs]]
+        assert then.status == ("stopped" if bars else "done")
 
 
 # The search.

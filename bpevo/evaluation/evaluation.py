@@ -5,7 +5,6 @@ search's rules, fresh seeds, validation), ablation (components of the best remov
 test accuracy). Nothing is ever chosen by a test accuracy. All state is in the database: only missing repetitions run.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
@@ -150,7 +149,8 @@ class Evaluation:
         return Training(equation, rate, replicate=replicate, transform=treatment.transform)
 
     def _measure_costs(self) -> None:
-        """Wall time of an epoch over backprop's in the interpreted slots; the program that trained the rule is timed.
+        """Wall time of an epoch over backprop's in the interpreted slots, where the machine is quiet enough to tell; the program
+        that trained the rule is timed.
 
         At a learning rate of 0, where nothing diverges: steps after a divergence would take no time.
         """
@@ -159,12 +159,15 @@ class Evaluation:
         if not missing:
             return
         groups = self._by_program(dict.fromkeys([BACKPROP, *missing]))
-        reference = math.nan
+        reference: float | None = None
         for program, members in groups.items():  # backprop comes first
             seconds = self._workplace(False, program).epoch_seconds([self._training(t, 0.0, 0) for t in members])
-            reference = seconds[0] if math.isnan(reference) else reference
+            reference = reference or seconds[0]
+            if reference is None:
+                return
             for treatment, s in zip(members, seconds, strict=True):
-                self._database.add_cost(str(treatment), s / reference)
+                if s is not None:
+                    self._database.add_cost(str(treatment), s / reference)
 
 
 def tried(rows: Rows, text: str) -> dict[float, list[float | None]]:

@@ -18,7 +18,7 @@ LEGEND = (
     "and vs closest control: mean paired difference ± half its 95 % interval; p: the largest of the one-sided paired t-tests on "
     "shared seeds against each control, Holm-corrected over the rules; unfair: no verdict, see above; bold: a find, p below "
     "5 %; detectable: the difference to that control that n seeds would have shown with a chance of 80 %; time: an epoch's "
-    "over backprop's."
+    "over backprop's, blank where repeats differ by over a tenth."
 )
 
 

@@ -68,7 +68,7 @@ def test_a_leaderboard_shows_what_was_measured():
     ]  # fmt: skip
     assert lines(table(board, "a title")) == {
         # To backprop's 58, 62, 66 on three shared seeds: +13, +11, +9; 4.303 · 2/√3.
-        "unit_fro(g)  [backprop, rescaled per unit]": ["0.3*", "70.00", "74.00 ± 2.58", "4", "+11.00 ± 4.97"],
+        "unit_fro(g)  [backprop, rescaled per unit]": ["0.3*", "70.00", "74.00 ± 2.58", "4", "+11.0 ± 5.0"],
         "backprop: g": ["0.3*", "60.00", "62.00 ± 4.00", "3", ""],
         "fa  [other information]  (1 of 2 diverged)": ["0.1*", "55.00", "50.00", "1", ""],
         "dfa  [other information]": ["0.1*", "80.00", "", "", ""],
@@ -468,7 +468,7 @@ def test_a_page_says_how_many_there_were_and_with_what():
     lineage = text.partition("Lineage of unit_fro(g)")[2].partition("</table>")[0]  # fa, then unit_fro(g)
     assert ">55.00<" in lineage and ">70.00<" in lineage and lineage.count("<tr") == 3
     board = text.partition("<table>")[2].partition("</table>")[0]
-    assert board.count("<tr") == 1 + 5 and "+11.00 ± 4.97" in board and "rescaled per unit" in board
+    assert board.count("<tr") == 1 + 5 and "+11.0 ± 5.0" in board and "rescaled per unit" in board
 
 
 # Progress.

@@ -464,7 +464,10 @@ def test_a_page_says_how_many_there_were_and_with_what():
     )
     described += ", cores 2"
     assert f'<p class="note">{described}</p>' in text
-    assert "<p>4 equations: 8 trainings and 0 confirmations on another seed; 4 trainings of controls.</p>" in text
+    assert (
+        "<p>4 equations: 8 trainings and 0 confirmations on another seed; 4 trainings of controls; 0 "
+        "slot-epochs in all.</p>"
+    ) in text
     lineage = text.partition("Lineage of unit_fro(g)")[2].partition("</table>")[0]  # fa, then unit_fro(g)
     assert ">55.00<" in lineage and ">70.00<" in lineage and lineage.count("<tr") == 3
     board = text.partition("<table>")[2].partition("</table>")[0]

@@ -166,7 +166,10 @@ BAD = [
     ("--model=wrn-11-1", "no model 'wrn-11-1'"),
     ("--dataset=no_such_set", "no_such_set"),
     ("--max_evaluations=0", "--max_evaluations=0 must be at least 1"),
-    ("--max_evaluations=1 --learning_rates=0.1,0.2", "less than one equation costs: a trial for each of 2 learning rates, and a training"),
+    (
+        "--max_evaluations=1 --learning_rates=0.1,0.2",
+        "less than one equation costs: a trial for each of 2 learning rates, and a training",
+    ),
     ("--max_parts=9", "--max_parts=9 must be at most 8"),
     ("--elite_size=0", "--elite_size=0 must be at least 1"),
     ("--elite_probability=1.5", r"elite_probability must lie in \[0, 1\]"),
@@ -305,7 +308,11 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "elite_size", "lag"),
     [
-        ("--max_evaluations=5000 --learning_rates=0.1,0.2,0.3,0.4 --slots=8", 98, 16),  # 981 equations at 5 trainings and a tenth
+        (
+            "--max_evaluations=5000 --learning_rates=0.1,0.2,0.3,0.4 --slots=8",
+            98,
+            16,
+        ),  # 981 equations at 5 trainings and a tenth
         ("--max_evaluations=60 --slots=8", 10, 11),  # a quarter of the 44 of 55 that are bred then
         ("--max_evaluations=1000 --slots=4096", 91, 182),  # a quarter of 728 of 910
         ("--max_evaluations=1000 --slots=8 --elite_size=7 --lag=3", 7, 3),

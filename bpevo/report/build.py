@@ -100,7 +100,8 @@ class Report:
             page.note(_describe(run)),
             page.paragraph(
                 f"{len(run.proposals) - confirmations} equations: {trials}{stages[Stage.SEARCH]} trainings and "
-                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls."
+                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls; "
+                f"{run.rows.slot_epochs:,} slot-epochs in all."
             ),
             page.leaderboard_html(board),
             page.listing(remarks(board, held_out, s.get("validation_examples", 0) - held_out)),

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05  # family-wise: the chance that a table of rules no better than the baseline has any significant row
 
@@ -27,6 +26,8 @@ def summary(values: Sequence[float], level: float = LEVEL) -> Summary:
         raise ValueError("a summary needs at least one value")
     if n == 1:
         return Summary(n=1, mean=float(values[0]), deviation=math.nan, margin=math.nan)
+    from scipy import stats  # here, as it takes a third of a command's start
+
     deviation = float(np.std(values, ddof=1))
     margin = float(stats.t.ppf(1 - level / 2, n - 1)) * deviation / math.sqrt(n)
     return Summary(n=n, mean=float(np.mean(values)), deviation=deviation, margin=margin)
@@ -48,6 +49,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     seeds = sorted(values.keys() & baseline.keys())
     if len(seeds) < 2:
         return None
+    from scipy import stats
+
     x, y = np.array([values[s] for s in seeds]), np.array([baseline[s] for s in seeds])
     differences = x - y
     if np.ptp(differences) <= 1e-12 * max(1.0, float(np.abs(x).max())):

@@ -41,9 +41,13 @@ def pytest_configure(config):
     if first and programs.exists() and sum(p.stat().st_size for p in programs.iterdir()) > MOST_KEPT:
         shutil.rmtree(programs)
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    for name, value in {
+        "jax_compilation_cache_dir": str(programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 def pytest_collection_modifyitems(config, items):

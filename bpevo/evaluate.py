@@ -1,10 +1,11 @@
 """Evaluate rules honestly: `python -m bpevo.evaluate --flagfile=launch/evaluate_a1.flags`.
 
-Takes the best rules of the search in --workdir, or --rules, and beside them backprop, the zero signal and two hand-made
-cousins of the paper's winners. Tunes the learning rate of each alike on the validation set, selects the search's rules on
-fresh seeds, and trains the finalists on the full training set for their test accuracy: the only place where the
-test set is read. All results go into the database in --workdir/--scenario; starting again runs only what is missing.
-`python -m bpevo.report --workdir=…` makes tables, plots and a page of it.
+Takes the best rules of the search in --workdir and its settings, or --rules, and beside them the controls: backprop, the
+zero signal, backprop with other scales, normalised or clipped gradients, LARS and Adam. Tunes the learning rate of each alike
+on the validation set, on a grid that grows until the best is inside, selects the search's rules on fresh seeds, and trains
+the finalists on the full training set for their test accuracy: the only place where the test set is read. All results go
+into the database in --workdir/--scenario; starting again runs only what is missing. `python -m bpevo.report --workdir=…`
+makes tables, plots and a page of it.
 """
 
 from bpevo.command import main, definitions, plans, process, selfcheck  # isort: skip (main comes before jax)
@@ -13,8 +14,8 @@ from rich.console import Console
 
 from bpevo import report
 from bpevo.evaluation import Evaluation, LocalWorkplace, standings, verdict
-from bpevo.evaluation.plan import FREE
-from bpevo.runs import RunDatabase, provenance
+from bpevo.evaluation.plan import FREE, SEMANTICS
+from bpevo.runs import RunDatabase, RunError, provenance
 
 
 def run(command: plans.EvaluationCommand, console: Console, interruption: process.Interruption | None = None) -> int:
@@ -24,8 +25,11 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
         selfcheck.check()
     plan, training = command.evaluation, command.training
     with process.time_limit(command.max_hours), RunDatabase.writing(command.folder) as database:
+        _check_version(command, database)
         database.check_settings(command.fingerprint(), provenance.versions(), free=FREE)
-        console.print(f"{training.dataset.source}; {len(plan.treatments)} rows", highlight=False)
+        for line in (f"{training.dataset.source}; {len(plan.treatments)} rows", command.likeness):
+            if line:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
         workplace = LocalWorkplace(
             training, command.test_split, plan.max_parts, slots=command.slots, alignment=command.alignment
         )
@@ -41,6 +45,17 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
         for sentence in verdict(table):
             console.print(sentence, highlight=False, markup=False)
         return code
+
+
+def _check_version(command: plans.EvaluationCommand, database: RunDatabase) -> None:
+    """Raises RunError where an evaluation by other rules would be continued."""
+    stored = database.settings()
+    older = stored.get("semantics", 1)
+    if stored and older != SEMANTICS:
+        raise RunError(
+            f"{command.folder} holds an evaluation by version {older} of the rules of tuning and comparing, this release has "
+            f"version {SEMANTICS}: it can be read and reported, but not continued; begin another with --scenario=ANOTHER_NAME"
+        )
 
 
 def _run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:

@@ -59,7 +59,10 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         if search.exhausted:
             say(search.exhausted)
         s = training.settings
-        title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
+        title = (
+            f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy; "
+            f"{len(search.proposals):,} proposals, {search.done:,} trainings of them, {search.rows.slot_epochs:,} slot-epochs in all"
+        )
         board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
         console.print(report.table(board, title))
         validation, held_out = len(training.split.eval_labels), training.held_out

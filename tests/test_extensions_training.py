@@ -73,7 +73,7 @@ def curves() -> dict[str, tuple[list, dict]]:
         patch.setitem(OPTIMIZERS, "sign", lambda: optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g)))
         patch.setitem(SCHEDULES, "halving", lambda steps, epochs: lambda step: 0.5**step)
         patch.setitem(MODELS, "net", NET)
-        patch.setitem(TRANSFORMS, "uphill", lambda gradient: jax.tree.map(jnp.negative, gradient))
+        patch.setitem(TRANSFORMS, "uphill", lambda gradient, params: jax.tree.map(jnp.negative, gradient))
         settings = TrainingSettings(
             model="net-8", optimizer="sign", schedule="halving", weight_decay=0.0, batch_size=BATCH, epochs=2
         )
@@ -85,7 +85,7 @@ def curves() -> dict[str, tuple[list, dict]]:
             split=data.train_validation_split(dataset, 2 * BATCH),
             seed=0,
         )
-        trainer = Trainer(plan.task(), plan.examples(), capacity=3, devices=jax.devices()[:1], transforms=True)
+        trainer = Trainer(plan.task(transforms=("uphill",)), plan.examples(), capacity=3, devices=jax.devices()[:1])
         g = parse("g").to_equation(3)
         orders = {"stays": Training(g, 0.0), "down": Training(g, RATE), "up": Training(g, RATE, transform="uphill")}
         for slot, order in enumerate(orders.values()):

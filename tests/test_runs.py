@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -60,7 +61,9 @@ class StandIn:
 
     def __init__(self, capacity: int, interrupt_after: float = float("inf"), seconds: float = 0.0):
         self.capacity, self.max_parts, self.occupancy = capacity, PARTS, 0.5
-        self.task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=EPOCHS), steps_per_epoch=1)
+        self.task = types.SimpleNamespace(
+            settings=types.SimpleNamespace(epochs=EPOCHS, batch_size=1), steps_per_epoch=1
+        )
         self.devices, self.bytes_needed, self.bytes_estimated = jax.local_devices(), (1, 1), capacity
         self.trained, self.epochs, self.most = 0, 0, 0
         self._left, self._seconds, self._slots = interrupt_after, seconds, {}
@@ -390,6 +393,29 @@ def test_cancelled_jobs_leave_every_slot_free():
     assert workers.idle and workers.trainer.free == [0, 1] and workers.poll() == []
 
 
+@pytest.mark.parametrize("durations, expected", [((3.0, 1.05, 1.0), 1.0), ((1.0, 1.2, 1.3), None)])
+def test_an_epochs_time_is_the_least_of_several_unless_no_other_is_near(monkeypatch, durations, expected):
+    now = itertools.accumulate(step for d in durations for step in (0.0, d))
+    monkeypatch.setattr("bpevo.workers.local.time.perf_counter", lambda: next(now))
+    training = Training(parse("g").to_equation(PARTS), 0.0)
+    assert LocalWorkers(StandIn(1)).epoch_seconds([training], repeats=3) == [expected and pytest.approx(expected)]
+
+
+def test_a_job_goes_on_where_an_earlier_one_of_its_training_ended_and_stops_at_once_below_its_bar():
+    whole = drain_one("g", ())
+    first = dataclasses.replace(job("g"), stage=Stage.TRIAL, epochs=1)
+    for bars, epochs in (((), EPOCHS), (((1, 1.0),), 1)):
+        trainer = StandIn(1)
+        workers = LocalWorkers(trainer)
+        workers.submit(first)
+        (trial,) = drain(workers)
+        workers.submit(job("g", bars, (1, 3)))
+        (then,) = drain(workers)
+        assert (trial.status, trial.rungs, len(trial.curve), trainer.epochs) == ("done", 0, 1, epochs)
+        assert [e.eval_accuracy for e in then.curve] == [e.eval_accuracy for e in whole.curve[:epochs]]
+        assert then.status == ("stopped" if bars else "done")
+
+
 # The search.
 
 
@@ -426,7 +452,6 @@ def test_a_search_trains_what_it_promises_once(undisturbed):
     assert {r[4] for r in of[Stage.CONFIRMATION]} == {CONFIRMATION_REPLICATE}
     assert len(of[Stage.SELECTION]) == 2 * (len(CONTROLS) + 3)
     assert {r[5] for r in of[Stage.SEARCH]} == {"done", "stopped", "diverged"}
-    assert len(undisturbed["costs"]) == len(CONTROLS) + 3
 
 
 def test_a_trial_is_the_beginning_of_the_training_at_its_rate_and_the_best_one_goes_on(undisturbed):
@@ -442,9 +467,7 @@ def test_a_trial_is_the_beginning_of_the_training_at_its_rate_and_the_best_one_g
 def test_trials_are_continued_from_their_state_not_trained_again(tmp_path):
     trainer = StandIn(4)
     made = search(tmp_path, plan(120, (0.1, 0.3)), trainer)
-    assert trainer.epochs == made.slot_epochs + sum(
-        len(r.curve["eval_accuracy"]) for r in made.rows.of(stage="selection")
-    )
+    assert trainer.epochs == made.rows.slot_epochs
 
 
 def test_a_search_confirms_its_best_after_every_ten_proposals_on_a_seed_of_its_own(tmp_path):
@@ -473,7 +496,7 @@ def test_a_search_confirms_its_best_after_every_ten_proposals_on_a_seed_of_its_o
 
 def test_controls_are_tuned_on_a_grid_that_grows_free_of_the_budget(tmp_path, monkeypatch):
     def best_at(rate):  # the stand-in's accuracies of backprop peak at 0.8
-        return lambda *what: 1 / (1 + abs(math.log2(what[-2] / rate))) if what[-3:-2] == ("g",) else 0.1
+        return lambda *what: 1 / (1 + abs(math.log2(what[-2] / rate))) if what[-3] == "g" else 0.5
 
     monkeypatch.setattr(sys.modules[__name__], "chance", best_at(0.8))
     trainer = StandIn(2)
@@ -503,16 +526,16 @@ def test_a_larger_budget_continues_as_if_it_had_been_there_from_the_start(tmp_pa
     assert set(continued["evaluations"]) >= set(whole["evaluations"])  # and the selection of the smaller budget
 
 
-def test_thirty_interruptions_change_no_row(undisturbed, tmp_path):
+def test_twenty_interruptions_change_no_row(undisturbed, tmp_path):
     chosen, interruptions = random.Random(0), 0
-    while interruptions < 30:
+    while interruptions < 20:
         trainer = StandIn(chosen.choice([1, 4, 8]), chosen.randrange(1, 8))
         with contextlib.suppress(KeyboardInterrupt):
             search(tmp_path, DISTURBED, trainer)
             break
         interruptions += 1
     search(tmp_path, DISTURBED, StandIn(4))
-    assert interruptions == 30 and rows(tmp_path) == undisturbed
+    assert interruptions == 20 and rows(tmp_path) == undisturbed
 
 
 class Counted(StandIn):
@@ -529,15 +552,16 @@ def test_slots_stay_busy_when_most_candidates_stop_early(tmp_path, rates):
     trainer = Counted(8)
     lag = budget.busy_lag(8, len(rates), EPOCHS, rungs)
     made = search(tmp_path, plan(600, rates, lag=lag, rungs=rungs, top=1, repeats=1), trainer)
-    early = sum(e.stage == "search" and len(e.curve["eval_accuracy"]) <= 2 for e in made.rows)
-    assert early > 300 and trainer.epochs > 0.85 * trainer.offered  # the end of each stage included
+    trained = made.rows.of(stage="search")
+    assert sum(len(e.curve["eval_accuracy"]) <= 2 for e in trained) > 0.5 * len(trained) > 50
+    assert trainer.epochs > 0.85 * trainer.offered  # the end of each stage included
 
 
 def test_every_proposal_is_drawn_from_results_at_least_lag_older(tmp_path):
     made = search(tmp_path, plan(60, lag=12), StandIn(8))
-    children = [p for p in made.proposals if p.parent is not None]
+    children = [p for p in made.proposals if p.changes]
     assert len(children) > 30 and all(p.parent <= p.id - 12 for p in children)
-    diverged = {i for i, r in made.results.items() if r.accuracy is None}
+    diverged = {i for i, r in made.results.items() if r.trained.accuracy is None}
     assert diverged and not diverged & {p.parent for p in children}
 
 
@@ -545,9 +569,12 @@ def test_every_proposal_is_drawn_from_results_at_least_lag_older(tmp_path):
 def test_candidates_stop_exactly_where_they_are_below_their_proposals_bar(tmp_path, rungs):
     made = search(tmp_path, plan(100, rungs=rungs), StandIn(4))
     trained = {e.proposal: e for e in made.rows if e.stage == "search"}
-    assert all(not p.bars for p in made.proposals[: 12 + 19]) and made.proposals[-1].bars
+    assert all(not p.bars for p in made.proposals[: 12 + 19]) and any(p.bars for p in made.proposals[-2:])
     stopped = 0
     for p in made.proposals:
+        if p.confirms is not None:
+            assert not p.bars
+            continue
         e = trained[p.id]
         below = [epoch for epoch, bar in p.bars if epoch <= len(e.curve["eval_accuracy"]) and not e.reason
                  and e.curve["eval_accuracy"][epoch - 1] < bar]  # fmt: skip
@@ -601,12 +628,11 @@ def test_initial_equations_that_are_the_same_give_way_to_mutants_of_the_others(t
 
 def test_leaderboards_hold_the_controls_and_the_best_rules_by_fresh_seeds(tmp_path):
     made = search(tmp_path, DISTURBED, StandIn(4))
-    with RunDatabase.reading(tmp_path) as database:
-        board = leaderboard(database.rows(), 3)
+    board = leaderboard(made.judged, 3)
     assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 5
     means = [r.mean for r in board if r.mean is not None]
     assert means == sorted(means, reverse=True) and all(len(r.fresh) <= 2 for r in board)
-    assert all(row.cost is not None and row.fresh for row in board if not row.status)
+    assert all(row.fresh for row in board if not row.status)
     leaders = {r.equation for r in made.leaders()}
     selected = {e.equation for e in made.rows if e.stage == "selection"}
     assert selected == leaders | {NAMED[n] for n in CONTROLS}
@@ -618,7 +644,7 @@ def test_a_leaderboard_before_the_first_fresh_seeds_ranks_by_the_search(tmp_path
     board = leaderboard(early, 4)
     assert {"backprop", "zero_signal"} <= {r.label for r in board} and len(board) == 6
     assert [r.search for r in board] == sorted((r.search for r in board), key=lambda s: -(s or 0))
-    assert all(r.mean is None and r.cost is None for r in board)
+    assert all(r.mean is None for r in board)
     nothing = leaderboard(Rows(), 4)
     assert [(row.label, row.learning_rate, row.status) for row in nothing] == [
         (name, None, "not trained yet") for name in CONTROLS
@@ -632,7 +658,8 @@ def test_ties_show_the_rules_and_learning_rates_that_were_selected(tmp_path, mon
     made = search(tmp_path, plan(24, rates=(0.1, 0.3)), StandIn(8))
     for order in (made.rows, Rows(made.rows[::-1])):
         board = leaderboard(order, 3)
-        assert len(board) == 5 and all(len(r.fresh) == 2 and r.learning_rate == 0.3 for r in board)
+        assert len(board) == 5 and all(len(r.fresh) == 2 for r in board)
+        assert all(r.learning_rate == (1.2 if r.label else 0.3) for r in board)  # a plateau ends after two steps
 
 
 def test_texts_in_the_table_are_never_read_as_markup(tmp_path):

@@ -21,7 +21,9 @@ def define_common() -> None:
     flags.DEFINE_string(
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
-    flags.DEFINE_string("optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9.")
+    flags.DEFINE_string(
+        "optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9, Adam."
+    )
     flags.DEFINE_list(
         "learning_rates",
         ["0.1"],
@@ -103,13 +105,15 @@ def define_evaluation() -> None:
     flags.DEFINE_string(
         "scenario",
         "evaluation",
-        "Name of the evaluation, a folder of the workdir. a1, a2, a3, b1: the paper's settings.",
+        "Name of the evaluation, a folder of the workdir; settings that are not given are those of the workdir's search. a1, a2, "
+        "a3, b1: the paper's.",
     )
     flags.DEFINE_string(
         "rules",
         None,
-        "Rules to test, beside the baselines: names or texts separated by ';', among them table1 or one of its columns "
-        "(a1_sgd, b1_momentum, …); or a file, one per line.",
+        "Rules to test, beside the controls: names or texts separated by ';', among them table1 or one of its columns "
+        "(a1_sgd, b1_momentum, …); or a file, one per line. Any with ' | ' and block_normalised, clip_global_norm, lars, "
+        "grafted (backprop's length in every tensor), adam.",
     )
     flags.DEFINE_integer(
         "top", 100, "Best rules of the workdir's search that enter the selection, if there is a search."

@@ -12,8 +12,10 @@ import jax
 from absl import flags
 
 from bpevo import data, models
+from bpevo.command.inherited import Inherited, compared
 from bpevo.evaluation import EvaluationPlan
-from bpevo.evaluation.treatments import read_treatments, winners
+from bpevo.evaluation.duplicates import firsts
+from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import RunDatabase
@@ -56,6 +58,7 @@ class EvaluationCommand:
     folder: pathlib.Path  # the scenario's, in the workdir
     training: TrainingPlan
     evaluation: EvaluationPlan
+    likeness: str  # how the settings differ from those of the workdir's search; empty where there is none
     slots: int | None
     train_examples: int | None
     eval_examples: int | None
@@ -86,7 +89,7 @@ def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
     return values
 
 
-def _rates(values: flags.FlagValues) -> tuple[float, ...]:
+def _rates(values: flags.FlagValues | Inherited) -> tuple[float, ...]:
     rates = _numbers("learning_rates", values.learning_rates)
     if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
         raise UsageError(
@@ -108,7 +111,7 @@ def at_least(name: str, value: int | None, least: int) -> None:
         raise UsageError(f"--{name}={value} must be at least {least}")
 
 
-def training_plan(values: flags.FlagValues) -> TrainingPlan:
+def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
     """Checks the common flags and loads the data.
 
     Raises UsageError or bpevo.data.DataError.
@@ -305,22 +308,29 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         raise UsageError(f"--scenario={values.scenario} must be a name of letters, digits, _ and -")
     if values.scenario in ("report", "checkpoints"):
         raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
-    training = training_plan(values)
+    workdir = path_of("workdir", values.workdir or "")
+    stored, winning = _search_in(workdir, values.top)
+    inherited = Inherited(values, stored)
+    training = training_plan(inherited)
+    train_examples = inherited.train_examples
+    if "train_examples" in inherited.names and train_examples == _most_examples(training.dataset):
+        train_examples = None  # the search had all but the validation examples: the final training has these too
+    likeness = compared(training.fingerprint(), stored, workdir) if stored else ""
     training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
     try:
-        named = read_treatments(path_of("rules", values.rules)) if values.rules else []
+        read = read_treatments(path_of("rules", values.rules)) if values.rules else []
     except ValueError as error:
         raise UsageError(f"--rules: {error}") from error
-    found = []
-    workdir = path_of("workdir", values.workdir)
-    if (pathlib.Path(workdir) / "run.sqlite").is_file():
-        with RunDatabase.reading(workdir) as search:
-            found = [t for t in winners(search, values.top) if t not in named]
-    elif not values.rules:
+    if not stored and not values.rules:
         raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
+    optimizer = training.settings.optimizer
+    first = firsts([*controls(optimizer), *(under(t, optimizer) for t in (*read, *winning))])
+    named = [t for t in dict.fromkeys(under(t, optimizer) for t in read) if first[t] == t]
     plan = EvaluationPlan(
-        named=tuple(named),
-        found=tuple(found),
+        controls=controls(optimizer),
+        named=tuple(t for t in named if t not in controls(optimizer)),
+        found=tuple(t for t in winning if first[t] == t and t not in (*named, *controls(optimizer))),
+        same={str(t): str(alike) for t, alike in first.items() if t != alike},
         learning_rates=training.learning_rates,
         tuning_repeats=values.tuning_repeats,
         selection_repeats=values.selection_repeats,
@@ -332,10 +342,24 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         folder=pathlib.Path(workdir) / values.scenario,
         training=training,
         evaluation=plan,
+        likeness=likeness,
         slots=values.slots,
-        train_examples=values.train_examples,
+        train_examples=train_examples,
         eval_examples=values.eval_examples,
         alignment=values.alignment,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
     )
+
+
+def _search_in(workdir: str, top: int) -> tuple[dict[str, Any], list[Treatment]]:
+    """Settings and best rules of a workdir's search; nothing where there is none. Raises RunError."""
+    if not (pathlib.Path(workdir) / "run.sqlite").is_file():
+        return {}, []
+    with RunDatabase.reading(workdir) as search:
+        return search.settings(), winners(search, top)
+
+
+def _most_examples(dataset: data.Dataset) -> int:
+    """Training examples where nothing says how many."""
+    return len(data.train_validation_split(dataset, None).train_labels)

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.early_decisions import DRAWS, POOL, early_decisions
-from bpevo.evaluation.standings import Standing, standings, verdict
+from bpevo.evaluation.standings import Standing, standings
 from bpevo.evaluation.treatments import stored
+from bpevo.evaluation.verdict import verdict
 from bpevo.evolution import Proposal
 from bpevo.report import ancestry, drawing, page, plots
 from bpevo.report.leaderboard import leaderboard, remarks
@@ -99,7 +100,8 @@ class Report:
             page.note(_describe(run)),
             page.paragraph(
                 f"{len(run.proposals) - confirmations} equations: {trials}{stages[Stage.SEARCH]} trainings and "
-                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls."
+                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls; "
+                f"{run.rows.slot_epochs:,} slot-epochs in all."
             ),
             page.leaderboard_html(board),
             page.listing(remarks(board, held_out, s.get("validation_examples", 0) - held_out)),
@@ -153,7 +155,7 @@ class Report:
             self._plot(f"{run.name}_ablation_{i}", plots.ablation(run.rows, text, left), caption)
 
     def _alignments(self, run: Run, table: list[Standing]) -> None:
-        for i, row in enumerate([r for r in plots.chosen(table) if r.kind != "baseline"][:3]):
+        for i, row in enumerate([r for r in plots.chosen(table) if r.role != "control"][:3]):
             caption = (
                 f"{row.text}: cosine and norm ratio of its signal and the true one in each unit, dark at the bottom of the "
                 "network"

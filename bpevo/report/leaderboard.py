@@ -116,7 +116,7 @@ def _kind(text: str) -> str:
 def board_cells(row: LeaderboardRow) -> list[str]:
     """The texts of BOARD_COLUMNS."""
     spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-    difference = "" if row.difference is None else f"{row.difference.mean:+.2f} ± {row.difference.margin:.2f}"
+    difference = "" if row.difference is None else f"{row.difference.mean:+.1f} ± {row.difference.margin:.1f}"
     return [
         "" if row.learning_rate is None else f"{row.learning_rate:g}{'*' if row.at_edge else ''}",
         "" if row.search is None else f"{row.search:.2f}",

@@ -23,7 +23,7 @@ table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 th:first-child { min-width: 16rem; }
-tr.better td { font-weight: bold; }
+tr.find td { font-weight: bold; }
 tr.worse td { color: #777; }
 figure { margin: 1rem 0; }
 figure img { width: 100%; max-width: 46rem; height: auto; }
@@ -78,7 +78,8 @@ def picture(svg: bytes, caption: str) -> str:
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-_TEXTS = ("rule", "equation", "kind", "mutation", "paper %")  # columns whose cells may break into lines
+# Columns whose cells may break into lines.
+_TEXTS = ("rule", "equation", "kind", "mutation", "vs closest control", "paper %")
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -97,7 +98,7 @@ def standings_html(standings: Sequence[Standing]) -> str:
     made = []
     for row in standings:
         name = f"{html.escape(row.name)}<br>" if row.name else ""
-        kind = "better" if row.better else "worse" if row.worse else ""
+        kind = "find" if row.find else "worse" if row.worse else ""
         made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))
     return _table(COLUMNS, made) + note(LEGEND)
 

@@ -9,10 +9,11 @@ from bpevo.training.settings import DTYPES, NUMERICS, OPTIMIZERS, SCHEDULES, Tra
 from bpevo.training.slots import most_slots
 from bpevo.training.task import REASONS, Examples, Task, to_examples
 from bpevo.training.trainer import DeviceLost, EpochResult, OutOfMemory, Trainer, Training
-from bpevo.training.transforms import TRANSFORMS
+from bpevo.training.transforms import GRAFTED, TRANSFORMS
 
 __all__ = [
     "DTYPES",
+    "GRAFTED",
     "NUMERICS",
     "OPTIMIZERS",
     "REASONS",

@@ -32,7 +32,7 @@ class TrainingPlan:
     seed: int  # root of everything random
     held_out: int = 0  # of the examples that are evaluated on: kept from all trainings but those with `held_out`
 
-    def task(self, measure_alignment: bool = False) -> Task:
+    def task(self, measure_alignment: bool = False, transforms: tuple[str, ...] = ()) -> Task:
         return Task(
             settings=self.settings,
             classes=self.dataset.num_classes,
@@ -40,6 +40,7 @@ class TrainingPlan:
             flip=self.dataset.flip,
             pad=self.dataset.pad,
             measure_alignment=measure_alignment,
+            transforms=transforms,
         )
 
     def examples(self) -> Examples:

@@ -12,11 +12,12 @@ NUMERICS = 1  # raised whenever the same settings give other numbers; runs of di
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # An extension point: name -> what makes of (decayed) gradients a direction; the learning rate comes after it.
-#     OPTIMIZERS["adam"] = optax.scale_by_adam
-#     TrainingSettings(optimizer="adam")
+#     OPTIMIZERS["lion"] = optax.scale_by_lion
+#     TrainingSettings(optimizer="lion")
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": optax.identity,
     "momentum": lambda: optax.trace(0.9),
+    "adam": optax.scale_by_adam,  # 1412.6980
 }
 
 
@@ -74,7 +75,7 @@ class TrainingSettings:
     (128, 'paper')
     >>> TrainingSettings(optimizer="sdg")
     Traceback (most recent call last):
-    ValueError: optimizer must be one of sgd, momentum, not 'sdg'
+    ValueError: optimizer must be one of sgd, momentum, adam, not 'sdg'
     """
 
     model: str = "wrn-16-2"

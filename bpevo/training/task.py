@@ -49,7 +49,7 @@ class Order:
     epoch: Any  # int32, 0 starts afresh
     active: Any  # bool
     held_out: Any  # bool: evaluate on the examples that are held out, else on the others
-    transform: Any = None  # int32, index into TRANSFORMS; None: the program knows none
+    transform: Any = None  # int32, index into the task's transforms; None: it knows none
 
 
 @struct.dataclass(kw_only=True)
@@ -93,6 +93,9 @@ class Task:
     flip: bool  # augmentation: left to right
     pad: int  # zeros on every side before a random crop
     measure_alignment: bool = False  # after each epoch, on a fixed batch: costs three backward passes
+    transforms: tuple[
+        str, ...
+    ] = ()  # of the parameter gradient: what a training may choose, names of TRANSFORMS or GRAFTED
 
     def __post_init__(self):
         if self.examples < self.settings.batch_size:
@@ -220,7 +223,12 @@ class Task:
         (loss, (accuracy, batch_stats)), (gradient, rule_state) = with_aux(state.params, state.rule_state)
         norm = optax.tree.norm(gradient)
         if order.transform is not None:
-            gradient = transformed(order.transform, gradient)
+
+            def standard(params):
+                return mean_loss(self._apply(None, state.replace(params=params), {}, x, train=True, key=key)[0], labels)
+
+            true = functools.partial(jax.grad(standard), state.params)
+            gradient = transformed(("", *self.transforms), order.transform, gradient, state.params, true)
         direction, optimizer = self.settings.optimizer_transform().update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(params)]))

@@ -12,7 +12,6 @@ import numpy as np
 from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
 from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
-from bpevo.training.transforms import TRANSFORMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Training:
     learning_rate: float
     _: dataclasses.KW_ONLY
     replicate: int = 0
-    transform: str = ""  # of the parameter gradient, one of TRANSFORMS; only where the trainer has `transforms`
+    transform: str = ""  # of the parameter gradient: one of the task's `transforms`, or none
     held_out: bool = False  # evaluated on the examples that are held out
 
 
@@ -74,7 +73,6 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
         rule: CompiledRule | None = None,
-        transforms: bool = False,
     ):
         """Places examples and empty slots on the devices; the first epoch compiles.
 
@@ -87,7 +85,6 @@ class Trainer:
           devices: all local ones where None.
           lowering: "map" or "vmap" (bpevo.training.slots); the device's default where None.
           rule: the program is specialised to it and trains nothing else.
-          transforms: each training may choose one of TRANSFORMS.
 
         Raises:
           OutOfMemory: the slots do not fit.
@@ -97,8 +94,7 @@ class Trainer:
         chex.assert_shape(examples.train_labels, (task.examples,))
         chex.assert_shape(examples.eval_images, (*examples.eval_labels.shape, *examples.mean.shape))
         self._remake = functools.partial(
-            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering,
-            rule=rule, transforms=transforms,
+            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering, rule=rule
         )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
         blank = rule or InterpretedRule(blank_program(max_parts))
@@ -120,7 +116,7 @@ class Trainer:
             epoch=np.int32(0),
             active=np.bool_(False),
             held_out=np.bool_(False),
-            transform=np.int32(0) if transforms else None,
+            transform=np.int32(0) if task.transforms else None,
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
@@ -190,7 +186,7 @@ class Trainer:
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
-            self._orders.transform[slot] = list(TRANSFORMS).index(training.transform)
+            self._orders.transform[slot] = ("", *self.task.transforms).index(training.transform)
         else:
             assert not training.transform
         self._orders.replicate[slot] = training.replicate

@@ -46,8 +46,9 @@ class Workers(Protocol):
     def suspend(self) -> None:
         """Saves what running trainings have reached, where that can be kept: before an interrupted run ends."""
 
-    def epoch_seconds(self, trainings: Sequence[Training], repeats: int = 3) -> list[float]:
-        """Wall time of an epoch of each training alone: the least of `repeats`. Needs idle workers."""
+    def epoch_seconds(self, trainings: Sequence[Training], repeats: int = 5) -> list[float | None]:
+        """Wall time of an epoch of each training alone: the least of `repeats`; None where no other comes within a tenth of it,
+        as on a machine that does other work. Needs idle workers."""
 
     def close(self) -> None:
         """Gives up every job and what the workers hold. They are not used again."""

@@ -1,7 +1,11 @@
 """Shared by the tests of the language, the layers and the models: small units and random chains."""
 
 import dataclasses
+import os
+import pathlib
+import shutil
 import signal
+import tempfile
 
 import hypothesis
 import hypothesis.strategies as st
@@ -22,9 +26,28 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("bpevo")
 
+MOST_KEPT = 2**30  # bytes of compiled programs; then the cache starts anew
+
 # A shell's background jobs ignore SIGINT, and so would the searches that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """The tests and the commands that they start share one cache of compiled programs: a second run compiles little."""
+    cache = config.cache.mkdir("compiled") if hasattr(config, "cache") else pathlib.Path(tempfile.mkdtemp())
+    programs = cache / "bpevo" / "jax"  # where commands keep theirs
+    first = not hasattr(config, "workerinput")  # not one of xdist's
+    if first and programs.exists() and sum(p.stat().st_size for p in programs.iterdir()) > MOST_KEPT:
+        shutil.rmtree(programs)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    for name, value in {
+        "jax_compilation_cache_dir": str(programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -28,13 +28,11 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts the command; every start shares one compilation cache."""
-    cache = tmp_path_factory.mktemp("cache")
+def start():
+    """Starts the command."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TF_"))}
     environment |= {
         "PYTHONPATH": str(REPOSITORY),
-        "XDG_CACHE_HOME": str(cache),
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "160",
     }

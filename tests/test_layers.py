@@ -14,6 +14,7 @@ from bpevo.layers import convolution
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "identity": None}
 BACKPROP = ("g", "(b_next @ W.T) * dh")
+FAST = {"xla_backend_optimization_level": 0}  # to compile
 
 
 def normal(seed, *shape):
@@ -529,7 +530,8 @@ def test_convolution_and_its_gradients_agree_with_the_dense_matrix(index, small,
     # Mapped over candidates: everything, or one of the three arguments, has an axis of candidates.
     which = ((0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0))[(index + small) % 4]
     args = [a if axis is None else jnp.stack([a, -0.5 * a]) for a, axis in zip((x, w, b), which, strict=True)]
-    alone, results = jax.jit(lambda one, all: (all_three(*one), jax.vmap(all_three, which)(*all)))((x, w, b), args)
+    both = lambda one, all: (all_three(*one), jax.vmap(all_three, which)(*all))  # noqa: E731
+    alone, results = jax.jit(both, compiler_options=FAST)((x, w, b), args)
     agrees(alone, x, w, b)
     for i in range(2):
         agrees([r[i] for r in results], *(a if axis is None else a[i] for a, axis in zip(args, which, strict=True)))

@@ -110,10 +110,8 @@ def real_search(workdir, slots: int, watch=lambda search, outcomes: None, worker
     return made
 
 
-def kill_real_training(workdir: str, cache: str, kills: int) -> None:
+def kill_real_training(workdir: str, kills: int) -> None:
     """Searches with real training until one ends; each of the first `kills` dies shortly after some of its epochs."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     chosen, died = random.Random(2), 0
     while True:
         reads, writes = os.pipe()
@@ -144,8 +142,7 @@ def undisturbed_training(tmp_path_factory):
 
 
 def test_ten_kills_in_real_training_change_no_bit(undisturbed_training, tmp_path):
-    code = "import sys, test_survival as t; t.kill_real_training(sys.argv[1], sys.argv[2], 10)"
-    process = python(code, tmp_path / "run", tmp_path / "cache")
+    process = python("import sys, test_survival as t; t.kill_real_training(sys.argv[1], 10)", tmp_path / "run")
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0 and output.split() == ["10", "0"]
     assert rows(tmp_path / "run") == undisturbed_training

@@ -203,7 +203,7 @@ def test_a_download_draws_no_bar_into_a_file(monkeypatch):
 def test_the_line_said_at_ctrl_c_stays_on_the_screen(tmp_path):
     """The command itself, on a terminal that a live display redraws four times a second."""
     arguments = ["-m", "bpevo.launch", f"--workdir={tmp_path / 'run'}", *COMMAND, "--noequivalence"]
-    terminal = Terminal([*arguments, "--max_evaluations=100000"], 100, XDG_CACHE_HOME=str(tmp_path))
+    terminal = Terminal([*arguments, "--max_evaluations=100000"], 100)
     terminal.read_until(r"evaluations\S* +\S*[1-9]\d* of")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == 128 + signal.SIGINT

@@ -316,19 +316,19 @@ def test_an_evaluation_of_the_first_version_is_reported_without_finds():
 
 
 CELLS = {
-    # kind, lr, validation %, test %, n, 95 %, vs backprop, vs closest control, p, detectable, time, paper
+    # kind, lr, validation %, test %, n, 95 %, vs backprop, vs closest control, p, detectable, paper
     "unit_fro(g)": ["backprop, rescaled per unit", "0.1", "70.00", "87.00 ± 3.56", "4", "± 5.66", "+4.00 ± 2.25",
-                    "+4.00 ± 2.25 (g)", "0.011", "", "", "84.15 ± 0.66; 83.16 ± 0.90"],
+                    "+4.00 ± 2.25 (g)", "0.011", "", "84.15 ± 0.66; 83.16 ± 0.90"],
     "fa": ["other information", "0.03", "75.00", "85.00 ± 2.45", "4", "± 3.90", "+2.00 ± 1.30", "+1.50 ± 2.76 (2.0*g)", "0.091",
            "2.86", ""],
-    "2.0*g": ["scaled backprop", "0.1", "50.00", "83.50 ± 3.32", "4", "± 5.28", "+0.50 ± 2.05", "", "", "", "", ""],
-    "g": ["backprop", "0.1", "60.00", "83.00 ± 2.58", "4", "± 4.11", "", "", "", "", "", "77.11 ± 3.53"],
-    "dfa": ["other information", "0.3*", "20.00", "83.00 ± 3.27", "4", "± 5.20", "+0.00 ± 1.84", "", "unfair", "", "", ""],
-    "g - g": ["no signal", "0.1", "20.00", "20.00 ± 0.00", "4", "± 0.00", "-63.00 ± 4.11", "", "", "", "", ""],
+    "2.0*g": ["scaled backprop", "0.1", "50.00", "83.50 ± 3.32", "4", "± 5.28", "+0.50 ± 2.05", "", "", "", ""],
+    "g": ["backprop", "0.1", "60.00", "83.00 ± 2.58", "4", "± 4.11", "", "", "", "", "77.11 ± 3.53"],
+    "dfa": ["other information", "0.3*", "20.00", "83.00 ± 3.27", "4", "± 5.20", "+0.00 ± 1.84", "", "unfair", "", ""],
+    "g - g": ["no signal", "0.1", "20.00", "20.00 ± 0.00", "4", "± 0.00", "-63.00 ± 4.11", "", "", "", ""],
     "sgn(g)": ["backprop, rescaled per entry", "0.1", "55.00 ± 7.07", "92.00 ± 2.00 (1 diverged)", "3", "± 4.97", "", "", "", "",
-               "", ""],
-    "h": ["other information", "diverged", "", "", "", "", "", "", "", "", "", ""],
-    "g | lars": ["backprop", "diverged", "", "", "", "", "", "", "", "", "", ""],
+               ""],
+    "h": ["other information", "diverged", "", "", "", "", "", "", "", "", ""],
+    "g | lars": ["backprop", "diverged", "", "", "", "", "", "", "", "", ""],
 }  # fmt: skip
 
 
@@ -338,15 +338,15 @@ def test_tables_show_the_standings():
     assert found == CELLS and list(found) == list(CELLS)  # best first
     shown = lines(tables.standings_table(table, "a1"))
     assert shown["fa"] == ["other information", "0.03", "85.00 ± 2.45", "4", "+2.00 ± 1.30", "0.091", "2.86"]
-    assert shown["zero_signal: g - g"] == ["no signal", "0.1", "20.00 ± 0.00", "4", "-63.00 ± 4.11", "", "", ""]
+    assert shown["zero_signal: g - g"] == ["no signal", "0.1", "20.00 ± 0.00", "4", "-63.00 ± 4.11", "", ""]
     markdown = tables.markdown(table).splitlines()
     assert markdown[2] == (
         "| **`unit_fro(g)`** | **backprop, rescaled per unit** | **0.1** | **70.00** | **87.00 ± 3.56** | **4** | **± 5.66** | "
-        "**+4.00 ± 2.25** | **+4.00 ± 2.25 (g)** | **0.011** |  |  | **84.15 ± 0.66; 83.16 ± 0.90** |"
+        "**+4.00 ± 2.25** | **+4.00 ± 2.25 (g)** | **0.011** |  | **84.15 ± 0.66; 83.16 ± 0.90** |"
     )
     assert markdown[3].startswith("| `fa` | other information | 0.03 |") and markdown[6].split(" | ")[2] == r"0.3\*"
     latex = tables.latex(table)
-    assert r"83.00 $\pm$ 3.27 & 4 & $\pm$ 5.20 & +0.00 $\pm$ 1.84 &  & unfair &  &  &  \\" in latex
+    assert r"83.00 $\pm$ 3.27 & 4 & $\pm$ 5.20 & +0.00 $\pm$ 1.84 &  & unfair &  &  \\" in latex
     html = page.standings_html(table)
     assert html.count('<tr class="find">') == 1 and ">+2.00 ± 1.30<" in html and html.count('class="worse"') == 1
 

@@ -249,7 +249,7 @@ class Search:
         return self._job(Stage.SEARCH, training, proposal, **limits)
 
     def _confirmation(self, proposal: Proposal, rows: Sequence[Row]) -> Job:
-        """Of what has these rows: at the learning rate that it was trained with."""
+        """The confirmation of what has these rows: at the learning rate that it was trained with."""
         rate = Rows(rows).of(stage=Stage.SEARCH)[0].learning_rate
         return self._job(
             Stage.CONFIRMATION, Training(proposal.equation, rate, replicate=CONFIRMATION_REPLICATE), proposal

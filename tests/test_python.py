@@ -1,6 +1,8 @@
 """Searches and evaluations from Python: they go on when they are called again, and say what came out."""
 
+import contextlib
 import signal
+import sqlite3
 
 import jax
 import pytest
@@ -33,6 +35,10 @@ def test_a_search_ends_with_its_leaderboard_and_its_best_rule(searched, capsys):
     assert curves.epoch.max() == 2 and {"train_loss", "eval_accuracy", "gradient_norm"} <= set(curves.columns)
     assert len(curves) == sum(row.epochs for row in found.rows)
     assert "search in" in repr(found) and "<table" in found._repr_html_() and "No verdict" in "".join(found.remarks)
+    with contextlib.closing(sqlite3.connect(workdir / "run.sqlite")) as c:
+        stored = c.execute("SELECT rule, control, kind, fresh, n FROM leaderboard ORDER BY place").fetchall()
+    assert [row[:2] for row in stored] == list(zip(board.equation, board.label, strict=True))[: len(stored)]
+    assert {row[4] for row in stored} <= {0, 1, 2} and any(row[2] for row in stored)
     again = bpevo.open(workdir)
     assert again.leaderboard.equals(board)
     assert found.report()[0].name == "report.html"

@@ -55,6 +55,7 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         s = training.settings
         title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
         board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
+        database.store_leaderboard(map(report.plain, board))
         console.print(report.table(board, title))
         validation, held_out = len(training.split.eval_labels), training.held_out
         proposals, epochs = len(search.proposals), search.rows.slot_epochs

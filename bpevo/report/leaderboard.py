@@ -132,6 +132,14 @@ def name(row: LeaderboardRow) -> str:
     return text + (f"  [{row.kind}]" if row.kind else "") + (f"  ({row.status})" if row.status else "")
 
 
+def plain(row: LeaderboardRow) -> tuple:
+    """For the database's table `leaderboard`."""
+    difference = None if row.difference is None else row.difference.mean
+    return (
+        row.equation, row.label, row.kind, row.learning_rate, row.search, row.mean, len(row.fresh), difference,
+    )  # fmt: skip
+
+
 def table(board: Sequence[LeaderboardRow], title: str) -> TextTable:
     """For the terminal."""
     lines = [Line(name(row), board_cells(row), "bold" if row.label else "") for row in board]

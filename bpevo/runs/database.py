@@ -52,6 +52,20 @@ CREATE TABLE evaluations (
 );
 CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
 """
+# What people read, written anew whenever a search ends or is interrupted; nothing reads it back.
+_LEADERBOARD = """
+CREATE TABLE IF NOT EXISTS leaderboard (
+  place INTEGER PRIMARY KEY,
+  rule TEXT NOT NULL,               -- without idle genes
+  control TEXT NOT NULL,            -- its name where it is one
+  kind TEXT NOT NULL,               -- what it keeps of backprop's signal
+  learning_rate REAL,
+  search REAL,                      -- accuracy that selected it, %
+  fresh REAL,                       -- mean over n fresh seeds, %
+  n INTEGER NOT NULL,
+  vs_backprop REAL                  -- mean paired difference, %
+);
+"""
 
 
 class RunDatabase:
@@ -268,6 +282,16 @@ class RunDatabase:
         epochs = [rung["epoch"] for rung in settings.get("evolution", {}).get("rungs", ())]
         bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
         return judged(self.rows(), bars, epochs)
+
+    def store_leaderboard(self, rows: Iterable[tuple]) -> None:
+        """Rows as the columns of the table `leaderboard` after `place`, best first."""
+        with self._transaction() as c:
+            c.execute(_LEADERBOARD)
+            c.execute("DELETE FROM leaderboard")
+            c.executemany(
+                "INSERT INTO leaderboard VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((place, *row) for place, row in enumerate(rows, 1)),
+            )
 
     def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
         """`convert(position, row)` of each; a row that it cannot take is a RunError."""

@@ -20,6 +20,7 @@ from bpevo.workers import Stage
 
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
+DRAWN = 3  # best rules of an evaluation that have a picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,13 +104,16 @@ class Report:
         self._plot("search_components", figure, "Components of the best rules against the whole population")
         if winners:
             line = ancestry.lineage(run.proposals, run.rows, winners[0])
-            self._add(page.heading(3, "Lineage of the best rule"), page.lineage_html(line))
+            self._add(
+                page.heading(3, "Lineage of the best rule"), page.lineage_html(line), page.rule(line[-1].equation)
+            )
 
     def add_evaluation(self, run: Run) -> None:
         table = standings(run.rows, run.costs, run.settings)
         name, sentences = run.name, verdict(table)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
-        self._add(page.standings_html(table))
+        best = [row.text for row in table if row.kind != "baseline"][:DRAWN]
+        self._add(page.standings_html(table), *map(page.rule, best))
         self._markdown.append(
             f"## {name}\n\n{_describe(run)}\n\n"
             + "".join(f"- {s}\n" for s in sentences)

@@ -24,6 +24,7 @@ from bpevo.workers import Stage
 LEADERS, LINEAGES = 10, 3  # rules that the leaderboard shows, and those whose lineage is traced
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
+DRAWN = 3  # best rules of an evaluation that have a picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,13 +117,15 @@ class Report:
         self._plot("search_components", figure, "Components of the best rules against the whole population")
         for leader in leaders[:LINEAGES]:
             line = ancestry.lineage(run.proposals, run.rows, leader)
-            self._add(page.heading(3, f"Lineage of {line[-1].equation}"), page.lineage_html(line))
+            text = line[-1].equation
+            self._add(page.heading(3, f"Lineage of {text}"), page.lineage_html(line), page.rule(text))
 
     def add_evaluation(self, run: Run) -> None:
         table = standings(run.rows, run.settings)
         name, sentences = run.name, verdict(table)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
-        self._add(page.standings_html(table))
+        best = [row.text for row in table if row.role != "control"][:DRAWN]
+        self._add(page.standings_html(table), *map(page.rule, best))
         self._markdown.append(
             f"## {name}\n\n{_describe(run)}\n\n"
             + "".join(f"- {s}\n" for s in sentences)

@@ -1,11 +1,14 @@
 """Shared by the tests of the language, the layers and the models: small units and random chains."""
 
+# ruff: noqa: E402
 import dataclasses
 import os
 import pathlib
 import shutil
 import signal
 import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before jax loads: XLA prints pages about programs from its cache
 
 import hypothesis
 import hypothesis.strategies as st

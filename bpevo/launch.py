@@ -59,14 +59,13 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         if search.exhausted:
             say(search.exhausted)
         s = training.settings
-        title = (
-            f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy; "
-            f"{len(search.proposals):,} proposals, {search.done:,} trainings of them, {search.rows.slot_epochs:,} slot-epochs in all"
-        )
+        title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
         board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
         console.print(report.table(board, title))
         validation, held_out = len(training.split.eval_labels), training.held_out
-        for line in [*report.remarks(board, held_out, validation - held_out), *_next(command)]:
+        proposals, epochs = len(search.proposals), search.rows.slot_epochs
+        spent = f"{search.done:,} trainings of {proposals:,} proposals, {epochs:,} slot-epochs in all."
+        for line in [spent, *report.remarks(board, held_out, validation - held_out), *_next(command)]:
             say(line)
         return code
 

@@ -103,7 +103,7 @@ def assert_same(trainer: Trainer, slot: int, curve: list, expected: tuple[list, 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"optimizer": "adan"}, "optimizer must be one of sgd, momentum, adam, not 'adan'"),
+        ({"optimizer": "adm"}, "optimizer must be one of sgd, momentum, adam, or .* not 'adm'; the nearest is 'adam'"),
         ({"schedule": "step"}, "schedule must be one of"),
         ({"compute_dtype": "float16"}, "compute_dtype must be one of float32, bfloat16"),
         ({"batch_size": 0}, "at least 1"),

@@ -22,14 +22,22 @@ def define_common() -> None:
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
     flags.DEFINE_string(
-        "optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9, Adam."
+        "optimizer",
+        _DEFAULTS.optimizer,
+        f"{', '.join(OPTIMIZERS)} (SGD without or with momentum 0.9, Adam), or an optimizer of optax whose step needs gradients "
+        "and parameters only, with arguments if you like: adamw, lion, sgd:momentum=0.9,nesterov=True.",
     )
     flags.DEFINE_list(
         "learning_rates",
         ["0.1"],
         "Each equation is tried with each of these. A search trains it with the best; the grid of what is tuned grows.",
     )
-    flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
+    flags.DEFINE_float(
+        "weight_decay",
+        _DEFAULTS.weight_decay,
+        "Of kernels (parameters of two axes or more): the optimizer's own where it has one (adamw, lion), else the L2 gradient, "
+        "a multiple of the weight.",
+    )
     flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
     flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
     flags.DEFINE_string(

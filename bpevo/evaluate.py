@@ -40,7 +40,7 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
         except KeyboardInterrupt:
             code = interruption.code
             console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
-        table = standings(evaluation.rows, database.costs(), database.settings())
+        table = standings(evaluation.rows, database.settings())
         console.print(report.standings_table(table, command.folder.name))
         for sentence in verdict(table):
             console.print(sentence, highlight=False, markup=False)

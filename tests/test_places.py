@@ -72,13 +72,13 @@ def test_a_deleted_lock_stops_the_first_writer_and_the_run_stays_whole(tmp_path)
 
 def test_two_writers_that_meet_in_a_row_are_not_told_to_throw_the_file_away(tmp_path):
     with RunDatabase.writing(tmp_path) as database:
-        database.add_cost("g", 1.0)
+        database.check_settings({"max_parts": 3}, {}, ())
         with (
             pytest.raises(RunError, match="another process wrote into this run at the same time"),
             RunDatabase._open(database.path, lambda: None) as other,
             other._transaction() as c,
         ):
-            c.execute("INSERT INTO costs VALUES ('g', 2.0)")
+            c.execute("INSERT INTO meta VALUES ('settings', '{}')")
 
 
 def test_a_live_run_is_copied_whole_though_its_main_file_alone_is_not(tmp_path):

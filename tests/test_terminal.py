@@ -122,10 +122,10 @@ def test_no_width_of_a_terminal_hides_a_rule_or_a_number(width):
 
     board = leaderboard(renamed(SEARCH, "unit_fro(g)"), 4)
     settings = SETTINGS | {"rules": [*SETTINGS["rules"], LONG]}
-    stand = standings(renamed(EVALUATION, "fa"), {"fa": 1.25}, settings)
+    stand = standings(renamed(EVALUATION, "fa"), settings)
     for shown, numbers in (
         (table(board, "a title"), ("70.00", "74.00 ± 2.58", "+11.0 ± 5.0", "62.00 ± 4.00")),
-        (standings_table(stand, "a1"), ("0.3*", "85.00 ± 2.45", "+2.00 ± 1.30", "1.25x")),
+        (standings_table(stand, "a1"), ("0.3*", "85.00 ± 2.45", "+2.00 ± 1.30")),
     ):
         lines = printed(shown, width)
         assert all(cell_len(line) <= width for line in lines)

@@ -35,7 +35,6 @@ class Run:
     versions: dict[str, str]
     rows: Rows
     proposals: list[Proposal]
-    costs: dict[str, float]
 
     @property
     def is_evaluation(self) -> bool:
@@ -64,7 +63,6 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     versions=database.versions(),
                     rows=database.rows() if "scenario" in settings else database.judged(),
                     proposals=[] if "scenario" in settings or not settings else database.proposals(),
-                    costs=database.costs(),
                 )
             )
     return runs
@@ -121,7 +119,7 @@ class Report:
             self._add(page.heading(3, f"Lineage of {line[-1].equation}"), page.lineage_html(line))
 
     def add_evaluation(self, run: Run) -> None:
-        table = standings(run.rows, run.costs, run.settings)
+        table = standings(run.rows, run.settings)
         name, sentences = run.name, verdict(table)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
         self._add(page.standings_html(table))

@@ -51,7 +51,6 @@ CREATE TABLE evaluations (
   PRIMARY KEY (stage, equation, learning_rate, replicate)
 );
 CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
-CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoch time over backprop's
 """
 
 
@@ -190,7 +189,7 @@ class RunDatabase:
         with self._transaction() as c:
             other._connection.execute("BEGIN")  # one state of it for all tables
             try:
-                for table in ("proposals", "evaluations", "costs"):
+                for table in ("proposals", "evaluations"):
                     for row in other._connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):
                         c.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
             finally:
@@ -282,13 +281,6 @@ class RunDatabase:
                     f"{self.path}: row {position + 1} of {table} is damaged ({reason}); move the file away or restore a copy"
                 ) from error
         return items
-
-    def add_cost(self, equation: str, relative: float) -> None:
-        with self._transaction() as c:
-            c.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", (equation, relative))
-
-    def costs(self) -> dict[str, float]:
-        return dict(self._connection.execute("SELECT equation, relative FROM costs"))
 
 
 def _row(values: tuple) -> Row:

@@ -1,11 +1,14 @@
 """Shared by the tests of the language, the layers and the models: small units and random chains."""
 
+# ruff: noqa: E402
 import dataclasses
 import os
 import pathlib
 import shutil
 import signal
 import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before jax loads: XLA prints pages about programs from its cache
 
 import hypothesis
 import hypothesis.strategies as st
@@ -28,9 +31,11 @@ hypothesis.settings.load_profile("bpevo")
 
 MOST_KEPT = 2**30  # bytes of compiled programs; then the cache starts anew
 
-# A shell's background jobs ignore SIGINT, and so would the searches that tests start and interrupt.
+# A shell's background jobs ignore SIGINT, nohup SIGHUP, and so would the searches that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config):

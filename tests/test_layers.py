@@ -253,6 +253,30 @@ def test_a_carrier_that_is_added_is_no_error_under_any_transformation(transforma
     )
 
 
+@pytest.mark.parametrize("text", ["dfa", "unit_fro(g)"])
+@pytest.mark.parametrize("mapped", ["candidates", "samples"])
+def test_what_is_mapped_inside_the_gradient_has_a_signal_at_the_logits_of_its_own(text, mapped):
+    net = Two(rules.compile(text))
+    variables = net.init(jax.random.key(0), X6)
+    params = jax.tree.map(lambda p: jnp.stack([p, 2 * p + 0.1, -p]), variables["params"])
+    if mapped == "samples":
+        params = jax.tree.map(lambda p: jnp.stack([p[0]] * 6), params)
+    images = X6[None].repeat(3, 0) if mapped == "candidates" else X6[:, None]
+    labels = LABELS6[None].repeat(3, 0) if mapped == "candidates" else LABELS6[:, None]
+
+    def loss(params, x, labels):
+        return cross_entropy(net.apply({**variables, "params": params}, x), labels)
+
+    expected = jax.vmap(jax.grad(loss))(params, images, labels)
+    if mapped == "candidates":
+        actual = jax.grad(lambda p: jnp.sum(jax.vmap(loss)(p, images, labels)))(params)
+    else:
+        shared = variables["params"]
+        actual = jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, 0, 0))(p, images, labels)))(shared)
+        expected = jax.tree.map(lambda e: e.sum(0), expected)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6), actual, expected)
+
+
 def test_a_loss_of_the_carrier_alone_has_no_signal_from_above():
     layer = layers.Dense(3, rules.compile("g + dfa"))
     variables = layer.init(jax.random.key(0), X6, layers.carrier(6, 3))

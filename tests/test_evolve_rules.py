@@ -101,6 +101,23 @@ def test_rules_compute_in_float32_where_the_network_does_not():
     np.testing.assert_allclose(following["w"]["rule"]["m"][0][0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_what_follows_a_conversion_between_floats_belongs_to_the_linear_map():
+    """[relu, mean over pairs and product], the mean taken in bfloat16: the rule sees the product of it."""
+    params = {"below": jnp.ones(6), "w": normal(31, 3, 5)}
+
+    def network(params, x):
+        h = jax.nn.relu(x * params["below"]).astype(jnp.bfloat16)
+        return h.reshape(-1, 3, 2).mean(-1) @ params["w"].astype(jnp.bfloat16)
+
+    x, cotangent = normal(32, 4, 6), normal(33, 4, 5)
+    net = evolve(network, "hp_next @ W.T")
+    state = net.init(jax.random.key(0), params, x)
+    _, pull = jax.vjp(lambda x: net(params, state, x), x)
+    h = np.maximum(x, 0).reshape(4, 3, 2).mean(-1)
+    expected = np.repeat((h @ params["w"] @ params["w"].T)[..., None] / 2, 2, -1).reshape(4, 6)
+    np.testing.assert_allclose(pull(cotangent.astype(jnp.bfloat16))[0], expected, rtol=0.03, atol=0.03)
+
+
 def test_direct_feedback_is_per_position_where_logits_and_unit_share_positions():
     params = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, 3)}
     x, b_L = normal(3, 5, 6, 4), normal(4, 5, 6, 3)  # noqa: N806

@@ -61,6 +61,9 @@ def test_shares_are_drawn_in_percent_up_to_100():
     ]
     (axis,) = axes(plots.enrichment(shares, 2, 8))
     assert [p.get_width() for p in axis.patches] == [100, 0, 75, 25] and axis.get_xlim() == (0, 100)
+    # Winners above the others at each component's place, 1 and 0, side by side.
+    assert [round(p.get_y(), 6) for p in axis.patches] == [1.0, 0.0, 0.6, -0.4]
+    assert {round(p.get_height(), 6) for p in axis.patches} == {0.4}
     assert [t.get_text() for t in axis.figure.legends[0].get_texts()] == ["2 best", "all 8"]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["g", "fa"]
 

@@ -116,3 +116,10 @@ def test_programs_of_other_components_are_refused_never_misread():
             str(old)
     np.testing.assert_array_equal(run(old), before)
     assert len(traces) == 2
+
+
+def test_a_norm_may_be_registered_by_its_order_and_axis():
+    unit = unit_steps((5, 4), (4, 3))
+    with register(Unary("length", "length({x})", "{x}", "over the norm of each feature", norm=("2", "col"))):
+        found = unit.run(rules.compile("length(g)"))
+    np.testing.assert_array_equal(found, unit.run(rules.compile("unit_col2(g)")))

@@ -1,46 +1,18 @@
 """Evaluate rules honestly: `python -m bpevo.evaluate --flagfile=launch/evaluate_a1.flags`.
 
-Takes the best rules of the search in --workdir, or --rules, and beside them backprop, the zero signal and two hand-made
-cousins of the paper's winners. Tunes the learning rate of each alike on the validation set, selects the search's rules on
-fresh seeds, and trains the finalists on the full training set for their test accuracy: the only place where the
-test set is read. All results go into the database in --workdir/--scenario; starting again runs only what is missing.
-`python -m bpevo.report --workdir=…` makes tables, plots and a page of it.
+Takes the best rules of the search in --workdir and its settings, or --rules, and beside them the controls: backprop, the
+zero signal, backprop with other scales, normalised or clipped gradients, LARS and Adam. Tunes the learning rate of each alike
+on the validation set, on a grid that grows until the best is inside, selects the search's rules on fresh seeds, and trains
+the finalists on the full training set for their test accuracy: the only place where the test set is read. All results go
+into the database in --workdir/--scenario; starting again runs only what is missing. `python -m bpevo.report --workdir=…`
+makes tables, plots and a page of it.
 """
 
-from bpevo.command import main, definitions, plans, process, selfcheck  # isort: skip (main comes before jax)
+from bpevo.command import main, definitions, plans, process  # isort: skip (main comes before jax)
 from absl import flags
 from rich.console import Console
 
-from bpevo import report
-from bpevo.evaluation import Evaluation, LocalWorkplace, standings, verdict
-from bpevo.evaluation.plan import FREE
-from bpevo.runs import RunDatabase, provenance
-
-
-def run(command: plans.EvaluationCommand, console: Console, interruption: process.Interruption | None = None) -> int:
-    """Runs an evaluation; returns the exit code."""
-    interruption = interruption or process.Interruption()
-    if command.selfcheck:
-        selfcheck.check()
-    plan, training = command.evaluation, command.training
-    with process.time_limit(command.max_hours), RunDatabase.writing(command.folder) as database:
-        database.check_settings(command.fingerprint(), provenance.versions(), free=FREE)
-        console.print(f"{training.dataset.source}; {len(plan.treatments)} rows", highlight=False)
-        workplace = LocalWorkplace(
-            training, command.test_split, plan.max_parts, slots=command.slots, alignment=command.alignment
-        )
-        evaluation = interruption.search = Evaluation(database, workplace, plan, report.Stages(console))
-        code = 0
-        try:
-            evaluation.run()
-        except KeyboardInterrupt:
-            code = interruption.code
-            console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
-        table = standings(evaluation.rows, database.costs(), database.settings())
-        console.print(report.standings_table(table, command.folder.name))
-        for sentence in verdict(table):
-            console.print(sentence, highlight=False, markup=False)
-        return code
+from bpevo.command.evaluating import run
 
 
 def _run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:

@@ -43,7 +43,7 @@ SUBJECTS = {
     "bpevo.data": "data data_tfds bad_input",
     "bpevo.doctor": "doctor",
     "bpevo.evaluate": "evaluate",
-    "bpevo.evaluation": "figures significance ranking evaluate report",
+    "bpevo.evaluation": "figures significance ranking evaluate_command evaluate report",
     "bpevo.evolution": "rates budget ranking controllers standing kinds equivalence runs evolution",
     "bpevo.layers": "layers models training",
     **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("constants", "discovery", "evaluation", "evolve")},

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import hypothesis
@@ -31,9 +32,9 @@ from bpevo.evolution.population import bar
 from bpevo.evolution.space import feasible
 
 
-def result(n: int, text: str, accuracy: float | None, rungs: int = 0, curves=((),), bars=()) -> Result:
-    trainings = tuple(Trained(accuracy=accuracy, rungs=rungs, curve=tuple(curve)) for curve in curves)
-    return Result(proposal=Proposal(id=n, equation=equation(text), key=text, bars=bars), trainings=trainings)
+def result(n: int, text: str, accuracy: float | None, rungs: int = 0, curve=(), bars=()) -> Result:
+    trained = Trained(accuracy=accuracy, rungs=rungs, curve=tuple(curve))
+    return Result(proposal=Proposal(id=n, equation=equation(text), key=text, bars=bars), trained=trained)
 
 
 G, ALL, SIGNALS = (
@@ -60,8 +61,13 @@ POPULATION = [
 ]
 
 
+def places(count: int) -> list[int]:
+    """Ids from 11 on at which nothing is confirmed."""
+    return list(itertools.islice((n for n in itertools.count(11) if n % 11 != 10), count))
+
+
 def parents(settings: EvolutionSettings, results, tries: int = 60) -> set[int]:
-    return {after(settings, 10 + i, results, SIGNALS).ask().parent for i in range(tries)}
+    return {after(settings, n, results, SIGNALS).ask().parent for n in places(tries)}
 
 
 # What a proposal depends on.
@@ -103,7 +109,7 @@ def test_a_population_of_at_most_n_is_drawn_from_whole_and_diverged_ones_are_nev
 
 def test_the_elite_is_chosen_with_the_given_probability():
     settings = EvolutionSettings(elite_size=1, elite_probability=0.7)
-    drawn = [after(settings, 10 + i, POPULATION, SIGNALS).ask().parent for i in range(600)]
+    drawn = [after(settings, n, POPULATION, SIGNALS).ask().parent for n in places(600)]
     assert abs(drawn.count(1) / 600 - 0.7) < 0.08
 
 
@@ -111,7 +117,6 @@ def test_fitness_orders_by_rungs_then_accuracy_then_age():
     ranked = [result(0, "g", 0.9, 0), result(1, "fa", 0.2, 2), result(2, "dfa", 0.3, 2), result(3, "h", 0.3, 2)]
     assert parents(EvolutionSettings(elite_size=1, elite_probability=1), ranked, 10) == {2}
     assert parents(EvolutionSettings(elite_size=3, elite_probability=1), ranked) == {1, 2, 3}
-    assert result(0, "g", None, 5).fitness < result(1, "g", 0.0, 0).fitness
     assert fitness(0.1, 1) > fitness(0.9, 0) > fitness(0.8, 0) > fitness(None, 3) == fitness(None, 0)
 
 
@@ -147,7 +152,7 @@ def test_initial_equations_come_first_padded_and_their_mutants_after():
 def test_random_starts_last_for_n_proposals_then_come_mutants():
     made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=3), (), SameText())
     drawn = [made.ask() for _ in range(4)]  # still random: no result has come in
-    results = [Result(proposal=p, trainings=(Trained(accuracy=0.5, rungs=0, curve=()),)) for p in drawn]
+    results = [Result(proposal=p, trained=Trained(accuracy=0.5, rungs=0, curve=())) for p in drawn]
     for r in results:
         made.tell(r)
     assert all(p.parent is None for p in drawn) and made.ask().parent in range(4)
@@ -163,7 +168,7 @@ def test_random_search_never_breeds_but_keeps_initial_equations_duplicates_and_b
     first = [made.ask() for _ in range(2)]
     assert first[0].key == G.key and first[1].duplicates == 1 and first[1].key != G.key
     for i in range(20):
-        made.tell(result(i, "g", 0.5, curves=[(i / 20,)]))
+        made.tell(result(i, "g", 0.5, curve=(i / 20,)))
     later = [made.ask() for _ in range(30)]
     assert all(p.parent is None and not p.changes and p.bars == ((1, 10 / 20),) for p in later)
 
@@ -250,13 +255,13 @@ def test_bars_are_the_quantiles_of_the_results_from_twenty_values_on():
     def curve(i):
         return tuple(accuracies[i] + 0.001 * e for e in range(1 + (i < 21) + (i < 19)))
 
-    results = [result(i, "g", 0.5, curves=[curve(2 * i), curve(2 * i + 1)]) for i in range(20)]
+    results = [result(i, "g", 0.5, curve=curve(i)) for i in range(40)]
     bars = dict(after(settings, 50, results).ask().bars)
     assert set(bars) == {1, 2}
     assert bars[1] == sorted(accuracies)[20]  # 20 of 40 reach it
     assert bars[2] == sorted(a + 0.001 for a in accuracies[:21])[6]  # 15 of 21; 16 would be more than three quarters
-    assert dict(after(settings, 50, results[:10]).ask().bars).keys() == {1, 2}  # exactly 20 values each
-    assert after(settings, 50, results[:9]).ask().bars == ()
+    assert dict(after(settings, 50, results[:20]).ask().bars).keys() == {1, 2}  # exactly 20 values each
+    assert after(settings, 50, results[:19]).ask().bars == ()
     assert population.MIN_REFERENCES == 20
 
 
@@ -300,12 +305,12 @@ def test_who_passes_a_bar_is_among_the_best_share_and_who_does_not_is_not(refere
 
 def test_every_diverged_training_counts_as_0_at_every_rung_whenever_it_diverged():
     settings = EvolutionSettings(rungs=(Rung(1, 0.5), Rung(3, 0.5)))
-    alive = [result(i, "g", 0.9, 2, [(0.5 + i / 100, 0.6, 0.7 + i / 100, 0.9)]) for i in range(10)]
+    alive = [result(i, "g", 0.9, 2, (0.5 + i / 100, 0.6, 0.7 + i / 100, 0.9)) for i in range(10)]
     for lost in ([], [0.9], [0.9, 0.9, 0.9, 0.9]):  # in the first epoch, after one, after the last
-        diverged = [result(i, "g", None, 0, [lost]) for i in range(10, 20)]
+        diverged = [result(i, "g", None, 0, lost) for i in range(10, 20)]
         bars = dict(after(settings, 50, alive + diverged).ask().bars)
         assert bars == {1: 0.5, 3: 0.7}  # ten of twenty pass
-        more = [result(i, "g", None, 0, [lost]) for i in range(20, 40)]  # 10 of 40 alive are half of what may pass
+        more = [result(i, "g", None, 0, lost) for i in range(20, 40)]  # 10 of 40 alive are half of what may pass
         bars = dict(after(settings, 50, alive + diverged + more).ask().bars)
         assert bars.keys() == {1, 3} and all(0 < b < 1e-300 for b in bars.values())
 
@@ -315,8 +320,8 @@ def test_every_diverged_training_counts_as_0_at_every_rung_whenever_it_diverged(
 
 def test_candidates_drawn_before_a_bar_are_bred_from_as_if_it_had_stopped_them():
     settings = EvolutionSettings(elite_size=2, elite_probability=1, rungs=(Rung(1, 0.5),), mutations=(1,))
-    early = [result(0, "g", 0.9, 1, [(0.1, 0.9)]), result(1, "fa", 0.8, 1, [(0.32, 0.8)])]
-    later = [result(2, "dfa", 0.35, 0, [(0.35,)], ((1, 0.4),)), result(3, "h", 0.7, 1, [(0.6, 0.7)], ((1, 0.4),))]
+    early = [result(0, "g", 0.9, 1, (0.1, 0.9)), result(1, "fa", 0.8, 1, (0.32, 0.8))]
+    later = [result(2, "dfa", 0.35, 0, (0.35,), ((1, 0.4),)), result(3, "h", 0.7, 1, (0.6, 0.7), ((1, 0.4),))]
 
     def parents(bars: dict[int, tuple]) -> set[int]:
         """Of twenty proposals after the results, where proposal i was stored with bars[i]."""

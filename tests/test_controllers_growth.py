@@ -32,38 +32,43 @@ def defined(
 ) -> Proposal:
     """Proposal n of the paper's controller."""
     rng = np.random.default_rng([settings.seed, n])
-    roots = [p.id for p in proposals[: len(initial)] if p.parent is None]
+    confirming = [p for p in proposals if p.parent is not None and not p.changes]
+    own = [p for p in proposals if p not in confirming]
+    roots = [(p.id, e) for p, e in zip(own, initial, strict=False) if p.parent is None]
     first = {e: next((b for p in proposals for at, b in p.bars if at == e), -1.0) for e in range(EPOCHS + 1)}
+    second = {p.parent: r.trained.accuracy for p in confirming for r in results if r.proposal == p}
+    results = [r for r in results if r.proposal not in confirming]
 
     def rank(r: Result):
-        """(rungs, accuracy, -id) of the fittest training; None where all diverged."""
-        ends = []
-        for t in r.trainings:
-            if t.accuracy is not None:
-                end = (t.rungs, t.accuracy, -r.id)
-                for i, rung in reversed(list(enumerate(settings.rungs))):
-                    if rung.epoch not in dict(r.proposal.bars) and len(t.curve) >= rung.epoch:
-                        at = t.curve[rung.epoch - 1]
-                        end = (i, at, -r.id) if at < first[rung.epoch] else end
-                ends.append(end)
-        return max(ends, default=None)
+        """(rungs, accuracy, -id); None if it diverged."""
+        t = r.trained
+        for i, rung in enumerate(settings.rungs):
+            if t.accuracy is not None and rung.epoch not in dict(r.proposal.bars) and len(t.curve) >= rung.epoch:
+                at = t.curve[rung.epoch - 1]
+                if at < first[rung.epoch]:
+                    return i, at, -r.id
+        if t.accuracy is None or second.get(r.id, 0.0) is None:
+            return None
+        return t.rungs, (t.accuracy + second[r.id]) / 2 if r.id in second else t.accuracy, -r.id
 
     ranks = {r.id: rank(r) for r in results}
-    alive = [r for r in results if ranks[r.id]]
-    elite = sorted(alive, key=lambda r: ranks[r.id], reverse=True)[: settings.elite_size]
-    chosen = {r.id for r in elite}
-    rest = [r for r in alive if r.id not in chosen]
+    ordered = sorted((r for r in results if ranks[r.id]), key=lambda r: ranks[r.id], reverse=True)
+    asked = {p.parent for p in confirming}
+    open_ = [r for r in ordered if r.id not in asked and ranks[r.id][0] == len(settings.rungs)]
+    if n % 11 == 10 and open_:
+        return Proposal(id=n, equation=open_[0].equation, key=open_[0].proposal.key, parent=open_[0].id)
+    elite, rest = ordered[: settings.elite_size], ordered[settings.elite_size :]
     bars = []
     for rung in settings.rungs:
-        trainings = [t for r in results for t in r.trainings if t.accuracy is None or len(t.curve) >= rung.epoch]
+        trainings = [r.trained for r in results if r.trained.accuracy is None or len(r.trained.curve) >= rung.epoch]
         least = defined_bar([0.0 if t.accuracy is None else t.curve[rung.epoch - 1] for t in trainings], rung.quantile)
         bars += [] if least is None else [(rung.epoch, least)]
     seen, infeasible, duplicates = {p.key for p in proposals}, 0, 0
     while True:
         parent, changes = None, []
-        if n < len(initial) and not infeasible + duplicates:
-            e = space.padded(rng, initial[n])
-        elif not initial and (n < settings.elite_size or not elite):
+        if len(own) < len(initial) and not infeasible + duplicates:
+            e = space.padded(rng, initial[len(own)])
+        elif not initial and (len(own) < settings.elite_size or not elite):
             e = space.random(rng)
         else:
             if elite:
@@ -71,8 +76,8 @@ def defined(
                 drawn = pool[int(rng.integers(len(pool)))]
                 e, parent = drawn.equation, drawn.id
             else:
-                parent = roots[int(rng.integers(len(roots)))]
-                e = space.padded(rng, initial[parent])
+                parent, e = roots[int(rng.integers(len(roots)))]
+                e = space.padded(rng, e)
             weights = np.asarray(settings.mutations, float)
             for _ in range(1 + int(rng.choice(len(weights), p=weights / weights.sum()))):
                 e, change = space.mutated(rng, e)
@@ -91,19 +96,17 @@ def defined(
 EPOCHS = 4
 
 
-def history(rng: np.random.Generator, proposal: Proposal, rungs: Sequence[Rung], rates: int) -> Result:
-    """How trainings of a proposal might end: many ties, some diverge at any time, some stop at their bars."""
-    trainings = []
-    for _ in range(rates):
-        curve = [float(rng.integers(8)) / 8 for _ in range(EPOCHS)]
-        if rng.random() < 0.2:
-            trainings.append(Trained(accuracy=None, rungs=0, curve=tuple(curve[: rng.integers(EPOCHS + 1)])))
-            continue
-        stops = [e for e, least in proposal.bars if curve[e - 1] < least]
-        curve = curve[: stops[0]] if stops else curve
-        survived = sum(r.epoch < stops[0] if stops else True for r in rungs)
-        trainings.append(Trained(accuracy=curve[-1], rungs=survived, curve=tuple(curve)))
-    return Result(proposal=proposal, trainings=tuple(trainings))
+def history(rng: np.random.Generator, proposal: Proposal, rungs: Sequence[Rung]) -> Result:
+    """How the training of a proposal might end: many ties, some diverge at any time, some stop at their bars."""
+    curve = [float(rng.integers(8)) / 8 for _ in range(EPOCHS)]
+    if rng.random() < 0.2:
+        return Result(
+            proposal=proposal, trained=Trained(accuracy=None, rungs=0, curve=tuple(curve[: rng.integers(EPOCHS + 1)]))
+        )
+    stops = [e for e, least in proposal.bars if curve[e - 1] < least]
+    curve = curve[: stops[0]] if stops else curve
+    survived = sum(r.epoch < stops[0] if stops else True for r in rungs)
+    return Result(proposal=proposal, trained=Trained(accuracy=curve[-1], rungs=survived, curve=tuple(curve)))
 
 
 @hypothesis.given(
@@ -112,12 +115,11 @@ def history(rng: np.random.Generator, proposal: Proposal, rungs: Sequence[Rung],
     st.sampled_from([0, 0.5, 0.7, 1]),
     st.sampled_from([(), (Rung(1, 0.5),), (Rung(1, 0.75), Rung(3, 0.3))]),
     st.integers(1, 15),
-    st.integers(1, 3),
-    st.sampled_from([(), ("g", "fa"), ("g", "g", "dh")]),
+    st.sampled_from([(), ("g", "fa"), ("g", "g", "dh"), ("fa",) + 6 * ("g", "dh")]),
     st.booleans(),
 )
 @hypothesis.settings(max_examples=30)
-def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, lag, rates, initial, interrupted):
+def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, lag, initial, interrupted):
     """Whatever the results, with ties, divergence and rungs, and also in a session that continues another."""
     settings = EvolutionSettings(
         elite_size=elite_size, elite_probability=probability, mutations=(2, 1), rungs=rungs, seed=seed
@@ -137,7 +139,7 @@ def test_proposals_equal_their_definition(seed, elite_size, probability, rungs, 
         expected = defined(n, known, proposals, ALL, settings, initial)
         proposals.append(made.ask())
         assert proposals[-1] == expected
-        results.append(history(rng, expected, rungs, rates))
+        results.append(history(rng, expected, rungs))
 
 
 def test_a_proposal_visits_as_many_results_after_3000_as_after_300():
@@ -152,7 +154,7 @@ def test_a_proposal_visits_as_many_results_after_3000_as_after_300():
     def counted(n: int) -> Counted:
         proposal = Proposal(id=n, equation=equations[n % 4], key=f"told {n}")
         training = Trained(accuracy=float(rng.random()), rungs=0, curve=(n / 4000,))
-        return Counted(proposal=proposal, trainings=(training,))
+        return Counted(proposal=proposal, trained=training)
 
     rng, equations = np.random.default_rng(0), [equation(t) for t in ("g", "fa", "h", "dh * fa")]
     made = PaperController(ALL, EvolutionSettings(elite_size=200, rungs=(Rung(1, 0.5),)), (), SameText())

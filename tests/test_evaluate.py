@@ -16,10 +16,10 @@ from test_runs import EPOCHS, StandIn, plan, search
 from bpevo import data
 from bpevo.command import plans
 from bpevo.evaluation import (
-    BASELINES,
     Evaluation,
     EvaluationPlan,
     LocalWorkplace,
+    Program,
     Treatment,
     standings,
     verdict,
@@ -28,7 +28,8 @@ from bpevo.evaluation import (
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.evaluation import FIRST_REPLICATE
 from bpevo.evaluation.plan import FREE
-from bpevo.evaluation.treatments import BACKPROP, read_treatments, winners
+from bpevo.evaluation.treatments import BACKPROP, CONTROLS, controls, read_treatments, under, winners
+from bpevo.evolution.rates import next_rates
 from bpevo.rules import NAMED, TABLE_1
 from bpevo.runs import RunDatabase, RunError
 from bpevo.workers import LocalWorkers
@@ -45,12 +46,25 @@ def treatments(*texts: str) -> tuple[Treatment, ...]:
 
 
 @pytest.mark.parametrize(
-    "text", [*NAMED, "unit_fro(g)", "g | block_normalised", "unit_fro(g) | clip_global_norm", TREE]
-)
+    "text",
+    [*NAMED, "unit_fro(g)", "g | block_normalised", "unit_fro(g) | clip_global_norm", "fa | grafted", "g | adam", "fa|lars|adam",
+     TREE],
+)  # fmt: skip
 def test_a_treatment_is_what_its_text_says(text):
     t = Treatment.parse(text)
-    assert Treatment.parse(str(t)) == t and bool(t.transform) == ("|" in text)
+    assert Treatment.parse(str(t)) == t and t.plain == ("|" not in text)
     assert text not in NAMED or text in t.names
+    assert (t.transform, t.optimizer) == {"fa|lars|adam": ("lars", "adam"), "g | adam": ("", "adam")}.get(
+        text, (t.transform, "")
+    )
+
+
+def test_the_controls_are_rescalings_normalisations_and_another_optimizer():
+    assert [str(t) for t in controls("sgd")] == [
+        "g", "g - g", "0.25*g", "0.5*g", "2.0*g", "4.0*g", "g | block_normalised", "g | clip_global_norm", "g | lars", "g | adam"
+    ]  # fmt: skip
+    assert [str(t) for t in controls("adam")] == [str(t) for t in controls("sgd")][:-1]  # there it is backprop itself
+    assert str(under(Treatment.parse("fa | lars | adam"), "adam")) == "fa | lars"
 
 
 def test_idle_genes_are_no_part_of_a_treatment():
@@ -59,7 +73,9 @@ def test_idle_genes_are_no_part_of_a_treatment():
 
 @pytest.mark.parametrize(
     "text, message",
-    [("g | block_normalized", "nearest is 'block_normalised'"), ("g |", "no gradient transform ''"), ("| g", "nearest is"),
+    [("g | block_normalized", "nearest is 'block_normalised'"), ("g |", "no gradient transform nor optimizer ''"),
+     ("| g", "nearest is"), ("g | lars | grafted", "has two transforms: lars and grafted"),
+     ("g | adam | momentum", "has two optimizers: adam and momentum"),
      ("h @ h", "cannot join"), ("backprob", "no rule has this name"), ("", "empty|no rule|expression")],
 )  # fmt: skip
 def test_a_bad_treatment_is_refused(text, message):
@@ -69,12 +85,12 @@ def test_a_bad_treatment_is_refused(text, message):
 
 def test_rules_are_read_from_names_texts_groups_and_files(tmp_path):
     table = read_treatments("table1")
-    assert {str(t) for t in table} == set(TABLE_1.values()) - {"g"} and len(table) == 20
-    assert [str(t) for t in read_treatments("b1_sgd")] == [TABLE_1[f"b1_sgd_{i}"] for i in (1, 2, 3, 4)]
+    assert {str(t) for t in table} == set(TABLE_1.values()) and len(table) == 21
+    assert [str(t) for t in read_treatments("b1_sgd")] == ["g", *(TABLE_1[f"b1_sgd_{i}"] for i in (1, 2, 3, 4))]
     mixed = read_treatments("backprop; feedback_alignment;unit_fro(g) ;a1_sgd_3; g | clip_global_norm")
-    assert [str(t) for t in mixed] == ["fa", "unit_fro(g)"]  # each once, baselines left out
+    assert [str(t) for t in mixed] == ["g", "fa", "unit_fro(g)", "g | clip_global_norm"]  # each once
     (tmp_path / "rules").write_text("# mine\nunit_fro(g)  # norm\n\nb1_sgd\n")
-    assert [str(t) for t in read_treatments(str(tmp_path / "rules"))][:2] == ["unit_fro(g)", TABLE_1["b1_sgd_1"]]
+    assert [str(t) for t in read_treatments(str(tmp_path / "rules"))][::2][:2] == ["unit_fro(g)", TABLE_1["b1_sgd_1"]]
     with pytest.raises(ValueError, match="rule 2 of g;gg: "):
         read_treatments("g;gg")
 
@@ -83,10 +99,14 @@ def test_the_winners_of_a_search_are_its_fittest_distinct_rules(tmp_path):
     made = search(tmp_path, plan(60, lag=12), StandIn(4))
     with RunDatabase.reading(tmp_path) as database:
         best = winners(database, 5)
-    expected = [
-        Treatment.parse(str(r.equation)) for r in sorted(made.results.values(), key=lambda r: (r.fitness, -r.id))[::-1]
-    ]
-    assert best == [t for t in dict.fromkeys(expected) if t not in BASELINES][:5]
+    second = {p.confirms: made.results[p.id].trained.accuracy for p in made.proposals if p.confirms is not None}
+    scores = {}
+    for p in made.proposals:
+        both = [made.results[p.id].trained.accuracy, *([second[p.id]] if p.id in second else [])]
+        if p.confirms is None and None not in both:
+            scores[p] = sum(both) / len(both), -p.id
+    expected = [Treatment.parse(str(p.equation)) for p in sorted(scores, key=scores.get, reverse=True)]
+    assert best == [t for t in dict.fromkeys(expected) if t not in CONTROLS[:2]][:5]
 
 
 @pytest.mark.parametrize(
@@ -126,15 +146,18 @@ class Places:
     def __init__(self, slots: int = 4, interrupt_after: float = float("inf")):
         self.trainer = StandIn(slots, interrupt_after)
         self.asked: list[tuple[bool, str | None]] = []
+        self.programs: set[Program] = set()
 
-    def __call__(self, on_test, rule):
-        self.asked.append((on_test, None if rule is None else str(rule)))
+    def __call__(self, on_test, program):
+        self.asked.append((on_test, None if program.rule is None else str(program.rule)))
+        self.programs.add(program)
         return LocalWorkers(self.trainer)
 
 
 def evaluate(workdir, plan: EvaluationPlan = PLAN, places: Places | None = None, watch=lambda *_: None) -> Evaluation:
     with RunDatabase.writing(workdir) as database:
         settings = {
+            "controls": [str(t) for t in plan.controls],
             "rules": [str(t) for t in plan.named],
             "found": [str(t) for t in plan.found],
             "scenario": "stand_in",
@@ -154,21 +177,44 @@ def undisturbed(tmp_path_factory):
     return evaluate(tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_every_row_has_the_same_tuning_budget_and_the_rest_is_what_was_promised(undisturbed):
+def test_every_grid_grows_until_it_is_done_and_the_rest_is_what_was_promised(undisturbed):
     stages = {s: [e for e in undisturbed.rows if e.stage == s] for s in FIRST_REPLICATE}
     tuned = {e.equation for e in stages["tuning"]}
     assert tuned >= {str(t) for t in PLAN.treatments}
+    grids = set()
     for text in tuned:
-        own = {(e.learning_rate, e.replicate) for e in stages["tuning"] if e.equation == text}
-        assert own == {(rate, 1000 + i) for rate in (0.1, 0.3) for i in range(2)}
+        grid: dict[float, list] = {}
+        for e in stages["tuning"]:
+            if e.equation == text:
+                grid.setdefault(e.learning_rate, []).append(e.replicate)
+        assert all(replicates == [1000, 1001] for replicates in map(sorted, grid.values()))
+        accuracies = {
+            r: [e.accuracy for e in stages["tuning"] if (e.equation, e.learning_rate) == (text, r)] for r in grid
+        }
+        assert next_rates(PLAN.learning_rates, accuracies) == ()
+        for rate in set(grid) - set(PLAN.learning_rates):  # each was asked for by what lies inwards of it
+            inward = {r: a for r, a in accuracies.items() if (r < rate if rate > 0.3 else r > rate)}
+            assert rate in next_rates(PLAN.learning_rates, inward)
+        grids.add(tuple(sorted(grid)))
+    assert len(grids) > 3 and min(min(g) for g in grids) < 0.1 and max(max(g) for g in grids) > 0.3
     assert len(stages["selection"]) == 3 * len(FOUND)
     tested = {e.equation for e in stages["test"]}
-    finalists = sorted(FOUND, key=undisturbed.validation, reverse=True)[:2]
-    assert tested == {str(t) for t in (*BASELINES, *RULES, *finalists)}
+    finalists = sorted(FOUND, key=undisturbed.worth, reverse=True)[:2]
+    assert tested == {str(t) for t in (*CONTROLS, *RULES, *finalists)}
     assert all(e.learning_rate == undisturbed.rate(Treatment.parse(e.equation)) for e in stages["test"])
     assert len(stages["test"]) == 4 * len(tested)
-    best = max((*RULES, *FOUND), key=undisturbed.validation)
+    best = max((*RULES, *FOUND), key=undisturbed.worth)
     assert {e.equation for e in stages["ablation"]} == {str(t) for t in (best, *ablations(best))}
+
+
+def test_what_shares_a_program_trains_together_and_another_optimizer_does_not(tmp_path):
+    """A round's jobs of one program go in at once: no slot waits for a row."""
+    places = Places()
+    named = treatments("fa | grafted", "unit_fro(g) | adam")
+    evaluate(tmp_path, dataclasses.replace(PLAN, named=named, found=(), ablate=0), places)
+    together = ("block_normalised", "clip_global_norm", "grafted", "lars")
+    assert places.programs == {Program(transforms=together), Program(optimizer="adam")}
+    assert places.trainer.most == 4
 
 
 def test_no_stage_sees_the_seeds_of_another_nor_of_the_search(undisturbed):
@@ -207,7 +253,7 @@ def test_a_finished_evaluation_trains_nothing_again_and_more_repeats_only_the_mi
     assert rows(evaluate(tmp_path, places=places)) == rows(undisturbed) and places.trainer.trained == 0
     more = dataclasses.replace(PLAN, repeats=6)
     evaluate(tmp_path, more, places)
-    assert places.trainer.trained == 2 * (len(BASELINES) + len(RULES) + 2)
+    assert places.trainer.trained == 2 * (len(CONTROLS) + len(RULES) + 2)
 
 
 def test_interruptions_change_no_row(undisturbed, tmp_path):
@@ -253,8 +299,8 @@ def test_a_row_that_always_diverges_is_reported_and_never_tested(tmp_path, monke
     assert made.rate(Treatment.parse("fa")) is None
     assert not [e for e in made.rows if e.stage == "test" and e.equation == "fa"]
     settings = {"rules": [str(t) for t in RULES], "found": [str(t) for t in FOUND]}
-    row = next(r for r in standings(made.rows, {}, settings) if r.text == "fa")
-    assert row.learning_rate is None and row.test is None and row.p is None and not row.better
+    row = next(r for r in standings(made.rows, settings) if r.text == "fa")
+    assert row.learning_rate is None and row.test is None and row.p is None and not row.find and not row.at_edge
 
 
 def test_standings_hold_tuned_rates_statistics_and_the_papers_numbers(undisturbed):
@@ -263,19 +309,21 @@ def test_standings_hold_tuned_rates_statistics_and_the_papers_numbers(undisturbe
         "found": [str(t) for t in FOUND],
         "scenario": "a1",
         "optimizer": "sgd",
+        "dataset": "cifar10",
+        "learning_rates": [0.1, 0.3],
     }
-    table = standings(undisturbed.rows, {"fa": 1.5}, settings)
+    table = standings(undisturbed.rows, settings)
     by_text = {r.text: r for r in table}
     assert set(by_text) == {str(t) for t in PLAN.treatments}
-    tested = [r.test.mean for r in table if r.test]
+    tested = [(not r.diverged, r.test.mean) for r in table if r.test]
     assert tested == sorted(tested, reverse=True)
     fro = by_text["unit_fro(g)"]
     accuracies = {e.replicate: 100 * e.accuracy for e in undisturbed.rows
                   if (e.stage, e.equation) == ("test", "unit_fro(g)") and e.accuracy is not None}  # fmt: skip
     assert fro.test.mean == pytest.approx(np.mean(list(accuracies.values()))) and fro.test.n == len(accuracies)
-    assert fro.diverged == 4 - len(accuracies) and (fro.p is None) == bool(fro.diverged)
-    assert fro.paper == "84.15 ± 0.66" and by_text["fa"].cost == 1.5 and by_text["fa"].paper == ""
-    assert by_text["g | block_normalised"].name == "block_normalised" and by_text[str(BACKPROP)].p is None
+    assert fro.diverged == 4 - len(accuracies) and (fro.p is None) == bool(fro.diverged or fro.unfair)
+    assert fro.paper == "84.15 ± 0.66" and by_text["fa"].paper == ""
+    assert by_text["g - g"].name == "zero_signal" and by_text[str(BACKPROP)].p is None
     assert verdict(table)[0].startswith("Backprop, tuned like every row")
 
 
@@ -283,8 +331,12 @@ def test_standings_hold_tuned_rates_statistics_and_the_papers_numbers(undisturbe
 
 
 class Values(types.SimpleNamespace):
+    """Flags as if each had been given, but for those that `left` names."""
+
+    left = ()
+
     def __getitem__(self, name):
-        return types.SimpleNamespace(value=getattr(self, name))
+        return types.SimpleNamespace(value=getattr(self, name), present=name not in self.left)
 
 
 def values(folder, **changes) -> Values:
@@ -351,25 +403,25 @@ def workplace_of(command: plans.EvaluationCommand) -> LocalWorkplace:
 def disguised(tmp_path_factory):
     """A real evaluation of rules that all are backprop, one of them a tree, with a search's share of the seeds."""
     workdir = tmp_path_factory.mktemp("disguised")
-    made = plans.evaluation_command(
-        values(workdir, rules=";".join(DISGUISES), model="mlp-8", repeats=10, alignment=True)
-    )
+    made = plans.evaluation_command(values(workdir, model="mlp-8", repeats=10, alignment=True))
+    every = dataclasses.replace(made.evaluation, named=treatments(*DISGUISES), same={})  # though they are one function
+    made = dataclasses.replace(made, evaluation=every)
     with RunDatabase.writing(made.folder) as database:
         database.check_settings(made.fingerprint(), {}, FREE)
         experiment = Evaluation(database, workplace_of(made), made.evaluation)
         experiment.run()
-        return standings(experiment.rows, database.costs(), database.settings()), experiment.rows, workdir
+        return standings(experiment.rows, database.settings()), experiment.rows, workdir
 
 
 def test_backprop_in_disguise_is_never_a_significant_winner(disguised):
     table, evaluations, _ = disguised
-    rules = [r for r in table if r.kind == "named"]
+    rules = [r for r in table if r.role == "named"]
     assert len(rules) == len(DISGUISES) and all(r.test.n == 10 for r in rules)
-    assert not [r.text for r in rules if r.better or r.worse]
-    assert any("None of 11 rules is significantly better" in s for s in verdict(table))
+    assert not [r.text for r in rules if r.find or r.worse]
+    judged = [r for r in rules if r.p is not None]
+    assert any(f"None of {len(judged)} rules is a find" in s for s in verdict(table))
     zero = next(r for r in table if r.name == "zero_signal")
     assert zero.worse  # the test can tell a difference
-    assert all(r.cost is not None and r.cost > 0 for r in table)
 
 
 def test_the_alignment_of_backprop_in_disguise_is_perfect(disguised):
@@ -388,11 +440,11 @@ def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path, mon
         len(sizes), (candidate.examples, int((examples.eval_labels >= 0).sum()))))  # fmt: skip
     monkeypatch.setattr(workplace, "LocalWorkers", lambda trainer: trainer)
     place = workplace_of(made)
-    place(False, None), place(True, None)
+    place(False, Program()), place(True, Program())
     assert sizes == {0: (1197, 240), 1: (len(dataset.train_labels), len(dataset.test_labels))}
     made = plans.evaluation_command(values(tmp_path, train_examples=64, eval_examples=50))
     place = workplace_of(made)
-    place(False, None), place(True, None)
+    place(False, Program()), place(True, Program())
     assert (sizes[2], sizes[3]) == ((64, 50), (64, 50))
     subset = data.full_training_split(dataset, 100)
     same = data.train_validation_split(dataset, 100)
@@ -434,8 +486,8 @@ def test_flag_files_describe_evaluations(tmp_path):
     found = [line.split(";") for line in done.stdout.splitlines()]
     scenarios_of = {f[1]: (f[2], int(f[3])) for f in found}
     for name in ("a1", "a2", "a3", "b1"):
-        assert scenarios_of[name] == ("sgd", 4)
-        assert scenarios_of[f"{name}_momentum"] == ("momentum", 3 if name == "a3" else 4)  # one row of A3 is misprinted
+        assert scenarios_of[name] == ("sgd", 5)  # with backprop
+        assert scenarios_of[f"{name}_momentum"] == ("momentum", 4 if name == "a3" else 5)  # one row of A3 is misprinted
     assert all(path.read_text().startswith("# ") for path in paths)
 
 
@@ -444,7 +496,7 @@ def test_the_command_evaluates_refuses_and_explains(tmp_path):
              "--learning_rates=0.1", "--repeats=2", f"--workdir={tmp_path}")  # fmt: skip
     done = python("-m", "bpevo.evaluate", *small, "--rules=unit_fro(g);feedback_alignment")
     assert done.returncode == 0, done.stderr
-    assert "test: 12 of 12 trainings" in done.stdout and "backprop: g " in done.stdout
+    assert "test: 24 of 24 trainings" in done.stdout and "backprop: g " in done.stdout
     assert "Backprop, tuned like every row" in done.stdout and "unit_fro(g)" in done.stdout
     wrong = python("-m", "bpevo.evaluate", *small, "--rules=ga")
     assert wrong.returncode == 2 and wrong.stderr.startswith("bpevo.evaluate: --rules: rule 1 of ga")

@@ -73,7 +73,7 @@ def curves() -> dict[str, tuple[list, dict]]:
         patch.setitem(OPTIMIZERS, "sign", lambda: optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g)))
         patch.setitem(SCHEDULES, "halving", lambda steps, epochs: lambda step: 0.5**step)
         patch.setitem(MODELS, "net", NET)
-        patch.setitem(TRANSFORMS, "uphill", lambda gradient: jax.tree.map(jnp.negative, gradient))
+        patch.setitem(TRANSFORMS, "uphill", lambda gradient, params: jax.tree.map(jnp.negative, gradient))
         settings = TrainingSettings(
             model="net-8", optimizer="sign", schedule="halving", weight_decay=0.0, batch_size=BATCH, epochs=2
         )
@@ -85,7 +85,7 @@ def curves() -> dict[str, tuple[list, dict]]:
             split=data.train_validation_split(dataset, 2 * BATCH),
             seed=0,
         )
-        trainer = Trainer(plan.task(), plan.examples(), capacity=3, devices=jax.devices()[:1], transforms=True)
+        trainer = Trainer(plan.task(transforms=("uphill",)), plan.examples(), capacity=3, devices=jax.devices()[:1])
         g = parse("g").to_equation(3)
         orders = {"stays": Training(g, 0.0), "down": Training(g, RATE), "up": Training(g, RATE, transform="uphill")}
         for slot, order in enumerate(orders.values()):
@@ -146,13 +146,15 @@ def test_a_controller_of_ones_own_searches_by_name(start, tmp_path, monkeypatch)
     monkeypatch.setitem(CONTROLLERS, "newest", Newest)
     start(tmp_path, "--controller=newest", "--max_evaluations=14", "--lag=4", "--slots=4")
     with RunDatabase.reading(tmp_path) as database:
-        assert [p.parent for p in database.proposals()] == [None] * 4 + list(range(10))
+        proposals = database.proposals()
+        assert [p.id for p in proposals if p.confirms is not None] == [10]
+        assert [p.parent for p in proposals if p.id != 10] == [None] * 4 + [0, 1, 2, 3, 4, 5, 7, 8, 9]
         assert database.settings()["controller"] == "newest"
 
 
 def test_random_search_breeds_nothing_and_an_unknown_controller_is_named(start, tmp_path):  # noqa: F811
     start(tmp_path, "--controller=random", "--max_evaluations=14", "--lag=4", "--slots=4")
     with RunDatabase.reading(tmp_path) as database:
-        assert [p.parent for p in database.proposals()] == [None] * 14
+        assert not any(p.changes for p in database.proposals()) and len(database.proposals()) == 14
     with pytest.raises(ValueError, match="--controller=rndom must be one of paper, random"):
         start(tmp_path / "other", "--controller=rndom")

@@ -11,32 +11,42 @@ from bpevo.report.forecast import Forecast
 
 
 def trainer(capacity=8, epochs=10, steps=100, needed=(2**20, 3 * 2**20), estimated=2**25):
-    task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=epochs), steps_per_epoch=steps)
+    task = types.SimpleNamespace(settings=types.SimpleNamespace(epochs=epochs, batch_size=64), steps_per_epoch=steps)
     return types.SimpleNamespace(
         capacity=capacity, task=task, devices=jax.local_devices()[:1], bytes_needed=needed, bytes_estimated=estimated
     )
 
 
-def test_trainings_count_equations_at_every_rate_controls_and_fresh_seeds():
+def test_trainings_count_trials_confirmations_controls_and_fresh_seeds():
     made = Forecast(plan(50, rates=(0.1, 0.2, 0.3), top=4, repeats=5), trainer(), print)
-    assert made.trainings == 16 * 3 + 2 * 3 + (4 + 2) * 5  # 50 afford 16 equations at 3 rates
+    # 10 equations cost 3 trials and a training each, and a confirmation; 9 trainings more afford 2 equations.
+    assert made.trainings == 12 * 4 + 1 + 2 * 3 + (4 + 2) * 5
+    # Of 10 epochs a trial takes 1, its training the 9 that are left.
+    assert made.slot_epochs == 12 * (3 + 9) + 10 * (1 + 2 * 3 + (4 + 2) * 5)
+    said = []
+    made._say = said.append
+    made.start()
+    assert (
+        "12 equations" in said[0]
+        and "(trials of 1 epochs at 3 learning rates), 514 slot-epochs of 100 steps" in said[0]
+    )
 
 
 def test_the_first_estimate_is_memory_moved_over_bandwidth(monkeypatch):
     monkeypatch.setattr(forecast, "_bandwidth", lambda device: float(30 * 2**20))
     said = []
     Forecast(plan(20, top=1, repeats=1, lag=16), trainer(), said.append).start()
-    # 25 trainings, 10 epochs, 100 steps that move 10 times 3 MiB at 30 MiB a second: 25,000 seconds.
+    # 24 trainings, 10 epochs, 100 steps that move 10 times 3 MiB at 30 MiB a second: 24,000 seconds.
     assert "about 7 h beside compilation and 32 MiB of device memory" in said[-1]
-    assert "20 equations: 16 random, 4 bred (N 10, lag 16); 25 trainings at most" in said[0]
+    # 19 of 20 trainings are equations, one of them a confirmation; 2 controls, 3 rows on a fresh seed.
+    assert "19 equations: 16 random, 3 bred (N 10, lag 16); about 25 trainings" in said[0]
 
 
 def test_the_measured_time_left_counts_epochs_of_all_slots():
     made = Forecast(plan(20, top=1, repeats=1), trainer(), print)
-    assert made.measured(2.0, done=5).startswith(
-        "measured: 2 s an epoch of all slots, at most 50 s left"
-    )  # 20 * 10 / 8 * 2
-    assert made.measured(60.0, done=5).startswith("measured: 60 s an epoch of all slots, at most 25 min left")
+    # 19 equations, a confirmation, 2 controls, 3 on a fresh seed: 250 slot-epochs; (250 - 50) / 8 * 2 s.
+    assert made.measured(2.0, done=50).startswith("measured: 2 s an epoch of all slots, at most 50 s left")
+    assert made.measured(60.0, done=50).startswith("measured: 60 s an epoch of all slots, at most 25 min left")
 
 
 def test_a_device_that_tells_its_memory_is_asked():

@@ -18,6 +18,7 @@ from bpevo.command import definitions, plans
 from bpevo.evaluation.treatments import winners
 from bpevo.report.build import build
 from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.search.search import CONFIRMATION_REPLICATE
 from bpevo.training import TrainingPlan
 from bpevo.training import plan as training_plan
 
@@ -121,7 +122,7 @@ def test_a_fork_with_other_trainings_starts_from_the_best_equations(start, tmp_p
     assert "best equations are the initial ones and train anew" in said and " differ" in said
     with RunDatabase.reading(tmp_path / "new") as database:
         initial, count = database.settings()["initial"], len(database.proposals())
-        assert all(e.replicate in (0, 1) for e in database.rows())
+        assert all(e.replicate in (0, 1, CONFIRMATION_REPLICATE) for e in database.rows())
     best = max(trained, key=lambda e: e.accuracy).equation
     assert 1 <= len(initial) <= 8 and count == 20 and (initial[0] == best or "max_parts" in change)
     start(tmp_path / "old", "--max_evaluations=60")  # the old one goes on: that does not change the fork

@@ -17,7 +17,9 @@ DISGUISE = "gh * dh"  # backprop's function under another text
 
 def row(equation: str, accuracy, rungs=0, rate=0.1, proposal=0, **changes) -> Row:
     values = dict(stage="search", equation=equation, learning_rate=rate, replicate=0, proposal=proposal, rungs=rungs)
-    values |= dict(status="done" if accuracy is not None else "diverged", reason="", accuracy=accuracy, curve={})
+    values |= dict(
+        status="done" if accuracy is not None else "diverged", reason="", accuracy=accuracy, curve={"eval_accuracy": []}
+    )
     return Row(**values | dict(seconds=1.0, finished="") | changes)
 
 
@@ -59,7 +61,7 @@ def workdir(tmp_path_factory):
             }
 
     def best(result):
-        return dataclasses.replace(result, eval_accuracy=1.0, reason="")
+        return result if result.reason else dataclasses.replace(result, eval_accuracy=1.0)
 
     search(folder, plan(30, lag=12, initial=initial), Fair(4))
     return folder
@@ -68,7 +70,7 @@ def workdir(tmp_path_factory):
 def test_backprop_in_disguise_is_backprop_for_leaderboard_selection_evaluation_and_report(workdir):
     with RunDatabase.reading(workdir) as database:
         rows = database.rows()
-        board = leaderboard(rows, {}, 30)
+        board = leaderboard(rows, 30)
         found = [str(t) for t in winners(database, 30)]
     assert next(ranked(rows.of(stage="search"))).accuracy == 1.0  # it would be the first of all
     assert [r.label for r in board if parse(r.equation).key in CONTROL_KEYS] == ["backprop", "zero_signal"]

@@ -122,6 +122,7 @@ def _order(rule) -> Order:
         learning_rate=np.float32(1e-6),
         epoch=np.int32(0),
         active=np.bool_(True),
+        held_out=np.bool_(False),
     )
 
 

@@ -24,7 +24,7 @@ def measure(controller: str, size: int, clock: Callable[[], float] = time.proces
     def result(i: int) -> Result:
         curve = tuple(rng.random(EPOCHS).tolist())
         proposal = Proposal(id=i, equation=pool[i % len(pool)], key=f"made up {i}", bars=((1, 0.0), (2, 0.0)))
-        return Result(proposal=proposal, trainings=(Trained(accuracy=curve[-1], rungs=i % 3, curve=curve),))
+        return Result(proposal=proposal, trained=Trained(accuracy=curve[-1], rungs=i % 3, curve=curve))
 
     for i in range(size):
         known = result(i)

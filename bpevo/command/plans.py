@@ -12,15 +12,18 @@ import jax
 from absl import flags
 
 from bpevo import data, models
+from bpevo.command.inherited import Inherited, compared
 from bpevo.evaluation import EvaluationPlan
-from bpevo.evaluation.treatments import read_treatments, winners
+from bpevo.evaluation.duplicates import firsts
+from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import RunDatabase
-from bpevo.search import SearchPlan
+from bpevo.search import MOST_REPEATS, SearchPlan
 from bpevo.training import TrainingPlan, TrainingSettings, most_slots
 
 MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
+LEAST_VALIDATION = 3
 
 
 class UsageError(ValueError):
@@ -39,6 +42,7 @@ class SearchCommand:
     slots: int | None
     checkpoint_minutes: float  # 0: none
     fork_from: str | None
+    data_dir: str | None
     selfcheck: bool
     max_hours: float | None = None
 
@@ -54,6 +58,7 @@ class EvaluationCommand:
     folder: pathlib.Path  # the scenario's, in the workdir
     training: TrainingPlan
     evaluation: EvaluationPlan
+    likeness: str  # how the settings differ from those of the workdir's search; empty where there is none
     slots: int | None
     train_examples: int | None
     eval_examples: int | None
@@ -84,7 +89,7 @@ def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
     return values
 
 
-def _rates(values: flags.FlagValues) -> tuple[float, ...]:
+def _rates(values: flags.FlagValues | Inherited) -> tuple[float, ...]:
     rates = _numbers("learning_rates", values.learning_rates)
     if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
         raise UsageError(
@@ -106,7 +111,7 @@ def at_least(name: str, value: int | None, least: int) -> None:
         raise UsageError(f"--{name}={value} must be at least {least}")
 
 
-def training_plan(values: flags.FlagValues) -> TrainingPlan:
+def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
     """Checks the common flags and loads the data.
 
     Raises UsageError or bpevo.data.DataError.
@@ -157,12 +162,15 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     if values.max_parts > 8:
         raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
     rates = _rates(values)
-    if values.max_evaluations < len(rates):
+    if values.max_evaluations < budget.charge(len(rates)):
         raise UsageError(
-            f"--max_evaluations={values.max_evaluations} is less than one training for each of {len(rates)} learning rates"
+            f"--max_evaluations={values.max_evaluations} is less than one equation costs: a trial for each of {len(rates)} "
+            "learning rates, and a training"
         )
     if values.controller not in CONTROLLERS:
         raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
+    if values.repeats > MOST_REPEATS:
+        raise UsageError(f"--repeats={values.repeats} must be at most {MOST_REPEATS}")
     rungs = _rungs(values)
     slots = values.slots or most_slots(jax.local_devices())
     try:
@@ -199,6 +207,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         equivalence=values.equivalence,
         max_evaluations=values.max_evaluations,
         learning_rates=rates,
+        trial_epochs=rungs[0].epoch if rungs else max(1, values.epochs // 4),
         lag=lag,
         top=values.top,
         repeats=values.repeats,
@@ -207,16 +216,23 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
 
 def search_command(values: flags.FlagValues) -> SearchCommand:
     """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
-    search = search_plan(values)
+    search, training = search_plan(values), training_plan(values)
+    validation = len(training.split.eval_labels)
+    if validation < LEAST_VALIDATION:
+        raise UsageError(
+            f"{training.dataset.name} leaves {validation} validation examples: a search needs at least {LEAST_VALIDATION}, "
+            "for a third of them is kept for the fresh seeds"
+        )
     return SearchCommand(
         workdir=path_of("workdir", values.workdir or ""),
-        training=training_plan(values),
+        training=dataclasses.replace(training, held_out=validation // 3),
         search=search,
         lag=values.lag,
         elite_size=values.elite_size,
         slots=values.slots,
         checkpoint_minutes=values.checkpoint_minutes,
         fork_from=path_of("fork_from", values.fork_from) if values.fork_from else None,
+        data_dir=values.data_dir,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
     )
@@ -292,22 +308,29 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         raise UsageError(f"--scenario={values.scenario} must be a name of letters, digits, _ and -")
     if values.scenario in ("report", "checkpoints"):
         raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
-    training = training_plan(values)
+    workdir = path_of("workdir", values.workdir or "")
+    stored, winning = _search_in(workdir, values.top)
+    inherited = Inherited(values, stored)
+    training = training_plan(inherited)
+    train_examples = inherited.train_examples
+    if "train_examples" in inherited.names and train_examples == _most_examples(training.dataset):
+        train_examples = None  # the search had all but the validation examples: the final training has these too
+    likeness = compared(training.fingerprint(), stored, workdir) if stored else ""
     training = dataclasses.replace(training, split=_shortened(training.split, values.eval_examples))
     try:
-        named = read_treatments(path_of("rules", values.rules)) if values.rules else []
+        read = read_treatments(path_of("rules", values.rules)) if values.rules else []
     except ValueError as error:
         raise UsageError(f"--rules: {error}") from error
-    found = []
-    workdir = path_of("workdir", values.workdir)
-    if (pathlib.Path(workdir) / "run.sqlite").is_file():
-        with RunDatabase.reading(workdir) as search:
-            found = [t for t in winners(search, values.top) if t not in named]
-    elif not values.rules:
+    if not stored and not values.rules:
         raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
+    optimizer = training.settings.optimizer
+    first = firsts([*controls(optimizer), *(under(t, optimizer) for t in (*read, *winning))])
+    named = [t for t in dict.fromkeys(under(t, optimizer) for t in read) if first[t] == t]
     plan = EvaluationPlan(
-        named=tuple(named),
-        found=tuple(found),
+        controls=controls(optimizer),
+        named=tuple(t for t in named if t not in controls(optimizer)),
+        found=tuple(t for t in winning if first[t] == t and t not in (*named, *controls(optimizer))),
+        same={str(t): str(alike) for t, alike in first.items() if t != alike},
         learning_rates=training.learning_rates,
         tuning_repeats=values.tuning_repeats,
         selection_repeats=values.selection_repeats,
@@ -319,10 +342,24 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         folder=pathlib.Path(workdir) / values.scenario,
         training=training,
         evaluation=plan,
+        likeness=likeness,
         slots=values.slots,
-        train_examples=values.train_examples,
+        train_examples=train_examples,
         eval_examples=values.eval_examples,
         alignment=values.alignment,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
     )
+
+
+def _search_in(workdir: str, top: int) -> tuple[dict[str, Any], list[Treatment]]:
+    """Settings and best rules of a workdir's search; nothing where there is none. Raises RunError."""
+    if not (pathlib.Path(workdir) / "run.sqlite").is_file():
+        return {}, []
+    with RunDatabase.reading(workdir) as search:
+        return search.settings(), winners(search, top)
+
+
+def _most_examples(dataset: data.Dataset) -> int:
+    """Training examples where nothing says how many."""
+    return len(data.train_validation_split(dataset, None).train_labels)

@@ -2,18 +2,20 @@
 
 from bpevo.evaluation.evaluation import Evaluation
 from bpevo.evaluation.plan import EvaluationPlan
-from bpevo.evaluation.standings import Standing, standings, verdict
-from bpevo.evaluation.treatments import BASELINES, Treatment
-from bpevo.evaluation.workplace import LocalWorkplace, Workplace
+from bpevo.evaluation.standings import Standing, standings
+from bpevo.evaluation.treatments import Treatment, controls
+from bpevo.evaluation.verdict import verdict
+from bpevo.evaluation.workplace import LocalWorkplace, Program, Workplace
 
 __all__ = [
-    "BASELINES",
     "Evaluation",
     "EvaluationPlan",
     "LocalWorkplace",
+    "Program",
     "Standing",
     "Treatment",
     "Workplace",
+    "controls",
     "standings",
     "verdict",
 ]

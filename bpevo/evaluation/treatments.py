@@ -1,6 +1,7 @@
 """Treatments: what the rows of an evaluation train with, and how they are named in flags and databases.
 
-A treatment is a rule, optionally with a transform of the parameter gradient: `unit_fro(g)`, `g | block_normalised`.
+A treatment is a rule, optionally with a transform of the parameter gradient and with an optimizer of its own:
+`unit_fro(g)`, `g | block_normalised`, `unit_fro(g) | grafted`, `g | adam`.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import pathlib
 from bpevo.rules import NAMED, TABLE_1, Equation, Expression, RuleSyntaxError, resolve, without_idle
 from bpevo.runs import RunDatabase, ranked
 from bpevo.search import CONTROL_KEYS
-from bpevo.training import TRANSFORMS
+from bpevo.training import GRAFTED, OPTIMIZERS, TRANSFORMS
 from bpevo.workers import Stage
 
 TABLE = "table1"
@@ -23,24 +24,40 @@ class Treatment:
 
     expression: Expression
     transform: str = ""
+    optimizer: str = ""  # instead of the evaluation's
 
     def __str__(self) -> str:
-        return f"{self.expression} | {self.transform}" if self.transform else str(self.expression)
+        return " | ".join(filter(None, (str(self.expression), self.transform, self.optimizer)))
 
     @classmethod
     def parse(cls, text: str) -> "Treatment":
-        """The treatment of a text or a rule's name, with or without a transform. Raises RuleSyntaxError or InfeasibleEquation."""
-        rule, bar, transform = (part.strip() for part in text.partition("|"))
-        known = [name for name in TRANSFORMS if name]
-        if bar and transform not in known:
-            near = difflib.get_close_matches(transform, known, 1, 0.0)[0]
-            raise RuleSyntaxError(f"there is no gradient transform {transform!r}; the nearest is {near!r}")
-        return cls(without_idle(resolve(rule)).check(), transform)
+        """The treatment of a text or a rule's name, with or without a transform and an optimizer.
+
+        Raises RuleSyntaxError or InfeasibleEquation.
+        """
+        rule, *words = (part.strip() for part in text.split("|"))
+        chosen: dict[str, str] = {}
+        for word in words:
+            of_kind = {name: "transform" for name in (*TRANSFORMS, GRAFTED) if name} | dict.fromkeys(
+                OPTIMIZERS, "optimizer"
+            )
+            if word not in of_kind:
+                near = difflib.get_close_matches(word, of_kind, 1, 0.0)[0]
+                raise RuleSyntaxError(f"there is no gradient transform nor optimizer {word!r}; the nearest is {near!r}")
+            if of_kind[word] in chosen:
+                raise RuleSyntaxError(f"{text!r} has two {of_kind[word]}s: {chosen[of_kind[word]]} and {word}")
+            chosen[of_kind[word]] = word
+        return cls(without_idle(resolve(rule)).check(), **chosen)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a rule and nothing else."""
+        return not self.transform and not self.optimizer
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its rule; none with a transform."""
-        return () if self.transform else tuple(n for n, text in NAMED.items() if text == str(self.expression))
+        """Names of its rule; none with a transform or an optimizer."""
+        return () if not self.plain else tuple(n for n, text in NAMED.items() if text == str(self.expression))
 
     def chain(self, max_parts: int) -> Equation | None:
         """The genome that the interpreted slots run; None for a tree, or a chain of more parts: a program of its own."""
@@ -59,20 +76,33 @@ def stored(text: str) -> Treatment | None:
 
 
 BACKPROP = Treatment(resolve("backprop"))
-# In every evaluation, tuned like the rules: nothing below zero_signal has learned from its hidden signal, and the last
-# two do to the parameter gradient what the paper's winners do to the signal.
-BASELINES = (
+CONTROLS = (
     BACKPROP,
     Treatment(resolve("zero_signal")),
-    Treatment(BACKPROP.expression, "block_normalised"),
-    Treatment(BACKPROP.expression, "clip_global_norm"),
+    *(Treatment(resolve(f"{c}*g")) for c in (0.25, 0.5, 2.0, 4.0)),
+    *(Treatment(BACKPROP.expression, transform) for transform in ("block_normalised", "clip_global_norm", "lars")),
+    Treatment(BACKPROP.expression, optimizer="adam"),
 )
+
+
+def controls(optimizer: str) -> tuple[Treatment, ...]:
+    """What stands in every evaluation under `optimizer`, tuned like the rules, and what a find has to beat: CONTROLS.
+
+    Nothing below zero_signal has learned from its hidden signal. The others are what a rule may owe its lead to, with no new
+    equation: another scale of the signal, a normalised or clipped gradient, an optimizer that rescales every entry.
+    """
+    return tuple(dict.fromkeys(under(t, optimizer) for t in CONTROLS))
+
+
+def under(treatment: Treatment, optimizer: str) -> Treatment:
+    """The treatment in an evaluation with that optimizer: to name it again is to say nothing."""
+    return dataclasses.replace(treatment, optimizer="") if treatment.optimizer == optimizer else treatment
 
 
 def read_treatments(choice: str) -> list[Treatment]:
     """The treatments of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
 
-    Each once, baselines left out. Raises ValueError.
+    Each once. Raises ValueError.
     """
     if "\n" not in choice and pathlib.Path(choice).is_file():
         try:
@@ -94,7 +124,7 @@ def read_treatments(choice: str) -> list[Treatment]:
             found.setdefault(str(treatment), treatment)
     if not found:
         raise ValueError(f"{choice} holds no rule")
-    return [t for t in found.values() if t not in BASELINES]
+    return list(found.values())
 
 
 def _expanded(text: str) -> list[str]:

@@ -10,16 +10,25 @@ from bpevo.training import Trainer, TrainingPlan
 from bpevo.workers import LocalWorkers, Workers
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What trains together, in the slots of one compiled program."""
+
+    rule: Expression | None = None  # specialised to it; None: interpreted chains
+    optimizer: str = ""  # instead of the evaluation's
+    transforms: tuple[str, ...] = ()  # of the parameter gradient: what its trainings may choose
+
+
 class Workplace(Protocol):
     """Workers by what they run. An extension point, as Workers are."""
 
-    def __call__(self, on_test: bool, rule: Expression | None) -> Workers:
-        """Workers on the full training set and the test set, or on validation; of a program specialised to `rule`, or of
-        interpreted chains where None. Asking for other workers may end those given before: they are idle by then."""
+    def __call__(self, on_test: bool, program: Program) -> Workers:
+        """Workers on the full training set and the test set, or on validation. Asking for other workers may end those
+        given before: they are idle by then."""
 
 
 class LocalWorkplace:
-    """This process's devices. The interpreted program of the data at hand is kept."""
+    """This process's devices. One program at a time has its slots on them."""
 
     def __init__(
         self,
@@ -32,25 +41,26 @@ class LocalWorkplace:
         """`test_split` is called when the test stage begins: nothing else reads the test set."""
         self._training, self._test_split, self._max_parts = training, test_split, max_parts
         self._slots, self._alignment = slots, alignment
-        self._kept: dict[bool, LocalWorkers] = {}
+        self._kept: dict[tuple[bool, Program], LocalWorkers] = {}  # at most one
 
-    def __call__(self, on_test: bool, rule: Expression | None) -> LocalWorkers:
-        if rule is not None:
-            return self._make(on_test, rule)
-        if on_test not in self._kept:
+    def __call__(self, on_test: bool, program: Program) -> LocalWorkers:
+        if (on_test, program) not in self._kept:
             self._kept.clear()  # frees the slots before the next are allocated
-            self._kept[on_test] = self._make(on_test, None)
-        return self._kept[on_test]
+            self._kept[on_test, program] = self._make(on_test, program)
+        return self._kept[on_test, program]
 
-    def _make(self, on_test: bool, rule: Expression | None) -> LocalWorkers:
-        plan = dataclasses.replace(self._training, split=self._test_split()) if on_test else self._training
+    def _make(self, on_test: bool, program: Program) -> LocalWorkers:
+        plan = self._training
+        if on_test:
+            plan = dataclasses.replace(plan, split=self._test_split())
+        if program.optimizer:
+            plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, optimizer=program.optimizer))
         trainer = Trainer(
-            plan.task(self._alignment),
+            plan.task(self._alignment, program.transforms),
             plan.examples(),
             capacity=self._slots,
             max_parts=self._max_parts,
             seed=plan.seed,
-            rule=None if rule is None else compile(rule),
-            transforms=True,
+            rule=None if program.rule is None else compile(program.rule),
         )
         return LocalWorkers(trainer)

@@ -14,7 +14,9 @@ from bpevo.evolution.controllers import (
 )
 from bpevo.evolution.equivalence import Duplicates, SameFunction, SameText
 from bpevo.evolution.fitness import Bars, first_bars, fitness, standing
+from bpevo.evolution.population import Population
 from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted, Trained
+from bpevo.evolution.rates import at_edge, best_rate, next_rates
 from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Duplicates",
     "EvolutionSettings",
     "PaperController",
+    "Population",
     "Proposal",
     "RandomController",
     "Result",
@@ -37,7 +40,10 @@ __all__ = [
     "SearchSpace",
     "SpaceExhausted",
     "Trained",
+    "at_edge",
+    "best_rate",
     "first_bars",
     "fitness",
+    "next_rates",
     "standing",
 ]

@@ -6,15 +6,33 @@ equations: they are parents before they have results) and the first result has c
 
 import math
 
+from bpevo.evolution.controllers import CONFIRM_EVERY
 from bpevo.evolution.proposals import Rung
 
 LEAST_ELITE, MOST_ELITE = 10, 1000
 LEAST_LAG = 16
 
 
+def charge(rates: int) -> int:
+    """Trainings of an equation: a trial for each learning rate and the training at the best one; with one rate that alone."""
+    return rates + 1 if rates > 1 else 1
+
+
 def equations(max_evaluations: int, rates: int) -> int:
-    """E: the equations that so many trainings afford, each trained at so many learning rates."""
-    return max_evaluations // rates
+    """E: the equations that so many trainings afford, if one in CONFIRM_EVERY is confirmed. Where there is nothing to
+    confirm yet there are a few more.
+
+    >>> equations(11, rates=1), equations(33, rates=4)
+    (10, 6)
+    """
+    of_block = CONFIRM_EVERY * charge(rates) + 1
+    blocks, rest = divmod(max_evaluations, of_block)
+    return CONFIRM_EVERY * blocks + min(CONFIRM_EVERY, rest // charge(rates))
+
+
+def epochs_of(rates: int, epochs: int, trial: int) -> int:
+    """Slot-epochs of an equation that no bar stops; its training goes on where the best trial of `trial` epochs ended."""
+    return rates * trial + max(0, epochs - trial) if rates > 1 else epochs
 
 
 def default_elite_size(equations: int) -> int:
@@ -64,9 +82,10 @@ def idle_share(slots: int, rates: int, lag: int) -> float:
 
 
 def least_budget(rates: int, *, elite_size: int, initial: int, lag: int) -> int:
-    """The least number of trainings with which an equation is bred.
+    """The least number of trainings that affords one equation to breed.
 
     >>> least_budget(rates=4, elite_size=1000, initial=0, lag=16)
-    4004
+    5105
     """
-    return ((initial or max(elite_size, lag)) + 1) * rates
+    unbred = initial or max(elite_size, lag)
+    return (unbred + 1) * charge(rates) + unbred // CONFIRM_EVERY

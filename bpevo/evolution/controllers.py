@@ -24,6 +24,7 @@ from bpevo.evolution.space import Change, SearchSpace, feasible
 from bpevo.rules import Equation
 
 MAX_RESTARTS = 10_000
+CONFIRM_EVERY = 10  # proposals; then the best unconfirmed one is trained again
 
 
 class Controller(Protocol):
@@ -59,7 +60,8 @@ class DrawingController(abc.ABC):
     """A controller that draws until an equation is feasible and new.
 
     The first proposals are the initial equations; a thrown away draw costs no budget. All that is random comes from a
-    generator made of the seed and the proposal's id.
+    generator made of the seed and the proposal's id. After every CONFIRM_EVERY proposals one confirms the best so far: a
+    lucky training would stay a parent for ever.
     """
 
     def __init__(
@@ -72,8 +74,11 @@ class DrawingController(abc.ABC):
         """`duplicates` must be empty: it is told all proposals, also those adopted."""
         self.space, self.settings, self.initial = space, settings, list(initial)
         self.next_id = 0
+        self.equations = 0  # proposals that are no confirmation
         self._duplicates = duplicates
         self._references = References(settings.rungs)
+        self._population = Population(settings.elite_size, settings.rungs)
+        self._first: dict[int, float] = {}  # bars by epoch: each rung's first
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator) -> Draw:
@@ -81,19 +86,34 @@ class DrawingController(abc.ABC):
 
     def adopt(self, proposal: Proposal) -> None:
         assert proposal.id == self.next_id
-        self._duplicates.add(proposal)
+        if proposal.confirms is None:
+            self._duplicates.add(proposal)
+            self.equations += 1
+        else:
+            self._population.confirm(proposal.confirms)
+        first = first_bars([tuple(self._first.items()), proposal.bars])
+        if first != self._first:
+            self._first = first
+            self._population.judge(first)
         self.next_id += 1
 
     def tell(self, result: Result) -> None:
-        self._references.add(result)
+        if result.proposal.confirms is None:  # or those that are trained twice would count twice
+            self._references.add(result)
+        self._population.add(result)
 
     def ask(self) -> Proposal:
-        n, bars = self.next_id, self._references.bars()
+        n = self.next_id
+        if n % (CONFIRM_EVERY + 1) == CONFIRM_EVERY and (best := self._population.best_unconfirmed):
+            proposal = Proposal(id=n, equation=best.equation, key=best.proposal.key, parent=best.id)
+            self.adopt(proposal)
+            return proposal
+        bars = self._references.bars()
         rng = np.random.default_rng([self.settings.seed, n])
         infeasible = duplicates = 0
         while infeasible + duplicates < MAX_RESTARTS:
-            if n < len(self.initial) and not infeasible + duplicates:
-                draw = Draw(self.space.padded(rng, self.initial[n]))
+            if self.equations < len(self.initial) and not infeasible + duplicates:
+                draw = Draw(self.space.padded(rng, self.initial[self.equations]))
             else:
                 draw = self.draw(rng)
             if not feasible(draw.equation):
@@ -138,26 +158,16 @@ class PaperController(DrawingController):
         duplicates: Duplicates,
     ):
         super().__init__(space, settings, initial, duplicates)
-        self._population = Population(settings.elite_size, settings.rungs)
-        self._first: dict[int, float] = {}  # bars by epoch: each rung's first
-        self._roots: list[int] = []  # ids that hold an initial equation
+        self._roots: list[tuple[int, Equation]] = []  # initial equations, with the ids that hold them
 
     def adopt(self, proposal: Proposal) -> None:
+        if proposal.parent is None and self.equations < len(self.initial):
+            self._roots.append((proposal.id, self.initial[self.equations]))
         super().adopt(proposal)
-        first = first_bars([tuple(self._first.items()), proposal.bars])
-        if first != self._first:
-            self._first = first
-            self._population.judge(first)
-        if proposal.id < len(self.initial) and proposal.parent is None:
-            self._roots.append(proposal.id)
-
-    def tell(self, result: Result) -> None:
-        super().tell(result)
-        self._population.add(result)
 
     def draw(self, rng: np.random.Generator) -> Draw:
         elite, rest = self._population.elite, self._population.rest
-        if not self.initial and (self.next_id < self.settings.elite_size or not elite):
+        if not self.initial and (self.equations < self.settings.elite_size or not elite):
             return Draw(self.space.random(rng))
         if elite:
             pool = elite if not rest or rng.random() < self.settings.elite_probability else rest
@@ -166,8 +176,8 @@ class PaperController(DrawingController):
         else:  # no result has come in yet: the initial equations themselves, those of them that were no duplicates
             if not self._roots:
                 raise SpaceExhausted("space exhausted: the first initial equation is not feasible in this space")
-            parent = self._roots[int(rng.integers(len(self._roots)))]
-            equation = self.space.padded(rng, self.initial[parent])
+            parent, equation = self._roots[int(rng.integers(len(self._roots)))]
+            equation = self.space.padded(rng, equation)
         weights = np.asarray(self.settings.mutations, float)
         changes = []
         for _ in range(1 + int(rng.choice(len(weights), p=weights / weights.sum()))):

@@ -1,6 +1,7 @@
 """The one order of fitness, for everything that ranks: controllers, leaderboards, selection, forks, reports."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 Bars = tuple[tuple[int, float], ...]  # (epoch, least accuracy to go on)
@@ -43,8 +44,10 @@ def standing(
     rung_epochs: Sequence[int],
     bars: Bars,
     first: Mapping[int, float],
+    confirmations: Sequence[float | None] = (),
 ) -> tuple[float | None, int]:
-    """By what a training is ranked: where no bar was known when it was proposed, it is held to the first one there was.
+    """By what a training is ranked: where no bar was known when it was proposed, it is held to the first one there was; of
+    one that was confirmed the mean counts.
 
     Args:
       accuracy: at its end; None if it diverged, which no bar changes.
@@ -53,12 +56,15 @@ def standing(
       rung_epochs: epochs of all rungs, rising.
       bars: its proposal's own: those it was held to while it trained.
       first: from `first_bars`.
+      confirmations: accuracies of the same training on other seeds; None: diverged, as which the rule then ranks.
 
     Returns:
       (accuracy, rungs), or what they were at the first rung where it lies below that bar.
 
     >>> standing(0.9, 2, curve=(0.3, 0.5, 0.9), rung_epochs=(1, 2), bars=(), first={1: 0.2, 2: 0.6})
     (0.5, 1)
+    >>> standing(0.75, 0, curve=(0.5, 0.75), rung_epochs=(), bars=(), first={}, confirmations=[0.25])
+    (0.5, 0)
     """
     if accuracy is None:
         return accuracy, rungs
@@ -66,4 +72,7 @@ def standing(
     for passed, epoch in enumerate(rung_epochs):
         if len(curve) >= epoch and epoch not in judged and curve[epoch - 1] < first.get(epoch, -math.inf):
             return curve[epoch - 1], passed
-    return accuracy, rungs
+    confirmed = [a for a in confirmations if a is not None]
+    if len(confirmed) < len(confirmations):
+        return None, rungs
+    return statistics.fmean([accuracy, *confirmed]), rungs

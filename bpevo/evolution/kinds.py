@@ -22,8 +22,7 @@ import numpy as np
 
 from bpevo.evolution import probe
 from bpevo.evolution.equivalence import same
-from bpevo.rules import UNARIES, CompiledRule, Equation, Expression, InterpretedRule, Rule, RuleSyntaxError, parse
-from bpevo.rules.equation import DEFAULT_PARTS
+from bpevo.rules import UNARIES, Equation, Expression, parse
 from bpevo.rules.expression import BinaryNode, UnaryNode
 
 NO_SIGNAL = "no signal"
@@ -69,14 +68,7 @@ def without_noise(node: Expression) -> Expression:
 
 
 def _signals(expression: Expression) -> np.ndarray:
-    return probe.signals(_rule(expression), _SEED)[_CELLS]
-
-
-def _rule(expression: Expression) -> Rule:
-    try:
-        return InterpretedRule.of(expression.to_equation(DEFAULT_PARTS))
-    except RuleSyntaxError:  # no chain, or too long a one
-        return CompiledRule(expression)
+    return probe.signals(probe.rule(expression), _SEED)[_CELLS]
 
 
 def _kind(x: np.ndarray, g: np.ndarray) -> str:

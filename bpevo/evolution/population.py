@@ -1,70 +1,109 @@
-"""Earlier results as controllers need them: the elite and the rest, and the bars, each in a time that hardly grows."""
+"""Earlier results as controllers need them: their order, and the bars, each in a time that hardly grows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from sortedcontainers import SortedKeyList, SortedList
+from sortedcontainers import SortedList
 
-from bpevo.evolution.fitness import Bars, fitness
+from bpevo.evolution.fitness import Bars, fitness, standing
 from bpevo.evolution.proposals import Result, Rung
 
 MIN_REFERENCES = 20  # values below which there is no bar
 
 
 class Population:
-    """The results that did not diverge: the `elite_size` best, and the others."""
+    """The results that did not diverge, best first; among equals the older one. The `elite_size` best are the elite."""
 
     def __init__(self, elite_size: int, rungs: Sequence[Rung]):
-        self._elite_size, self._rung_epochs = elite_size, [rung.epoch for rung in rungs]
+        self._elite_size, self._rungs = elite_size, rungs
         self._first: Mapping[int, float] = {}
-        self._results: list[Result] = []
-        self._clear()
-
-    def _clear(self) -> None:
-        self._elite = SortedKeyList(key=lambda ranked: ranked[0])  # ((fitness, -id), result), worst first
-        self._rest = SortedKeyList(key=lambda ranked: ranked[1].id)
+        self._results: dict[int, Result] = {}
+        self._confirmed: dict[int, float | None] = {}  # ids; accuracy on the second seed
+        self._ranked = SortedList()  # (rungs, accuracy, -id), worst first
+        self._places: dict[int, tuple[int, float, int]] = {}  # of each id in _ranked
+        self._unconfirmed = SortedList()  # those places of which no confirmation was ever asked for
+        self._asked: set[int] = set()
 
     def judge(self, first: Mapping[int, float]) -> None:
         """Ranks everything by these first bars; called once a rung, not once a proposal."""
         self._first = first
-        self._clear()
-        for result in self._results:
+        for result in self._results.values():
             self._place(result)
 
     def add(self, result: Result) -> None:
-        self._results.append(result)
+        """Also a confirmation's; its parent's was added before."""
+        confirmed = result.proposal.confirms
+        if confirmed is None:
+            self._results[result.id] = result
+        else:
+            self._confirmed[confirmed], result = result.trained.accuracy, self._results[confirmed]
         self._place(result)
 
+    def standing(self, result: Result) -> tuple[float | None, int]:
+        """(accuracy, rungs) by which it ranks, see bpevo.evolution.fitness."""
+        trained, confirmed = result.trained, self._confirmed
+        return standing(
+            trained.accuracy,
+            trained.rungs,
+            curve=trained.curve,
+            rung_epochs=[rung.epoch for rung in self._rungs],
+            bars=result.proposal.bars,
+            first=self._first,
+            confirmations=[confirmed[result.id]] if result.id in confirmed else [],
+        )
+
     def _place(self, result: Result) -> None:
-        accuracy, rungs = result.standing(self._rung_epochs, self._first)
-        if accuracy is None:
-            return
-        self._elite.add(((fitness(accuracy, rungs), -result.id), result))
-        if len(self._elite) > self._elite_size:
-            self._rest.add(self._elite.pop(0))
+        if result.id in self._places:
+            place = self._places.pop(result.id)
+            self._ranked.remove(place)
+            self._unconfirmed.discard(place)
+        accuracy, rungs = self.standing(result)
+        if accuracy is not None:
+            place = self._places[result.id] = *fitness(accuracy, rungs), -result.id
+            self._ranked.add(place)
+            if result.id not in self._asked:
+                self._unconfirmed.add(place)
+
+    def confirm(self, id: int) -> None:
+        """A confirmation of this one was asked for."""
+        self._asked.add(id)
+        if id in self._places:
+            self._unconfirmed.discard(self._places[id])
+
+    @property
+    def best_unconfirmed(self) -> Result | None:
+        """The best that was trained to the end and of which no confirmation was asked for."""
+        if not self._unconfirmed or self._unconfirmed[-1][0] < len(self._rungs):
+            return None
+        return self._results[-self._unconfirmed[-1][2]]
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self._results[-place[2]] for place in reversed(self._ranked))
 
     @property
     def elite(self) -> Sequence[Result]:
-        """Best first; among equals the older one."""
-        return _View(self._elite, backwards=True)
+        return _View(self, 0, min(self._elite_size, len(self._ranked)))
 
     @property
     def rest(self) -> Sequence[Result]:
-        """In id order."""
-        return _View(self._rest)
+        return _View(self, min(self._elite_size, len(self._ranked)), len(self._ranked))
+
+    def at(self, rank: int) -> Result:
+        """The best one at rank 0."""
+        return self._results[-self._ranked[~rank][2]]
 
 
 class _View(Sequence):
-    """The results of a sequence of (rank, result)."""
+    """The results at some ranks."""
 
-    def __init__(self, ranked: Sequence, backwards: bool = False):
-        self._ranked, self._backwards = ranked, backwards
+    def __init__(self, population: Population, begin: int, end: int):
+        self._population, self._ranks = population, range(begin, end)
 
     def __len__(self) -> int:
-        return len(self._ranked)
+        return len(self._ranks)
 
     def __getitem__(self, index):
-        return self._ranked[~index if self._backwards else index][1]
+        return self._population.at(self._ranks[index])
 
 
 class References:
@@ -75,12 +114,12 @@ class References:
 
     def add(self, result: Result) -> None:
         """A training that diverged counts as 0 at every rung, whenever that was."""
+        trained = result.trained
         for rung, reached in self._reached:
-            for t in result.trainings:
-                if t.accuracy is None:
-                    reached.add(0.0)
-                elif len(t.curve) >= rung.epoch:
-                    reached.add(t.curve[rung.epoch - 1])
+            if trained.accuracy is None:
+                reached.add(0.0)
+            elif len(trained.curve) >= rung.epoch:
+                reached.add(trained.curve[rung.epoch - 1])
 
     def bars(self) -> Bars:
         """The bars of the rungs where there are enough references."""

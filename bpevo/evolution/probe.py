@@ -20,8 +20,20 @@ import jax
 import numpy as np
 from jax import lax
 
-from bpevo.rules import OPERANDS, Rule, Unit, UnitShapes, Values, extensions
+from bpevo.rules import (
+    OPERANDS,
+    CompiledRule,
+    Expression,
+    InterpretedRule,
+    Rule,
+    RuleSyntaxError,
+    Unit,
+    UnitShapes,
+    Values,
+    extensions,
+)
 from bpevo.rules.components import Component
+from bpevo.rules.equation import DEFAULT_PARTS
 
 REGIMES, STEPS = ("early", "late", "wide"), 5
 # |bn| of one batch is below sqrt(BATCH - 1), so beyond 10. Primes: no norm of signs equals a constant of the language.
@@ -139,3 +151,11 @@ def signals(rule: Rule, seed: int) -> np.ndarray:
     with jax.default_device(_device()):
         signal = _run(rule, _operands(seed, extensions()), np.uint32(seed))
     return np.nan_to_num(np.asarray(signal, np.float64), nan=1e39, posinf=2e39, neginf=-2e39)
+
+
+def rule(expression: Expression) -> Rule:
+    """An expression as `signals` takes it: a chain of at most DEFAULT_PARTS parts shares a program, any other compiles one."""
+    try:
+        return InterpretedRule.of(expression.to_equation(DEFAULT_PARTS))
+    except RuleSyntaxError:  # no chain, or too long a one
+        return CompiledRule(expression)

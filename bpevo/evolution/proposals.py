@@ -1,9 +1,8 @@
 """What a controller is told and what it answers: results, proposals, and the settings of an evolution."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
-from bpevo.evolution.fitness import Bars, fitness, standing
+from bpevo.evolution.fitness import Bars
 from bpevo.evolution.space import Change
 from bpevo.rules import Equation
 
@@ -14,7 +13,8 @@ class SpaceExhausted(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """An equation to train, and how it came about."""
+    """An equation to train, and how it came about. A child without a change is a confirmation of its parent: the same
+    training on another seed."""
 
     id: int  # order of drawing, from 0
     equation: Equation
@@ -25,22 +25,27 @@ class Proposal:
     infeasible: int = 0  # draws thrown away before this one
     duplicates: int = 0  # likewise
 
+    @property
+    def confirms(self) -> int | None:
+        """Id of the proposal that this confirms; None: it is an equation of its own."""
+        return None if self.changes else self.parent
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How one training of a proposal ended."""
+    """How the training of a proposal ended; with several learning rates that at the best of them."""
 
-    accuracy: float | None  # validation accuracy at its end; None if it diverged
+    accuracy: float | None  # validation accuracy at its end; None if it diverged, at every rate
     rungs: int  # bars it survived
     curve: tuple[float, ...]  # validation accuracy after each epoch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a proposal achieved: its trainings, one a learning rate."""
+    """What a proposal achieved."""
 
     proposal: Proposal
-    trainings: tuple[Trained, ...]
+    trained: Trained
 
     @property
     def id(self) -> int:
@@ -49,27 +54,6 @@ class Result:
     @property
     def equation(self) -> Equation:
         return self.proposal.equation
-
-    @property
-    def best(self) -> Trained:
-        """The fittest training as it ended."""
-        return max(self.trainings, key=lambda t: fitness(t.accuracy, t.rungs))
-
-    @property
-    def accuracy(self) -> float | None:
-        return self.best.accuracy
-
-    @property
-    def fitness(self) -> tuple[int, float]:
-        return fitness(self.best.accuracy, self.best.rungs)
-
-    def standing(self, rung_epochs: Sequence[int], first: Mapping[int, float]) -> tuple[float | None, int]:
-        """(accuracy, rungs) of the fittest training, each held to the bars that it met or that came first after it."""
-        ends = (
-            standing(t.accuracy, t.rungs, curve=t.curve, rung_epochs=rung_epochs, bars=self.proposal.bars, first=first)
-            for t in self.trainings
-        )
-        return max(ends, key=lambda end: fitness(*end))
 
 
 @dataclasses.dataclass(frozen=True)

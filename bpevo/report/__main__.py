@@ -6,6 +6,7 @@ file, no network), table.md, table.tex and the plots as SVG and PNG into --workd
 
 import os
 
+import jax
 from absl import flags
 from rich.console import Console
 
@@ -18,6 +19,9 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
     del interruption
     if not values.workdir:
         raise RunError("--workdir=FOLDER is needed: the folder of the run")
+    # The kinds of rules are computed: one small program. Read from jax's cache, it would come with pages of XLA's log, which
+    # nothing silences once jax is loaded.
+    jax.config.update("jax_enable_compilation_cache", False)
     os.environ.pop("MPLBACKEND", None)  # a name that matplotlib does not know fails its import
     try:
         import matplotlib  # noqa: F401

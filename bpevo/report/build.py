@@ -1,5 +1,6 @@
 """Writes the report of a workdir: report.html, table.md, table.tex, and each plot as SVG and PNG."""
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -9,15 +10,18 @@ from matplotlib.figure import Figure
 
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.early_decisions import DRAWS, POOL, early_decisions
-from bpevo.evaluation.standings import Standing, standings, verdict
+from bpevo.evaluation.standings import Standing, standings
 from bpevo.evaluation.treatments import stored
+from bpevo.evaluation.verdict import verdict
 from bpevo.evolution import Proposal
 from bpevo.report import ancestry, drawing, page, plots
+from bpevo.report.leaderboard import leaderboard, remarks
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
 from bpevo.runs import Rows, RunDatabase, RunError, ranked
 from bpevo.search import CONTROL_KEYS
 from bpevo.workers import Stage
 
+LEADERS, LINEAGES = 10, 3  # rules that the leaderboard shows, and those whose lineage is traced
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
 DRAWN = 3  # best rules of an evaluation that have a picture
@@ -32,7 +36,6 @@ class Run:
     versions: dict[str, str]
     rows: Rows
     proposals: list[Proposal]
-    costs: dict[str, float]
 
     @property
     def is_evaluation(self) -> bool:
@@ -61,7 +64,6 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     versions=database.versions(),
                     rows=database.rows() if "scenario" in settings else database.judged(),
                     proposals=[] if "scenario" in settings or not settings else database.proposals(),
-                    costs=database.costs(),
                 )
             )
     return runs
@@ -87,11 +89,21 @@ class Report:
             self._add(page.picture(image, caption))
 
     def add_search(self, run: Run) -> None:
-        done = run.rows.of(stage=Stage.SEARCH)
+        s, stages = run.settings, collections.Counter(row.stage for row in run.rows)
+        board = leaderboard(run.rows, LEADERS, s.get("learning_rates", ()))
+        held_out = s.get("held_out", 0)
+        confirmations = sum(p.confirms is not None for p in run.proposals)
+        trials = f"{stages[Stage.TRIAL]} trials of {s.get('trial_epochs')} epochs, " if stages[Stage.TRIAL] else ""
         self._add(
             page.heading(2, f"Search {run.name}"),
             page.note(_describe(run)),
-            page.paragraph(f"{len(run.proposals)} equations, {len(done)} trainings."),
+            page.paragraph(
+                f"{len(run.proposals) - confirmations} equations: {trials}{stages[Stage.SEARCH]} trainings and "
+                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls; "
+                f"{run.rows.slot_epochs:,} slot-epochs in all."
+            ),
+            page.leaderboard_html(board),
+            page.listing(remarks(board, held_out, s.get("validation_examples", 0) - held_out)),
         )
         self._plot("search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
         self._plot("search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")
@@ -99,20 +111,20 @@ class Report:
         by_id = {p.id: p for p in run.proposals}
         best = found[: max(MIN_WINNERS, int(WINNERS * len(found)))]
         winners = [by_id[row.proposal] for row in best if row.proposal in by_id]
+        leaders = [by_id[row.proposal] for row in board if row.proposal in by_id]
         shares = ancestry.shares(run.proposals, winners)
         figure = plots.enrichment(shares, len(winners), len(run.proposals))
         self._plot("search_components", figure, "Components of the best rules against the whole population")
-        if winners:
-            line = ancestry.lineage(run.proposals, run.rows, winners[0])
-            self._add(
-                page.heading(3, "Lineage of the best rule"), page.lineage_html(line), page.rule(line[-1].equation)
-            )
+        for leader in leaders[:LINEAGES]:
+            line = ancestry.lineage(run.proposals, run.rows, leader)
+            text = line[-1].equation
+            self._add(page.heading(3, f"Lineage of {text}"), page.lineage_html(line), page.rule(text))
 
     def add_evaluation(self, run: Run) -> None:
-        table = standings(run.rows, run.costs, run.settings)
+        table = standings(run.rows, run.settings)
         name, sentences = run.name, verdict(table)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
-        best = [row.text for row in table if row.kind != "baseline"][:DRAWN]
+        best = [row.text for row in table if row.role != "control"][:DRAWN]
         self._add(page.standings_html(table), *map(page.rule, best))
         self._markdown.append(
             f"## {name}\n\n{_describe(run)}\n\n"
@@ -144,7 +156,7 @@ class Report:
             self._plot(f"{run.name}_ablation_{i}", plots.ablation(run.rows, text, left), caption)
 
     def _alignments(self, run: Run, table: list[Standing]) -> None:
-        for i, row in enumerate([r for r in plots.chosen(table) if r.kind != "baseline"][:3]):
+        for i, row in enumerate([r for r in plots.chosen(table) if r.role != "control"][:3]):
             caption = (
                 f"{row.text}: cosine and norm ratio of its signal and the true one in each unit, dark at the bottom of the "
                 "network"

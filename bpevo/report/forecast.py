@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bpevo.evolution import budget
+from bpevo.evolution.controllers import CONFIRM_EVERY
 from bpevo.runs import Row
 from bpevo.search import CONTROLS, Search, SearchPlan
 from bpevo.training import Trainer
@@ -25,19 +26,19 @@ class Forecast:
         self._begin: float | None = None
         self._epochs = 0
 
-    @property
-    def trainings(self) -> int:
-        """At most: of the search, its controls and its selection."""
-        plan = self._plan
-        searched = budget.equations(plan.max_evaluations, len(plan.learning_rates)) * len(plan.learning_rates)
-        controls = len(CONTROLS) * len(plan.learning_rates)
-        return searched + controls + (plan.top + len(CONTROLS)) * plan.repeats
+        rates, epochs = len(plan.learning_rates), trainer.task.settings.epochs
+        self.equations = budget.equations(plan.max_evaluations, rates)
+        confirmations = self.equations // CONFIRM_EVERY
+        beside = len(CONTROLS) * rates + (plan.top + len(CONTROLS)) * plan.repeats  # controls at first, and fresh seeds
+        self.trainings = self.equations * budget.charge(rates) + confirmations + beside
+        of_equation = budget.epochs_of(rates, epochs, plan.trial_epochs)
+        self.slot_epochs = self.equations * of_equation + (confirmations + beside) * epochs
 
     def start(self) -> None:
         """The lines before anything compiles."""
         plan, trainer = self._plan, self._trainer
         settings, devices = trainer.task.settings, trainer.devices
-        equations = budget.equations(plan.max_evaluations, len(plan.learning_rates))
+        equations = self.equations
         initial, elite_size = len(plan.initial), plan.evolution.elite_size
         bred = 0
         if plan.controller != "random":
@@ -46,13 +47,14 @@ class Forecast:
         self._say(
             f"{len(devices)} x {devices[0].device_kind}, {trainer.capacity} slots; {equations:,} equations: "
             f"{equations - bred:,} {'initial' if initial else 'random'}, {bred:,} bred (N {elite_size:,}, lag {plan.lag:,}); "
-            f"{self.trainings:,} trainings at most, with controls and fresh seeds ({rates} learning rate{'s' * (rates > 1)}), "
-            f"{self.trainings * settings.epochs:,} slot-epochs of {trainer.task.steps_per_epoch:,} steps"
+            f"about {self.trainings:,} trainings with controls and fresh seeds ("
+            + (f"trials of {plan.trial_epochs} epochs at {rates} learning rates" if rates > 1 else "1 learning rate")
+            + f"), {self.slot_epochs:,} slot-epochs of {trainer.task.steps_per_epoch:,} steps of {settings.batch_size} examples"
         )
         idle = budget.idle_share(trainer.capacity, rates, plan.lag)
         if idle > 0:
             self._say(f"{idle:.0%} of the slots will stand idle: with lag {plan.lag} no more equations train at once")
-        seconds = self.trainings * settings.epochs * self._epoch_estimate()
+        seconds = self.slot_epochs * self._epoch_estimate()
         self._say(
             f"about {_duration(seconds)} beside compilation and {_size(trainer.bytes_estimated)} of device memory, by a rough "
             "estimate that is refined after the first epochs"
@@ -67,15 +69,14 @@ class Forecast:
                 self._begin = time.monotonic()
             elif self._epochs == 2:
                 assert self._begin is not None
-                self._say(self.measured(time.monotonic() - self._begin, len(search.rows)))
+                self._say(self.measured(time.monotonic() - self._begin, search.rows.slot_epochs))
             watch(search, rows)
 
         return watching
 
     def measured(self, seconds: float, done: int) -> str:
-        """From the time of an epoch of all slots and the trainings that have ended."""
-        epochs = (self.trainings - done) * self._trainer.task.settings.epochs
-        left = max(0.0, epochs / self._trainer.capacity * seconds)
+        """From the time of an epoch of all slots and the slot-epochs of what has ended."""
+        left = max(0.0, (self.slot_epochs - done) / self._trainer.capacity * seconds)
         memory = _in_use(self._trainer.devices)
         used = f", {_size(memory)} of device memory in use" if memory else ""
         return f"measured: {seconds:.2g} s an epoch of all slots, at most {_duration(left)} left{used}"

@@ -1,90 +1,182 @@
 """The leaderboard: found rules beside backprop and the zero-signal control, on fresh seeds where there are some."""
 
 import dataclasses
+import functools
 import itertools
-import statistics
+from collections.abc import Sequence
 
+from bpevo.evaluation.significance import Summary, summary
+from bpevo.evolution import at_edge
+from bpevo.evolution.kinds import BACKPROP, SCALED, kind
 from bpevo.report.terminal import Line, TextTable
 from bpevo.rules import NAMED, parse, without_idle
-from bpevo.runs import Rows, fittest, ranked
+from bpevo.runs import Row, Rows, fittest, ranked
 from bpevo.search import CONTROL_KEYS, CONTROLS
 from bpevo.workers import Stage
+
+BOARD_COLUMNS = ("lr", "search %", "fresh %", "n", "vs backprop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
     """Accuracies in %. `fresh` are those of the seeds that the search has not seen."""
 
-    label: str  # name of a control, or place
+    label: str  # name of a control
     equation: str  # without idle genes
+    kind: str  # of bpevo.evolution.kinds; empty for a control
+    proposal: int | None  # id of the search's proposal
     learning_rate: float | None  # None: not trained yet
-    search: float | None
+    rates: int  # learning rates that were tried
+    at_edge: bool  # the best of several rates is the smallest or largest of them
+    search: float | None  # of one that was confirmed the mean of two seeds
     fresh: tuple[float, ...]
-    cost: float | None  # epoch time over backprop's
+    diverged: int  # of the fresh seeds
+    difference: Summary | None  # of fresh seeds to backprop's of the same number
     status: str
 
     @property
     def mean(self) -> float | None:
-        return statistics.mean(self.fresh) if self.fresh else None
+        return summary(self.fresh).mean if self.fresh else None
 
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation over the fresh seeds."""
-        return statistics.stdev(self.fresh) if len(self.fresh) > 1 else None
+        return summary(self.fresh).deviation if len(self.fresh) > 1 else None
 
 
-def leaderboard(rows: Rows, costs: dict[str, float], top: int) -> list[LeaderboardRow]:
+def leaderboard(rows: Rows, top: int, rates: Sequence[float] = ()) -> list[LeaderboardRow]:
     """Controls and the `top` rules of a search, best first: by fresh seeds where trained, else by the search's accuracy.
 
-    A control that an early interrupt left without a result has a row that says so.
+    What diverged on a fresh seed stands below all that did not. A control that an early interrupt left without a result has
+    a row that says so.
+
+    Args:
+      rows: of the run, as they rank (bpevo.runs.judged).
+      top: rules that are shown.
+      rates: the learning rates of the run, from which the controls' grids grew; empty: those that were tried.
     """
     controls = {e.equation: e for e in rows.of(stage=Stage.CONTROL)} | fittest(rows.of(stage=Stage.CONTROL))
     found = itertools.islice(ranked(rows.of(stage=Stage.SEARCH), CONTROL_KEYS), top)
     texts = {NAMED[name]: name for name in CONTROLS}
-    missing = texts.keys() - {str(parse(text)) for text in controls}
-    board = [
-        LeaderboardRow(
-            label=texts[text],
-            equation=text,
-            learning_rate=None,
-            search=None,
-            fresh=(),
-            cost=None,
-            status="not trained yet",
-        )
-        for text in texts
-        if text in missing
-    ]
+    by_function = {str(parse(text)): row for text, row in controls.items()}
+    backprop = by_function.get(NAMED["backprop"])
+    baseline = _fresh(rows, backprop) if backprop else {}
+    board = [_untrained(text, name) for text, name in texts.items() if text not in by_function]
     for e in [*controls.values(), *found]:
-        fresh = rows.of(stage=Stage.SELECTION, equation=e.equation, learning_rate=e.learning_rate)
-        failed = sum(f.accuracy is None for f in fresh)
+        fresh = _fresh(rows, e)
+        values = {seed: 100 * a for seed, a in fresh.items() if a is not None}
+        pairs = [value - 100 * (baseline.get(seed) or 0.0) for seed, value in values.items() if baseline.get(seed)]
+        failed = len(fresh) - len(values)
+        own = rows.of(stage=Stage.CONTROL if e.stage == Stage.CONTROL else Stage.TRIAL, equation=e.equation)
+        tried = {row.learning_rate: [row.accuracy] for row in own or rows.of(stage=e.stage, equation=e.equation)}
+        edge = e.learning_rate in (min(tried), max(tried))
+        if e.stage == Stage.CONTROL:
+            edge = at_edge(rates or list(tried), tried)
         board.append(
             LeaderboardRow(
                 label=texts[str(parse(e.equation))] if e.stage == Stage.CONTROL else "",
                 equation=str(without_idle(parse(e.equation))),
+                kind="" if e.stage == Stage.CONTROL else _kind(e.equation),
+                proposal=e.proposal,
                 learning_rate=e.learning_rate,
+                rates=len(tried),
+                at_edge=edge and len(tried) > 1,
                 search=None if e.accuracy is None else 100 * e.accuracy,
-                fresh=tuple(100 * f.accuracy for f in fresh if f.accuracy is not None),
-                cost=costs.get(e.equation),
+                fresh=tuple(values.values()),
+                diverged=failed,
+                difference=summary(pairs) if len(pairs) > 1 and e is not backprop else None,
                 status=e.reason or (f"{failed} of {len(fresh)} diverged" if failed else ""),
             )
         )
-    return sorted(board, key=lambda r: (r.mean is not None, r.mean or r.search or 0.0), reverse=True)
+    return sorted(board, key=_order, reverse=True)
 
 
-def table(board: list[LeaderboardRow], title: str) -> TextTable:
-    """For the terminal."""
-    return TextTable(title, "equation", ("lr", "search %", "fresh seeds %", "n", "cost"), [_line(row) for row in board])
+def _order(row: LeaderboardRow) -> tuple:
+    return row.mean is not None and not row.diverged, row.mean is not None, row.mean or row.search or 0.0
 
 
-def _line(row: LeaderboardRow) -> Line:
-    name = f"{row.label}: {row.equation}" if row.label else row.equation
+def _fresh(rows: Rows, e: Row) -> dict[int, float | None]:
+    """Accuracies on fresh seeds at the rate that was chosen, by replicate."""
+    chosen = rows.of(stage=Stage.SELECTION, equation=e.equation, learning_rate=e.learning_rate)
+    return {row.replicate: row.accuracy for row in chosen}
+
+
+def _untrained(text: str, name: str) -> LeaderboardRow:
+    return LeaderboardRow(
+        label=name, equation=text, kind="", proposal=None, learning_rate=None, rates=0, at_edge=False, search=None,
+        fresh=(), diverged=0, difference=None, status="not trained yet",
+    )  # fmt: skip
+
+
+@functools.cache
+def _kind(text: str) -> str:
+    return kind(without_idle(parse(text)))
+
+
+def board_cells(row: LeaderboardRow) -> list[str]:
+    """The texts of BOARD_COLUMNS."""
     spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-    numbers = (
-        "" if row.learning_rate is None else f"{row.learning_rate:g}",
+    difference = "" if row.difference is None else f"{row.difference.mean:+.1f} ± {row.difference.margin:.1f}"
+    return [
+        "" if row.learning_rate is None else f"{row.learning_rate:g}{'*' if row.at_edge else ''}",
         "" if row.search is None else f"{row.search:.2f}",
         "" if row.mean is None else f"{row.mean:.2f}{spread}",
         str(len(row.fresh) or ""),
-        "" if row.cost is None else f"{row.cost:.2f}x",
-    )
-    return Line(name + (f"  ({row.status})" if row.status else ""), numbers, "bold" if row.label else "")
+        difference,
+    ]
+
+
+def name(row: LeaderboardRow) -> str:
+    """The equation with a control's name before it and its kind and status after it."""
+    text = f"{row.label}: {row.equation}" if row.label else row.equation
+    return text + (f"  [{row.kind}]" if row.kind else "") + (f"  ({row.status})" if row.status else "")
+
+
+def plain(row: LeaderboardRow) -> tuple:
+    """For the database's table `leaderboard`."""
+    difference = None if row.difference is None else row.difference.mean
+    return (
+        row.equation, row.label, row.kind, row.learning_rate, row.search, row.mean, len(row.fresh), difference,
+    )  # fmt: skip
+
+
+def table(board: Sequence[LeaderboardRow], title: str) -> TextTable:
+    """For the terminal."""
+    lines = [Line(name(row), board_cells(row), "bold" if row.label else "") for row in board]
+    return TextTable(title, "equation", BOARD_COLUMNS, lines)
+
+
+def remarks(board: Sequence[LeaderboardRow], held_out: int, chosen_by: int) -> list[str]:
+    """How (not) to read a leaderboard, in sentences.
+
+    Args:
+      board: from `leaderboard`.
+      held_out: validation examples of the fresh seeds, which the search never used; 0: an older run, which used all.
+      chosen_by: validation examples by which the search chose; 0: unknown.
+    """
+    said = [
+        f"search %: on the {f'{chosen_by:,} ' if chosen_by else ''}validation examples that chose the rule, so it flatters."
+        + (f" fresh %: on {held_out:,} others, mean ± sample deviation over n fresh seeds." if held_out else "")
+        + " vs backprop: paired by seed, ± half the 95 % interval. [ ]: what a rule keeps of backprop's signal."
+    ]
+    backprop = next((row for row in board if row.label == "backprop"), None)
+    rules = [row for row in board if not row.label]
+    if not backprop or backprop.learning_rate is None or not rules:
+        return said
+    above = list(itertools.takewhile(lambda row: row is not backprop, board))
+    scaled = [row for row in above if row.kind.removesuffix(" + noise") in (SCALED, BACKPROP)]
+    if scaled:
+        said.append(
+            f"{len(scaled)} of the {len(above)} rules above backprop only rescale its signal: that is a learning rate, no find."
+        )
+    edges = [row for row in board if row.at_edge]
+    if edges:
+        said.append(f"* the best learning rate of {len(edges)} rows lies at the edge of those tried.")
+    own = {row.rates for row in rules}
+    if own != {backprop.rates}:
+        tried = " to ".join(str(n) for n in sorted({min(own), max(own)}))
+        said.append(
+            f"No verdict: rules had {tried} learning rate{'s' * (max(own) > 1)}, backprop {backprop.rates}. Only bpevo.evaluate "
+            "tunes all alike."
+        )
+    return said

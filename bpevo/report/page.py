@@ -10,6 +10,7 @@ from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import stored
 from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
+from bpevo.report.leaderboard import BOARD_COLUMNS, LeaderboardRow, board_cells
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
 # A table where it fits; on less than a desktop's width each row is a card: the rule, and below it the names and numbers.
@@ -22,7 +23,7 @@ table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 th:first-child { min-width: 16rem; }
-tr.better td { font-weight: bold; }
+tr.find td { font-weight: bold; }
 tr.worse td { color: #777; }
 figure { margin: 1rem 0; }
 figure img { width: 100%; max-width: 46rem; height: auto; }
@@ -89,7 +90,8 @@ def rule(text: str) -> str:
     return f'<figure class="rule"><img alt="{caption}" src="{image}"><figcaption>{caption}</figcaption></figure>'
 
 
-_TEXTS = ("rule", "equation", "mutation", "paper %")  # columns whose cells may break into lines
+# Columns whose cells may break into lines.
+_TEXTS = ("rule", "equation", "kind", "mutation", "vs closest control", "paper %")
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -108,9 +110,18 @@ def standings_html(standings: Sequence[Standing]) -> str:
     made = []
     for row in standings:
         name = f"{html.escape(row.name)}<br>" if row.name else ""
-        kind = "better" if row.better else "worse" if row.worse else ""
+        kind = "find" if row.find else "worse" if row.worse else ""
         made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))
     return _table(COLUMNS, made) + note(LEGEND)
+
+
+def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
+    made = []
+    for row in board:
+        label = f"{html.escape(row.label)}<br>" if row.label else ""
+        texts = [row.kind + (f" ({row.status})" if row.status else ""), *board_cells(row)]
+        made.append(("", [label + equation(row.equation), *map(html.escape, texts)]))
+    return _table(("equation", "kind", *BOARD_COLUMNS), made)
 
 
 def lineage_html(line: Sequence[Ancestor]) -> str:

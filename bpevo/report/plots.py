@@ -11,13 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from bpevo.evaluation.early_decisions import EarlyDecisions
 from bpevo.evaluation.significance import Summary, summary
-from bpevo.evaluation.standings import Standing, baseline_name
+from bpevo.evaluation.standings import Standing, name_of
 from bpevo.report.ancestry import Share
 from bpevo.rules import NAMED, parse
 from bpevo.runs import Rows, fittest
 from bpevo.workers import Stage
 
-TOP = 5  # rules in one plot, beside the baselines
+TOP, CONTROLS = 5, 2  # rules in one plot, and controls beside backprop and the zero signal
+TICKS = 8  # learning rates that find room below an axis
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 
 
@@ -32,7 +33,7 @@ def _figure(columns: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
 
 def _label(text: str, length: int = 44) -> str:
     """A treatment's text is data: `$` would start mathtext."""
-    text = baseline_name(text) or text
+    text = name_of(text) or text
     short = text if len(text) <= length else text[: length - 1] + "…"
     return short.replace("$", r"\$")
 
@@ -132,17 +133,19 @@ def enrichment(shares: Sequence[Share], winners: int, population: int) -> Figure
 
 
 def chosen(standings: Sequence[Standing]) -> list[Standing]:
-    """What plots show: baselines and the best rules."""
-    rules = [s for s in standings if s.kind != "baseline" and s.learning_rate is not None]
-    return [s for s in standings if s.kind == "baseline"] + rules[:TOP]
+    """What plots show: backprop, the zero signal, the best of the other controls and the best rules."""
+    alive = [s for s in standings if s.learning_rate is not None]
+    named = [s for s in alive if s.role == "control" and s.name]
+    others = [s for s in alive if s.role == "control" and not s.name]
+    return named + others[:CONTROLS] + [s for s in alive if s.role != "control"][:TOP]
 
 
 def _styles(standings: Sequence[Standing]) -> dict[str, dict]:
-    colours, styles = iter(_COLOURS), {}
-    dashes = {"backprop": "-", "zero_signal": ":", "block_normalised": "--", "clip_global_norm": "-."}
+    colours, dashes, styles = iter(_COLOURS), iter(("--", "-.")), {}
     for s in chosen(standings):
-        if s.kind == "baseline":
-            styles[s.text] = {"color": "black", "linestyle": dashes.get(s.name, "-"), "linewidth": 1}
+        if s.role == "control":
+            dash = {"backprop": "-", "zero_signal": ":"}.get(s.name) or next(dashes)
+            styles[s.text] = {"color": "black", "linestyle": dash, "linewidth": 1}
         else:
             styles[s.text] = {"color": next(colours), "linewidth": 1.5}
     return styles
@@ -174,20 +177,28 @@ def learning_curves(rows: Rows, standings: Sequence[Standing]) -> Figure | None:
 
 
 def learning_rates(standings: Sequence[Standing]) -> Figure | None:
-    """Validation accuracy of the tuning against the learning rate; a training that diverged counts as 0."""
+    """Validation accuracy of the tuning against the learning rate; a training that diverged counts as 0.
+
+    The tuned rate has a large dot, an open one where it lies at the edge.
+    """
     figure, (axis,) = _figure(height=4)
     styles = _styles(standings)
     shown = [s for s in standings if s.text in styles]
     for s in shown:
         x, y = list(s.tuning), list(s.tuning.values())
         axis.plot(x, y, marker="o", markersize=3, label=_label(s.text), **styles[s.text])
+        if s.learning_rate is not None and s.validation is not None:
+            colour = styles[s.text]["color"]
+            face = "white" if s.at_edge else colour
+            axis.plot([s.learning_rate], [s.validation], marker="o", markersize=7, color=colour, markerfacecolor=face)
     if not axis.lines:
         return None
     axis.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy, %")
     axis.set_ylim(_within(0, 100, axis.get_ylim()))
     rates = sorted({rate for s in shown for rate in s.tuning})
-    axis.set_xticks(rates, [f"{r:g}" for r in rates])
-    axis.minorticks_off()
+    if len(rates) <= TICKS:
+        axis.set_xticks(rates, [f"{r:g}" for r in rates])
+        axis.minorticks_off()
     _legend(figure, axis)
     return figure
 

@@ -16,6 +16,7 @@ from bpevo.search import Search
 from bpevo.workers import Stage
 
 COMPILING = "compiling the training program"
+OF_PROPOSALS = (Stage.TRIAL, Stage.SEARCH, Stage.CONFIRMATION)
 LINE_SECONDS = 10.0  # between plain lines
 
 
@@ -56,11 +57,11 @@ class Progress:
             self._stage = Stage.SEARCH
         for row in rows:
             self._stage = row.stage
-        self._trained += sum(row.stage == Stage.SEARCH for row in rows)
+        self._trained += sum(row.stage in OF_PROPOSALS for row in rows)
         self._facts = self._told(search)
         if self._live:
             return
-        best = search.best.accuracy if search.best else None
+        best = search.best[1] if search.best else None
         new = best is not None and best > self._best
         if new or time.monotonic() - self._last > LINE_SECONDS:
             self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
@@ -70,17 +71,15 @@ class Progress:
         """What the search's running figures say; costs the same however long it has run."""
         elapsed = time.monotonic() - self._start
         rate = self._trained / elapsed
-        left = search.plan.max_evaluations - search.done
-        best, drawn = search.best, len(search.proposals)
+        left = search.plan.max_evaluations - search.done  # trials that diverge everywhere spare a training
+        best, backprop, drawn = search.best, search.control("backprop"), len(search.proposals)
         tries = max(1, drawn + search.infeasible + search.duplicates)
         return {
             "stage": self._stage,
             "evaluations": f"{search.done} of {search.plan.max_evaluations} ({3600 * rate:,.0f}/h)",
             "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
-            "best": f"{100 * (best.accuracy or 0.0):.2f} % {without_idle(best.equation.to_expression())}"
-            if best
-            else "",
-            "backprop": "" if search.backprop is None else f"{100 * search.backprop:.2f} %",
+            "best": f"{100 * best[1]:.2f} % {without_idle(best[0].to_expression())}" if best else "",
+            "backprop": f"{100 * backprop[1]:.2f} % (learning rate {backprop[0]:g})" if backprop else "",
             "failures": "; ".join(f"{n} {reason}" for reason, n in search.failures.most_common()),
             "draws": f"{drawn} drawn, {search.infeasible / tries:.0%} infeasible, {search.duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",

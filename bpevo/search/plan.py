@@ -8,7 +8,7 @@ from bpevo.rules import Equation, parse
 
 # Of what a search does with its results: raised whenever the same results would lead to other proposals, bars or ranks. A run
 # of an older version is read, reported, evaluated and forked, never continued.
-SEMANTICS = 2
+SEMANTICS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,9 @@ class SearchPlan:
     evolution: EvolutionSettings
     initial: tuple[Equation, ...] = ()  # empty: random ones
     equivalence: bool = True  # rules that compute the same are trained once
-    max_evaluations: int  # trainings of the search; controls and selection come on top
-    learning_rates: tuple[float, ...]  # each equation is trained with each
+    max_evaluations: int  # trials, trainings and confirmations; controls and selection come on top
+    learning_rates: tuple[float, ...]  # each equation is tried with each and trained with the best
+    trial_epochs: int  # after which the best one is chosen; of no use with one rate
     lag: int  # proposal n is drawn from the results with ids ≤ n - lag
     top: int = 5  # rules trained again on fresh seeds
     repeats: int = 3  # fresh seeds
@@ -57,5 +58,6 @@ class SearchPlan:
             "evolution": dataclasses.asdict(self.evolution),
             "initial": [str(e) for e in self.initial],
             "lag": self.lag,
+            "trial_epochs": self.trial_epochs,
             "equivalence": self.equivalence,
         }

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bpevo import layers
+from bpevo.training.transforms import unit_and_norm
 
 Probes = dict[str, jax.Array]  # unit -> zeros in the shape of its hp
 _UNITS = (layers.Conv, layers.Dense, layers.PooledDense)
@@ -56,15 +57,7 @@ def compare(evolved: Probes, true: Probes, names: list[str]) -> jax.Array:
     """Cosine and norm ratio |evolved| / |true| of each unit: [L, 2], float32; 0 where a signal vanishes."""
 
     def pair(x: jax.Array, y: jax.Array) -> jax.Array:
-        (x, a), (y, b) = (_direction(v.ravel().astype(jnp.float32)) for v in (x, y))
+        (x, a), (y, b) = (unit_and_norm(v.ravel().astype(jnp.float32)) for v in (x, y))
         return jnp.stack([jnp.vdot(x, y), jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0.0)])
 
     return jnp.stack([pair(evolved[name], true[name]) for name in names])
-
-
-def _direction(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A vector over its norm, and the norm; squares of entries beyond 1e19 would leave the range of float32."""
-    largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest > 0, largest, 1)
-    norm = jnp.linalg.norm(x)
-    return x / jnp.where(norm > 0, norm, 1), largest * norm

@@ -30,8 +30,9 @@ class TrainingPlan:
     dataset: data.Dataset
     split: data.Split  # of the dataset: what is trained on and what is evaluated on
     seed: int  # root of everything random
+    held_out: int = 0  # of the examples that are evaluated on: kept from all trainings but those with `held_out`
 
-    def task(self, measure_alignment: bool = False) -> Task:
+    def task(self, measure_alignment: bool = False, transforms: tuple[str, ...] = ()) -> Task:
         return Task(
             settings=self.settings,
             classes=self.dataset.num_classes,
@@ -39,10 +40,11 @@ class TrainingPlan:
             flip=self.dataset.flip,
             pad=self.dataset.pad,
             measure_alignment=measure_alignment,
+            transforms=transforms,
         )
 
     def examples(self) -> Examples:
-        return to_examples(self.split, self.settings.batch_size)
+        return to_examples(self.split, self.settings.batch_size, self.held_out)
 
     def trainer(self, max_parts: int, slots: int | None) -> Trainer:
         """Raises OutOfMemory."""
@@ -57,6 +59,9 @@ class TrainingPlan:
             "learning_rates": list(self.learning_rates),
             "seed": self.seed,
             "numerics": NUMERICS,
+            **(
+                {"held_out": self.held_out, "validation_examples": len(self.split.eval_labels)} if self.held_out else {}
+            ),
         }
 
     @functools.cached_property

@@ -34,6 +34,7 @@ class Examples:
     train_labels: chex.Array  # shape=[N], int32
     eval_images: chex.Array  # shape=[E, B, H, W, C], uint8
     eval_labels: chex.Array  # shape=[E, B], int32
+    held_out: chex.Array  # shape=[E, B], bool: those that only orders with `held_out` are evaluated on
     mean: chex.Array  # shape=[H, W, C], float32
 
 
@@ -47,7 +48,8 @@ class Order:
     learning_rate: Any  # float32
     epoch: Any  # int32, 0 starts afresh
     active: Any  # bool
-    transform: Any = None  # int32, index into TRANSFORMS; None: the program knows none
+    held_out: Any  # bool: evaluate on the examples that are held out, else on the others
+    transform: Any = None  # int32, index into the task's transforms; None: it knows none
 
 
 @struct.dataclass(kw_only=True)
@@ -91,6 +93,9 @@ class Task:
     flip: bool  # augmentation: left to right
     pad: int  # zeros on every side before a random crop
     measure_alignment: bool = False  # after each epoch, on a fixed batch: costs three backward passes
+    transforms: tuple[
+        str, ...
+    ] = ()  # of the parameter gradient: what a training may choose, names of TRANSFORMS or GRAFTED
 
     def __post_init__(self):
         if self.examples < self.settings.batch_size:
@@ -109,13 +114,13 @@ class Task:
         keys = {"params": jax.random.fold_in(key, 0), "feedback": jax.random.fold_in(key, 1)}
         return dict(self._model(rule).init(keys, images, train=False))
 
-    def _start(self, variables: dict[str, Any]) -> TrainingState:
+    def _start(self, variables: dict[str, Any], rate: Any = 1.0) -> TrainingState:
         params = variables["params"]
         return TrainingState(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             rule_state=variables.get(layers.OVERWRITE, {}),
-            optimizer=self.settings.optimizer_transform().init(params),
+            optimizer=self.settings.make_optimizer().init(params, rate),
             reason=jnp.int32(0),
         )
 
@@ -172,7 +177,7 @@ class Task:
         key = jax.random.fold_in(prng_key(order.seed), order.replicate)
         images = jnp.zeros((1, *examples.mean.shape), jnp.float32)
         variables = self._variables(order.rule, key, images)
-        state = lax.cond(order.epoch == 0, lambda _: self._start(variables), lambda s: s, state)
+        state = lax.cond(order.epoch == 0, lambda _: self._start(variables, order.learning_rate), lambda s: s, state)
         feedback = variables.get(layers.FEEDBACK, {})
 
         batch = self.settings.batch_size
@@ -199,7 +204,7 @@ class Task:
         (state, sums), _ = lax.scan(step, (state, jnp.zeros(3)), (first + jnp.arange(self.steps_per_epoch), batches))
         loss, accuracy = lax.cond(
             state.reason == 0,
-            lambda: self._evaluate(order.rule, feedback, state, examples),
+            lambda: self._evaluate(order, feedback, state, examples),
             lambda: (jnp.float32(0), jnp.float32(0)),
         )
         measured = self._alignment(order.rule, feedback, state, examples) if self.measure_alignment else None
@@ -218,9 +223,13 @@ class Task:
         (loss, (accuracy, batch_stats)), (gradient, rule_state) = with_aux(state.params, state.rule_state)
         norm = optax.tree.norm(gradient)
         if order.transform is not None:
-            gradient = transformed(order.transform, gradient)
-        direction, optimizer = self.settings.optimizer_transform().update(gradient, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+
+            def standard(params):
+                return mean_loss(self._apply(None, state.replace(params=params), {}, x, train=True, key=key)[0], labels)
+
+            true = functools.partial(jax.grad(standard), state.params)
+            gradient = transformed(("", *self.transforms), order.transform, gradient, state.params, true)
+        params, optimizer = self.settings.make_optimizer().update(gradient, state.optimizer, state.params, rate)
         finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(params)]))
         # The first of REASONS that is not finite; 0 if all are.
         reason = jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32)
@@ -247,20 +256,20 @@ class Task:
         evolved, true = (alignment.signals(functools.partial(loss, r), probes) for r in (rule, None))
         return alignment.compare(evolved, true, list(found))
 
-    def _evaluate(self, rule, feedback, state: TrainingState, examples: Examples):
-        """Mean loss and accuracy on the evaluation examples, batch norm with running averages."""
+    def _evaluate(self, order: Order, feedback, state: TrainingState, examples: Examples):
+        """Mean loss and accuracy on the order's evaluation examples, batch norm with running averages."""
 
         def batch(sums, xs):
-            images, labels = xs
+            images, labels, real = xs
             x = data.normalise(images, examples.mean)
-            logits, _ = self._apply(rule, state, feedback, x, train=False, key=prng_key(0))
-            real = labels >= 0
+            logits, _ = self._apply(order.rule, state, feedback, x, train=False, key=prng_key(0))
             losses = cross_entropies(logits, jnp.maximum(labels, 0))
             right = (jnp.argmax(logits, -1) == labels) & real
             return sums + jnp.stack([jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(right)]), None
 
-        sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels))
-        return tuple(sums / jnp.maximum(jnp.sum(examples.eval_labels >= 0), 1))
+        real = (examples.eval_labels >= 0) & (examples.held_out == order.held_out)
+        sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels, real))
+        return tuple(sums / jnp.maximum(jnp.sum(real), 1))
 
 
 def prng_key(seed: chex.Numeric) -> jax.Array:
@@ -288,12 +297,13 @@ def _bytes(shapes: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
-def to_examples(split: data.Split, batch_size: int) -> Examples:
+def to_examples(split: data.Split, batch_size: int, held_out: int = 0) -> Examples:
     """Host arrays of a split, ready for the device.
 
     Args:
       split: uint8 images [N, H, W, C] and labels [N].
       batch_size: of the evaluation; at most its number of examples is used.
+      held_out: so many of the evaluation examples, the last ones, are for trainings with `held_out` alone.
 
     Raises:
       AssertionError: the arrays are of other shapes or types.
@@ -313,5 +323,6 @@ def to_examples(split: data.Split, batch_size: int) -> Examples:
         train_labels=split.train_labels.astype(np.int32),
         eval_images=images.reshape(-1, batch, *images.shape[1:]),
         eval_labels=labels.reshape(-1, batch),
+        held_out=(np.arange(len(labels)) >= count - held_out).reshape(-1, batch),
         mean=data.per_pixel_mean(split.train_images),
     )

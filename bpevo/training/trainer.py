@@ -12,7 +12,6 @@ import numpy as np
 from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
 from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
-from bpevo.training.transforms import TRANSFORMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Training:
     learning_rate: float
     _: dataclasses.KW_ONLY
     replicate: int = 0
-    transform: str = ""  # of the parameter gradient, one of TRANSFORMS; only where the trainer has `transforms`
+    transform: str = ""  # of the parameter gradient: one of the task's `transforms`, or none
+    held_out: bool = False  # evaluated on the examples that are held out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,6 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
         rule: CompiledRule | None = None,
-        transforms: bool = False,
     ):
         """Places examples and empty slots on the devices; the first epoch compiles.
 
@@ -86,7 +85,6 @@ class Trainer:
           devices: all local ones where None.
           lowering: "map" or "vmap" (bpevo.training.slots); the device's default where None.
           rule: the program is specialised to it and trains nothing else.
-          transforms: each training may choose one of TRANSFORMS.
 
         Raises:
           OutOfMemory: the slots do not fit.
@@ -96,8 +94,7 @@ class Trainer:
         chex.assert_shape(examples.train_labels, (task.examples,))
         chex.assert_shape(examples.eval_images, (*examples.eval_labels.shape, *examples.mean.shape))
         self._remake = functools.partial(
-            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering,
-            rule=rule, transforms=transforms,
+            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering, rule=rule
         )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
         blank = rule or InterpretedRule(blank_program(max_parts))
@@ -118,7 +115,8 @@ class Trainer:
             learning_rate=np.float32(0),
             epoch=np.int32(0),
             active=np.bool_(False),
-            transform=np.int32(0) if transforms else None,
+            held_out=np.bool_(False),
+            transform=np.int32(0) if task.transforms else None,
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
@@ -188,12 +186,13 @@ class Trainer:
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
-            self._orders.transform[slot] = list(TRANSFORMS).index(training.transform)
+            self._orders.transform[slot] = ("", *self.task.transforms).index(training.transform)
         else:
             assert not training.transform
         self._orders.replicate[slot] = training.replicate
         self._orders.learning_rate[slot] = training.learning_rate
         self._orders.epoch[slot], self._orders.active[slot] = epoch, True
+        self._orders.held_out[slot] = training.held_out
         if epoch:
             values = jax.tree.unflatten(jax.tree.structure(self._states), state)
             try:

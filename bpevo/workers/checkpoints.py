@@ -121,7 +121,16 @@ class Checkpoints:
 
 def _description(job: Job) -> list:
     t = job.training
-    what = [*job.identity, job.proposal, str(t.equation), t.transform, job.bars, job.rung_epochs]
+    what = [
+        *job.identity,
+        job.proposal,
+        str(t.equation),
+        t.transform,
+        t.held_out,
+        job.bars,
+        job.rung_epochs,
+        job.epochs,
+    ]
     return json.loads(json.dumps(what))
 
 

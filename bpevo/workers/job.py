@@ -9,10 +9,12 @@ from bpevo.training import EpochResult, Training
 class Stage(enum.StrEnum):
     """What a training is for: the value of a row's `stage`."""
 
-    CONTROL = "control"  # backprop and the zero signal, under the search's budget
-    SEARCH = "search"  # a proposal
+    CONTROL = "control"  # backprop and the zero signal, at every learning rate of a grid that grows
+    TRIAL = "trial"  # the first epochs of a proposal at each of its learning rates
+    SEARCH = "search"  # a proposal, at the best of them
+    CONFIRMATION = "confirmation"  # one of the best proposals on another seed
     TUNING = "tuning"  # a treatment at one of its learning rates
-    SELECTION = "selection"  # fresh seeds, validation
+    SELECTION = "selection"  # fresh seeds, validation (of a search: on the examples that are held out)
     ABLATION = "ablation"  # a rule without one of its components
     TEST = "test"  # full training set, test accuracy
 
@@ -27,6 +29,7 @@ class Job:
     proposal: int | None = None  # id of the search's proposal, where it is one
     bars: tuple[tuple[int, float], ...] = ()  # (epoch, least accuracy to go on)
     rung_epochs: tuple[int, ...] = ()  # epochs of all rungs, also of those without a bar
+    epochs: int | None = None  # ends after so many; None: all. Another job may go on from there
 
     @property
     def identity(self) -> tuple[str, str, float, int]:

@@ -3,12 +3,15 @@
 import dataclasses
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
 
-from bpevo.training import EpochResult, OutOfMemory, Trainer, Training
+from bpevo.training import EpochResult, OutOfMemory, Trainer
 from bpevo.workers.checkpoints import Checkpoint, Checkpoints
 from bpevo.workers.job import Job, Outcome
+
+KEPT = 4  # states a slot, of trainings that ended early: more trials than that are seldom open
 
 
 @dataclasses.dataclass
@@ -24,8 +27,9 @@ class _Running:
 class LocalWorkers:
     """Workers in the slots of one Trainer. A slot freed at the end of an epoch takes the next waiting job at once.
 
-    When the device runs out of memory the trainer is replaced by one with half the slots, and the running jobs start
-    again from their checkpoints or from the beginning.
+    A job that goes on where an earlier one ended (Job.epochs) does so from its state, as long as that is kept here, else from
+    the beginning: equal bit for bit on CPU. When the device runs out of memory the trainer is replaced by one with half the
+    slots, and the running jobs start again from their checkpoints or from the beginning.
     """
 
     def __init__(self, trainer: Trainer, checkpoints: Checkpoints | None = None, say: Callable[[str], None] = print):
@@ -34,6 +38,7 @@ class LocalWorkers:
         self._checkpoints, self._say = checkpoints, say
         self._waiting: deque[Job] = deque()
         self._running: dict[int, _Running] = {}
+        self._kept: OrderedDict[Any, Checkpoint] = OrderedDict()  # of trainings that ended early
         self._reported: list[Job] = []  # by the last poll
         self._whole = True  # curves and slots are of the same epoch: no poll was interrupted
 
@@ -75,36 +80,22 @@ class LocalWorkers:
             for job in self._reported:
                 self._checkpoints.discard(job)
         self._reported, self._whole = [], False
+        outcomes: list[Outcome] = []
         try:
             for slot in self.trainer.free:
-                if self._waiting:
+                while self._waiting and slot not in self._running:
                     self._start(slot, self._waiting[0])
                     self._waiting.popleft()
+                    outcomes += self._ended(slot)
             results = self.trainer.advance(meanwhile)
         except OutOfMemory:
             results = None
         if results is None:  # outside of the handler, which keeps the lost arrays alive
             self._halve()
-            self._whole = True
-            return []
-        outcomes = []
+            results = {}
         for slot, result in results.items():
-            running = self._running[slot]
-            running.curve.append(result)
-            status = self._status(running.job, result)
-            if status:
-                self.trainer.stop(slot)
-                del self._running[slot]
-                seconds = time.monotonic() - running.start
-                outcomes.append(
-                    Outcome(
-                        job=running.job,
-                        status=status,
-                        reason=result.reason,
-                        curve=tuple(running.curve),
-                        seconds=seconds,
-                    )
-                )
+            self._running[slot].curve.append(result)
+            outcomes += self._ended(slot)
         self._reported, self._whole = [outcome.job for outcome in outcomes], True
         if self._checkpoints:
             self._save(self._checkpoints.seconds)
@@ -117,13 +108,29 @@ class LocalWorkers:
 
     def _start(self, slot: int, job: Job) -> None:
         saved = self._checkpoints.load(job, self.trainer.state_shapes) if self._checkpoints else None
-        now = time.monotonic()
+        kept = self._kept.pop(_what(job), None)
+        saved, now = saved or kept, time.monotonic()
         if saved:
             self.trainer.start(slot, job.training, len(saved.curve), saved.state)
             self._running[slot] = _Running(job, saved.curve, now - saved.seconds, now)
         else:
             self.trainer.start(slot, job.training)
             self._running[slot] = _Running(job, [], now, now)
+
+    def _ended(self, slot: int) -> list[Outcome]:
+        """The outcome of a slot's job and the slot free, if it has ended."""
+        running = self._running[slot]
+        status = self._status(running.job, running.curve[-1]) if running.curve else ""
+        if not status:
+            return []
+        curve, seconds = tuple(running.curve), time.monotonic() - running.start
+        if status == "done" and len(curve) < self.trainer.task.settings.epochs:
+            self._kept[_what(running.job)] = Checkpoint(list(curve), seconds, self.trainer.state(slot))
+            if len(self._kept) > KEPT * self.trainer.capacity:
+                self._kept.popitem(last=False)
+        self.trainer.stop(slot)
+        del self._running[slot]
+        return [Outcome(job=running.job, status=status, reason=curve[-1].reason, curve=curve, seconds=seconds)]
 
     def _save(self, seconds: float) -> None:
         """Writes a checkpoint of each running training that has had none for so long."""
@@ -145,19 +152,12 @@ class LocalWorkers:
     def _status(self, job: Job, result: EpochResult) -> str:
         if result.reason:
             return "diverged"
-        if result.epoch >= self.trainer.task.settings.epochs:
+        if result.epoch >= (job.epochs or self.trainer.task.settings.epochs):
             return "done"
         return "stopped" if result.eval_accuracy < dict(job.bars).get(result.epoch, -math.inf) else ""
 
-    def epoch_seconds(self, trainings: Sequence[Training], repeats: int = 3) -> list[float]:
-        """Wall time of one epoch of each training alone, evaluation included: the least of `repeats`. Needs idle workers."""
-        assert self.idle
-        times = [math.inf] * len(trainings)
-        for _ in range(repeats):
-            for i, training in enumerate(trainings):
-                self.trainer.start(0, training)
-                start = time.perf_counter()
-                self.trainer.advance()
-                times[i] = min(times[i], time.perf_counter() - start)
-                self.trainer.stop(0)
-        return times
+
+def _what(job: Job) -> tuple[Any, ...]:
+    """What a job trains, whatever it is for and however long."""
+    t = job.training
+    return str(t.equation), t.learning_rate, t.replicate, t.transform, t.held_out

@@ -1,0 +1,142 @@
+"""What `bpevo.evaluate` makes of its flags: the search's settings, rules of one function, evaluations of older versions."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+from test_evaluate import Values, treatments, values, workplace_of
+from test_runs import StandIn, plan, search
+
+from bpevo import data, evaluate
+from bpevo.command import plans
+from bpevo.evaluation import Evaluation, EvaluationPlan, controls
+from bpevo.evaluation.duplicates import firsts
+from bpevo.evaluation.plan import FREE, SEMANTICS
+from bpevo.rules import TABLE_1
+from bpevo.runs import RunDatabase, RunError
+from bpevo.training import TrainingPlan, TrainingSettings
+
+# The settings of a search.
+
+SETTINGS = TrainingSettings(
+    model="mlp-6-6", optimizer="momentum", weight_decay=0.01, batch_size=25, epochs=3, schedule="cosine"
+)
+
+
+def searched(folder, train_examples=None) -> None:
+    """A search in `folder` on a stand-in, with the settings that a real one on the digits stores."""
+    dataset = data.load("digits")
+    split = data.train_validation_split(dataset, train_examples)
+    training = TrainingPlan(settings=SETTINGS, learning_rates=(0.3, 0.015), dataset=dataset, split=split, seed=7)
+    search(folder, plan(20, lag=6), StandIn(4))
+    with RunDatabase.writing(folder) as database:
+        database.check_settings(training.fingerprint() | {"max_parts": 3}, {}, tuple(training.fingerprint()))
+
+
+def ungiven(folder, *given: str, **changes) -> Values:
+    """Flags of which all but the folder and those named are at their defaults."""
+    made = values(folder, rules=None, **changes)
+    made.left = {name for name in vars(made) if name not in ("workdir", *given, *changes)}
+    return made
+
+
+def test_an_evaluation_in_a_searchs_workdir_takes_its_settings(tmp_path):
+    searched(tmp_path, 200)
+    made = plans.evaluation_command(ungiven(tmp_path))
+    assert made.training.settings == SETTINGS and made.training.dataset.name == "digits"
+    assert made.training.learning_rates == (0.3, 0.015) == made.evaluation.learning_rates and made.training.seed == 7
+    assert len(made.training.split.train_labels) == 200 == made.train_examples
+    assert made.likeness == f"settings as in the search in {tmp_path}"
+    assert len(made.evaluation.found) == 3 and made.evaluation.controls == controls("momentum")
+
+
+def test_what_is_told_otherwise_stands_and_is_said(tmp_path):
+    searched(tmp_path, 200)
+    made = plans.evaluation_command(
+        ungiven(tmp_path, model="mlp-8", learning_rates=["0.1", "0.05"], train_examples=100)
+    )
+    assert made.training.settings == dataclasses.replace(SETTINGS, model="mlp-8")
+    assert made.training.learning_rates == (0.1, 0.05) and made.train_examples == 100
+    assert made.likeness == (
+        f"unlike the search in {tmp_path}: --train_examples=100 instead of 200, --model=mlp-8 instead of mlp-6-6, "
+        "--learning_rates=0.1,0.05 instead of 0.3,0.015; all else as there"
+    )
+
+
+def test_after_a_search_on_all_examples_the_final_training_has_those_of_validation_too(tmp_path):
+    searched(tmp_path)
+    made = plans.evaluation_command(ungiven(tmp_path))
+    assert len(made.training.split.train_labels) == 1197 and made.train_examples is None
+    assert len(made.test_split().train_labels) == 1437
+
+
+def test_without_a_search_flags_have_their_own_defaults(tmp_path):
+    made = values(tmp_path)
+    made.left = {"model", "learning_rates"}
+    command = plans.evaluation_command(made)
+    assert command.training.settings.model == "mlp-8-8" and command.likeness == ""
+
+
+# Rules of one function.
+
+
+def test_rules_of_one_function_are_found_whatever_they_look_like():
+    made = treatments("g", "unit_fro(g)", "gh * dh", "(b_next @ W.T) * (dh + (g - g))", "unit_elem2(g)", "2.0*g", "g + g",
+                      "g | lars", "dh * gh | lars", "unit_elem2(g) | adam", "unit_fro(g) | adam", "clip(g, 1.0)",
+                      "mul_noise(gh * dh, 0.1)", "mul_noise(dh * gh, 0.1)")  # fmt: skip
+    found = {str(t): str(first) for t, first in firsts(made).items() if t != first}
+    assert found == {
+        "gh * dh": "g", "(b_next @ W.T) * (dh + (g - g))": "g", "unit_elem2(g)": "unit_fro(g)", "g + g": "2.0*g",
+        "dh * gh | lars": "g | lars", "unit_fro(g) | adam": "unit_elem2(g) | adam",
+        "mul_noise(dh * gh, 0.1)": "mul_noise(gh * dh, 0.1)",
+    }  # fmt: skip
+
+
+def test_what_computes_as_a_control_or_as_another_rule_is_no_row_of_its_own(tmp_path):
+    rules = "unit_fro(g);backprop;dh * gh;unit_elem2(g);(dh - 0.5) * (2.0*g);g + g;fa | adam;g | grafted"
+    made = plans.evaluation_command(values(tmp_path, rules=rules)).evaluation
+    assert [str(t) for t in made.named] == ["unit_fro(g)", "fa | adam", "g | grafted"]
+    assert made.same == {
+        "dh * gh": "g", "unit_elem2(g)": "unit_fro(g)", "(dh - 0.5) * (2.0*g)": "g", "g + g": "2.0*g"
+    }  # fmt: skip
+    assert made.transforms("") == ("block_normalised", "clip_global_norm", "grafted", "lars")
+    under_adam = plans.evaluation_command(values(tmp_path, rules=rules, optimizer="adam")).evaluation
+    assert "fa" in map(str, under_adam.named) and "g | adam" not in map(str, under_adam.controls)
+
+
+def test_all_of_table_1_is_told_apart_but_for_what_is_one_function():
+    """unit_fro and unit_elem2 are one norm, and g = 0 wherever dh = 0."""
+    made = [*controls("sgd"), *treatments(*dict.fromkeys(TABLE_1.values()))]
+    found = {str(t): str(first) for t, first in firsts(made).items() if t != first}
+    assert found == {"unit_elem2(g)": "unit_fro(g)", "(dh - 0.5) * (2.0*g)": "g"}
+
+
+# Versions, and the whole command.
+
+
+def test_an_evaluation_of_an_older_version_is_not_continued(tmp_path):
+    command = plans.evaluation_command(values(tmp_path))
+    old = {k: v for k, v in command.fingerprint().items() if k not in ("semantics", "controls", "same")}
+    with RunDatabase.writing(command.folder) as database:
+        database.check_settings(old, {}, FREE)
+    with pytest.raises(RunError, match=f"by version 1 .* has version {SEMANTICS}.* --scenario=ANOTHER_NAME"):
+        evaluate.run(command, Console(file=io.StringIO()))
+
+
+def test_another_optimizer_and_grafting_train_what_they_say(tmp_path):
+    """Tuned on real workers: each differs from backprop as it must."""
+    made = plans.evaluation_command(
+        values(tmp_path, model="mlp-8", train_examples=64, batch_size=16, epochs=1, learning_rates=["0.1"])
+    )
+    named = treatments("3.0*g | grafted", "3.0*g")
+    small = EvaluationPlan(controls=treatments("g", "g | adam"), named=named, learning_rates=(0.1,), repeats=0)
+    with RunDatabase.writing(made.folder) as database:
+        experiment = Evaluation(database, workplace_of(made), small)
+        experiment.run()
+    losses = {
+        str(t): experiment.rows.of(equation=str(t), learning_rate=0.1)[0].curve["train_loss"] for t in small.treatments
+    }
+    # In every tensor 3.0*g has backprop's direction here, and another length below the head.
+    assert losses["3.0*g | grafted"] == pytest.approx(losses["g"], rel=1e-5)
+    assert len({repr(curve) for text, curve in losses.items() if "grafted" not in text}) == 3

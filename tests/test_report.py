@@ -103,6 +103,12 @@ def test_the_page_stands_alone_and_hostile_texts_stay_texts(report):
             assert "<script" not in image and "onerror=" not in image.replace("&", "")
 
 
+def test_the_best_rules_are_drawn_in_the_page():
+    drawn = page.rule("unit_fro(g) | clip_global_norm")
+    assert f"data:image/svg+xml;base64,{base64.b64encode(parse('unit_fro(g)').draw().svg.encode()).decode()}" in drawn
+    assert page.rule("no rule at all") == ""
+
+
 def test_every_plot_is_there_as_svg_and_png(report):
     plots = {p.stem for p in report.glob("*.svg")}
     expected = {"search_best", "search_scores", "search_components"}
@@ -111,6 +117,10 @@ def test_every_plot_is_there_as_svg_and_png(report):
     expected |= {"b1_momentum_alignment_0", "b1_momentum_early"}
     assert expected <= plots and plots == {p.stem for p in report.glob("*.png")}
     assert not [p for p in plots if p.startswith("a1_alignment")]
+
+
+def test_a_search_draws_its_best_rule_and_an_evaluation_its_best_three(report):
+    assert (report / "report.html").read_text(encoding="utf-8").count('<figure class="rule">') > 1
 
 
 def test_the_same_rows_give_the_same_bytes(report, workdir):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,12 @@ def test_the_page_stands_alone_and_hostile_texts_stay_texts(report):
             assert "<script" not in image and "onerror=" not in image.replace("&", "")
 
 
+def test_the_best_rules_are_drawn_in_the_page():
+    drawn = page.rule("unit_fro(g) | clip_global_norm")
+    assert f"data:image/svg+xml;base64,{base64.b64encode(parse('unit_fro(g)').draw().svg.encode()).decode()}" in drawn
+    assert page.rule("no rule at all") == ""
+
+
 def test_every_plot_is_there_as_svg_and_png(report):
     plots = {p.stem for p in report.glob("*.svg")}
     expected = {"search_best", "search_scores", "search_components"}
@@ -110,6 +117,10 @@ def test_every_plot_is_there_as_svg_and_png(report):
     expected |= {"b1_momentum_alignment_0", "b1_momentum_early"}
     assert expected <= plots and plots == {p.stem for p in report.glob("*.png")}
     assert not [p for p in plots if p.startswith("a1_alignment")]
+
+
+def test_a_search_draws_its_best_rule_and_an_evaluation_its_best_three(report):
+    assert (report / "report.html").read_text(encoding="utf-8").count('<figure class="rule">') > 1
 
 
 def test_the_same_rows_give_the_same_bytes(report, workdir):
@@ -185,6 +196,32 @@ def test_the_command_writes_the_report_also_while_a_run_is_being_written(workdir
         )
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and str(workdir / "report" / "report.html") in output
+
+
+def test_a_report_that_is_written_again_and_again_reloads_itself_until_it_is_stopped(workdir, tmp_path):
+    shutil.copytree(workdir / "a1", tmp_path / "run" / "a1")
+    written_page = tmp_path / "run" / "report" / "report.html"
+    process = python(
+        "import sys; sys.argv[0] = 'report'; import runpy; runpy.run_module('bpevo.report', run_name='__main__')",
+        f"--workdir={tmp_path / 'run'}", "--every=1",
+    )  # fmt: skip
+    try:
+        written, deadline = set(), time.monotonic() + 120
+        while len(written) < 2 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+            if written_page.exists():
+                written.add(written_page.stat().st_mtime_ns)
+        assert len(written) == 2
+        meanwhile = written_page.read_text(encoding="utf-8")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    last = written_page.read_text(encoding="utf-8")
+    assert '<meta http-equiv="refresh" content="1">' in meanwhile and "refresh" not in last
+    assert meanwhile.endswith("</html>\n") and last.endswith("</html>\n")
 
 
 # What the page says.

@@ -56,12 +56,14 @@ def check_elementwise(activation: Activation, rank: int) -> None:
 
 
 def as_rule(rule: Any) -> Rule:
-    """The rule of what `rule=` was given: a Rule, a text, a name, an Expression or an Equation. Raises ValueError."""
-    if isinstance(rule, str | Expression | Equation):
+    """The rule of what `rule=` was given: a Rule, a text, a name, an Expression, an Equation or a function. Raises ValueError."""
+    if hasattr(rule, "signal"):
+        return rule
+    if isinstance(rule, str | Expression | Equation) or (callable(rule) and not isinstance(rule, type)):
         return compile(rule)
-    if not hasattr(rule, "signal"):
-        raise ValueError(f"rule= takes a Rule, a text or a name such as 'unit_fro(g)' or 'fa', not {rule!r}")
-    return rule
+    raise ValueError(
+        f"rule= takes a Rule, a text or a name such as 'unit_fro(g)' or 'fa', or a function of a unit's values, not {rule!r}"
+    )
 
 
 def check_not_empty(where: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> None:

@@ -1,22 +1,27 @@
 """Tables, plots and a page of a workdir: `python -m bpevo.report --workdir=runs/mine`.
 
 Reads the search in --workdir and the evaluations in its folders, also while they are running, and writes report.html (one
-file, no network), table.md, table.tex and the plots as SVG and PNG into --workdir/report.
+file, no network), table.md, table.tex and the plots as SVG and PNG into --workdir/report. With --every=60 it does so once a
+minute, and the page in a browser follows, until Ctrl-C.
 """
 
 import os
+import time
 
 import jax
 from absl import flags
 from rich.console import Console
 
 from bpevo.command import main, process
+from bpevo.command.plans import UsageError
 from bpevo.runs import RunError
 
 
 def run(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
     """Writes the report and prints what to open; returns the exit code."""
-    del interruption
+    every = values.every
+    if every is not None and not 1 <= every < 10**6:
+        raise UsageError(f"--every={every:g} must be at least 1 second")
     if not values.workdir:
         raise RunError("--workdir=FOLDER is needed: the folder of the run")
     # The kinds of rules are computed: one small program. Read from jax's cache, it would come with pages of XLA's log, which
@@ -29,13 +34,26 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         raise RunError(f"matplotlib cannot be imported: {error}; check the matplotlibrc that it reads") from error
     from bpevo.report.build import build  # takes a second to load; --help should not
 
-    for path in build(values.workdir):
+    for path in build(values.workdir, every):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    try:
+        while every is not None:
+            time.sleep(every)
+            try:
+                build(values.workdir, every)
+            except RunError as error:  # a disk that is full now may have room later
+                console.print(f"not written: {error}", markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        build(values.workdir)  # the last word does not reload itself
+        return interruption.code
     return 0
 
 
 def _define() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_float(
+        "every", None, "Write again after so many seconds, until Ctrl-C; the page reloads itself as often."
+    )
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
 class Report:
     """Collects sections, tables and plots; `write` puts them into a folder."""
 
-    def __init__(self, title: str):
-        self._title = title
+    def __init__(self, title: str, every: float | None = None):
+        self._title, self._every = title, every
         self._sections: list[str] = [page.heading(1, title)]
         self._images: dict[str, bytes] = {}
         self._markdown: list[str] = []
@@ -190,21 +190,24 @@ class Report:
     def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
         """Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        texts = {"report.html": page.page(self._title, self._sections)}
+        texts = {"report.html": page.page(self._title, self._sections, self._every)}
         if self._markdown:
             texts |= {"table.md": "\n".join(self._markdown), "table.tex": "\n".join(self._latex)}
         for name, content in ({n: t.encode("utf-8", "replace") for n, t in texts.items()} | self._images).items():
-            (folder / os.fsdecode(name.encode())).write_bytes(content)
+            path = folder / os.fsdecode(name.encode())
+            unfinished = path.with_name(path.name + ".unfinished")
+            unfinished.write_bytes(content)
+            os.replace(unfinished, path)  # whoever reads meanwhile sees the old file or the new one
         return [folder / name for name in texts]
 
 
-def build(workdir: str | os.PathLike) -> list[pathlib.Path]:
+def build(workdir: str | os.PathLike, every: float | None = None) -> list[pathlib.Path]:
     """Reads the runs of `workdir` and writes `<workdir>/report`. Works while they are running.
 
-    Raises RunError.
+    With `every`, the page in a browser loads itself again after so many seconds. Raises RunError.
     """
     folder = pathlib.Path(workdir)
-    report = Report(f"bpevo: {_name(folder)}")
+    report = Report(f"bpevo: {_name(folder)}", every)
     with drawing.fixed_style():
         for run in read_runs(folder):
             if run.is_evaluation:

@@ -143,11 +143,13 @@ def early_decisions_html(found: Sequence[EarlyDecisions]) -> str:
     return _table(columns, rows)
 
 
-def page(title: str, sections: Iterable[str]) -> str:
+def page(title: str, sections: Iterable[str], every: float | None = None) -> str:
+    """The whole page; a browser loads it again `every` so many seconds."""
+    refresh = "" if every is None else f'<meta http-equiv="refresh" content="{every:g}">'
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'
+        f'{refresh}<link rel="icon" href="data:,">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
         + "\n".join(sections)
         + "\n</body></html>\n"

@@ -19,10 +19,12 @@ from bpevo.rules.components import (
     extensions,
 )
 from bpevo.rules.equation import Equation
+from bpevo.rules.export import export
 from bpevo.rules.expression import Expression
 from bpevo.rules.extending import register
 from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.named import NAMED, PAPER, TABLE_1, resolve
+from bpevo.rules.own import FunctionRule, UnitView
 from bpevo.rules.program import Program, assemble, blank_program
 from bpevo.rules.text import parse
 from bpevo.rules.types import InfeasibleEquation, RuleSyntaxError
@@ -41,6 +43,7 @@ __all__ = [
     "CompiledRule",
     "Equation",
     "Expression",
+    "FunctionRule",
     "InfeasibleEquation",
     "InterpretedRule",
     "Operand",
@@ -51,10 +54,12 @@ __all__ = [
     "Unary",
     "Unit",
     "UnitShapes",
+    "UnitView",
     "Values",
     "assemble",
     "blank_program",
     "compile",
+    "export",
     "extensions",
     "parse",
     "register",

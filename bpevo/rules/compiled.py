@@ -1,6 +1,8 @@
 """A rule specialised to one expression: plain traced code, the reference for speed and for correctness."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from bpevo.rules.components import STATISTICS, UNARIES, Statistic
 from bpevo.rules.drawing import Drawing
 from bpevo.rules.equation import Equation
 from bpevo.rules.named import resolve
+from bpevo.rules.own import FunctionRule, UnitView
 from bpevo.rules.types import WEIGHTS, Type
 from bpevo.rules.unit import State, Unit, UnitShapes
 
@@ -62,16 +65,22 @@ class CompiledRule:
         return str(self.expression)
 
 
-def compile(expression: str | ex.Expression | Equation) -> CompiledRule:  # noqa: A001 (the product's name)
+@overload
+def compile(expression: str | ex.Expression | Equation) -> CompiledRule: ...
+@overload
+def compile(expression: Callable[[UnitView], jax.Array]) -> FunctionRule: ...
+def compile(expression):  # noqa: A001 (the product's name)
     """The rule of an equation, for `rule=` of the layers.
 
     Args:
-        expression: A text, the name of a rule (bpevo.rules.NAMED), any feasible Expression tree or an Equation.
+        expression: A text, the name of a rule (bpevo.rules.NAMED), any feasible Expression tree, an Equation, or a
+            function of a unit's values (bpevo.rules.UnitView) such as `lambda u: u.backward(u.b_next, u.R) * u.dh`.
 
     Returns:
         The rule.
 
     Raises:
+        ValueError: The function cannot be computed, or its result is no signal.
         RuleSyntaxError: The text is no equation of the language.
         InfeasibleEquation: Its shapes do not fit.
 
@@ -87,6 +96,10 @@ g is [B, I], W is [I, O]
         expression = expression.to_expression()
     if isinstance(expression, ex.Expression):
         return CompiledRule(expression.check())
+    if callable(expression) and not isinstance(expression, type):
+        rule = FunctionRule(expression)
+        _ = rule.reads  # what is wrong with the function is said here
+        return rule
     return CompiledRule(resolve(expression))
 
 

@@ -22,14 +22,16 @@ _ROOMS = (
     "evaluation",
     "report",
 )
-__all__ = ["__version__", "evolve", *_ROOMS]
+# What people type, and where it is.
+_NAMES = {"evolve": "layers", "Search": "command.python", "Evaluation": "command.python", "open": "command.python"}
+__all__ = ["__version__", *_NAMES, *_ROOMS]  # noqa: PLE0604
 
 
 def __getattr__(name: str):
     if name in _ROOMS:
         return importlib.import_module(f"bpevo.{name}")
-    if name == "evolve":
-        return importlib.import_module("bpevo.layers").evolve
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"bpevo.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'bpevo' has no attribute {name!r}")
 
 

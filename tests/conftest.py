@@ -1,7 +1,14 @@
 """Shared by the tests of the language, the layers and the models: small units and random chains."""
 
+# ruff: noqa: E402
 import dataclasses
+import os
+import pathlib
+import shutil
 import signal
+import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before jax loads: XLA prints pages about programs from its cache
 
 import hypothesis
 import hypothesis.strategies as st
@@ -22,9 +29,30 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("bpevo")
 
-# A shell's background jobs ignore SIGINT, and so would the searches that tests start and interrupt.
+MOST_KEPT = 2**30  # bytes of compiled programs; then the cache starts anew
+
+# A shell's background jobs ignore SIGINT, nohup SIGHUP, and so would the searches that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_configure(config):
+    """The tests and the commands that they start share one cache of compiled programs: a second run compiles little."""
+    cache = config.cache.mkdir("compiled") if hasattr(config, "cache") else pathlib.Path(tempfile.mkdtemp())
+    programs = cache / "bpevo" / "jax"  # where commands keep theirs
+    first = not hasattr(config, "workerinput")  # not one of xdist's
+    if first and programs.exists() and sum(p.stat().st_size for p in programs.iterdir()) > MOST_KEPT:
+        shutil.rmtree(programs)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    for name, value in {
+        "jax_compilation_cache_dir": str(programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -203,10 +203,8 @@ def test_nothing_unpickles_or_evaluates(path):
 
 def test_texts_of_a_database_are_data_in_sql_and_in_the_terminal(tmp_path):
     search(tmp_path, plan(5), StandIn(4))
-    hostile = "x'); DROP TABLE evaluations; --"
     with RunDatabase.writing(tmp_path) as database:
-        database.add_cost(hostile, 1.0)
-        assert hostile in database.costs() and len(database.rows("'; DROP TABLE costs; --")) == 0
+        assert len(database.rows("'; DROP TABLE evaluations; --")) == 0
         assert database.rows()
     edited(tmp_path, "UPDATE evaluations SET reason = '[bold red]not markup[/]' WHERE stage = 'control'")
     with RunDatabase.reading(tmp_path) as database:

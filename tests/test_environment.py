@@ -29,11 +29,10 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Of a user with nothing set, and one compilation cache for all starts."""
-    cache = tmp_path_factory.mktemp("cache")
+def environment() -> dict[str, str]:
+    """Of a user with nothing set."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TF_", "LC_", "LANG", "PYTHON"))}
-    return clean | {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+    return clean | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
 
 
 def command(name: str, *arguments: object, env: dict[str, str], **options) -> subprocess.CompletedProcess:

@@ -193,3 +193,11 @@ def test_components_registered_later_are_understood_and_change_no_key():
         assert made.key(equation("unit_fro(g)")) == before
         assert first_of(SameFunction(), "2.0*g", "twice(g)", "b_next @ Q.T", "b_next @ R.T") == [None, 0, None, None]
     assert made.key(equation("unit_fro(g)")) == before
+
+
+def test_a_search_that_starts_with_what_was_taken_for_the_papers_winner_still_trains_the_winner():
+    initial = [equation(text) for text in ("min(unit_fro(g), std(g))", "unit_elem2(g)", "unit_fro(g)")]
+    made = PaperController(SearchSpace(3), EvolutionSettings(elite_size=5), initial, SameFunction())
+    drawn = [made.ask() for _ in range(3)]
+    assert [p.equation.key for p in drawn[:2]] == [e.key for e in initial[:2]]
+    assert drawn[2].duplicates and drawn[2].parent is not None  # unit_fro(g) is unit_elem2(g) on a dense unit

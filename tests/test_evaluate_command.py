@@ -132,8 +132,6 @@ def test_another_optimizer_and_grafting_train_what_they_say(tmp_path):
     named = treatments("3.0*g | grafted", "3.0*g")
     small = EvaluationPlan(controls=treatments("g", "g | adam"), named=named, learning_rates=(0.1,), repeats=0)
     with RunDatabase.writing(made.folder) as database:
-        for treatment in small.treatments:
-            database.add_cost(str(treatment), 1.0)  # known: nothing is timed
         experiment = Evaluation(database, workplace_of(made), small)
         experiment.run()
     losses = {

@@ -46,9 +46,6 @@ class Pool:
         for member in self._members:
             member.suspend()
 
-    def epoch_seconds(self, trainings, repeats: int = 5) -> list[float | None]:
-        return self._members[0].epoch_seconds(trainings, repeats)
-
     def close(self) -> None:
         self.closed = True
 

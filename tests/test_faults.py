@@ -379,11 +379,7 @@ COMMAND = (
 
 def launched(workdir, *arguments, **options) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TF_"))}
-    environment |= {
-        "PYTHONPATH": str(REPOSITORY),
-        "JAX_PLATFORMS": "cpu",
-        "XDG_CACHE_HOME": str(workdir.parent / "cache"),
-    }
+    environment |= {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "bpevo.launch", f"--workdir={workdir}", *COMMAND, *arguments]
     return subprocess.Popen(command, env=environment, text=True, **options)
 

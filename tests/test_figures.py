@@ -68,7 +68,7 @@ def test_a_leaderboard_shows_what_was_measured():
     ]  # fmt: skip
     assert lines(table(board, "a title")) == {
         # To backprop's 58, 62, 66 on three shared seeds: +13, +11, +9; 4.303 · 2/√3.
-        "unit_fro(g)  [backprop, rescaled per unit]": ["0.3*", "70.00", "74.00 ± 2.58", "4", "+11.00 ± 4.97"],
+        "unit_fro(g)  [backprop, rescaled per unit]": ["0.3*", "70.00", "74.00 ± 2.58", "4", "+11.0 ± 5.0"],
         "backprop: g": ["0.3*", "60.00", "62.00 ± 4.00", "3", ""],
         "fa  [other information]  (1 of 2 diverged)": ["0.1*", "55.00", "50.00", "1", ""],
         "dfa  [other information]": ["0.1*", "80.00", "", "", ""],
@@ -208,7 +208,7 @@ SHIFT = 3.299449
 
 
 def by_text(rows=EVALUATION, **settings) -> dict[str, Standing]:
-    return {s.text: s for s in standings(rows, {"fa": 1.25}, SETTINGS | settings)}
+    return {s.text: s for s in standings(rows, SETTINGS | settings)}
 
 
 def test_standings_hold_the_statistics_of_their_trainings():
@@ -273,7 +273,7 @@ def test_a_control_keeps_what_did_not_diverge_of_it_and_with_one_repetition_left
 
 
 def test_a_repetition_that_diverges_makes_a_rule_last_and_never_a_find():
-    table = standings(retested("unit_fro(g)", (0.99, 0.99, 0.995, None)), {}, SETTINGS)
+    table = standings(retested("unit_fro(g)", (0.99, 0.99, 0.995, None)), SETTINGS)
     tested = [r.text for r in table if r.test]
     assert tested[-2:] == ["unit_fro(g)", "sgn(g)"] or tested[-2:] == ["sgn(g)", "unit_fro(g)"]
     assert tested[-2] == "unit_fro(g)"  # 99.2 % before 92 %
@@ -308,7 +308,7 @@ OLD_SETTINGS = {"rules": ["fa"], "found": [], "scenario": "a1", "optimizer": "sg
 
 def test_an_evaluation_of_the_first_version_is_reported_without_finds():
     """It knew fewer controls."""
-    table = standings(Rows(r for r in EVALUATION if r.equation in ("g", "g - g", "fa")), {}, OLD_SETTINGS)
+    table = standings(Rows(r for r in EVALUATION if r.equation in ("g", "g - g", "fa")), OLD_SETTINGS)
     assert [r.text for r in table] == ["fa", "g", "g - g"] and table[-1].worse
     missing = "0.25*g, 0.5*g, 2.0*g, 4.0*g, g | block_normalised, g | clip_global_norm, g | lars, g | adam"
     assert table[0].unfair == f"the controls {missing} have not been tested"
@@ -316,43 +316,43 @@ def test_an_evaluation_of_the_first_version_is_reported_without_finds():
 
 
 CELLS = {
-    # kind, lr, validation %, test %, n, 95 %, vs backprop, vs closest control, p, detectable, time, paper
+    # kind, lr, validation %, test %, n, 95 %, vs backprop, vs closest control, p, detectable, paper
     "unit_fro(g)": ["backprop, rescaled per unit", "0.1", "70.00", "87.00 ± 3.56", "4", "± 5.66", "+4.00 ± 2.25",
-                    "+4.00 ± 2.25 (g)", "0.011", "", "", "84.15 ± 0.66; 83.16 ± 0.90"],
+                    "+4.00 ± 2.25 (g)", "0.011", "", "84.15 ± 0.66; 83.16 ± 0.90"],
     "fa": ["other information", "0.03", "75.00", "85.00 ± 2.45", "4", "± 3.90", "+2.00 ± 1.30", "+1.50 ± 2.76 (2.0*g)", "0.091",
-           "2.86", "1.25x", ""],
-    "2.0*g": ["scaled backprop", "0.1", "50.00", "83.50 ± 3.32", "4", "± 5.28", "+0.50 ± 2.05", "", "", "", "", ""],
-    "g": ["backprop", "0.1", "60.00", "83.00 ± 2.58", "4", "± 4.11", "", "", "", "", "", "77.11 ± 3.53"],
-    "dfa": ["other information", "0.3*", "20.00", "83.00 ± 3.27", "4", "± 5.20", "+0.00 ± 1.84", "", "unfair", "", "", ""],
-    "g - g": ["no signal", "0.1", "20.00", "20.00 ± 0.00", "4", "± 0.00", "-63.00 ± 4.11", "", "", "", "", ""],
+           "2.86", ""],
+    "2.0*g": ["scaled backprop", "0.1", "50.00", "83.50 ± 3.32", "4", "± 5.28", "+0.50 ± 2.05", "", "", "", ""],
+    "g": ["backprop", "0.1", "60.00", "83.00 ± 2.58", "4", "± 4.11", "", "", "", "", "77.11 ± 3.53"],
+    "dfa": ["other information", "0.3*", "20.00", "83.00 ± 3.27", "4", "± 5.20", "+0.00 ± 1.84", "", "unfair", "", ""],
+    "g - g": ["no signal", "0.1", "20.00", "20.00 ± 0.00", "4", "± 0.00", "-63.00 ± 4.11", "", "", "", ""],
     "sgn(g)": ["backprop, rescaled per entry", "0.1", "55.00 ± 7.07", "92.00 ± 2.00 (1 diverged)", "3", "± 4.97", "", "", "", "",
-               "", ""],
-    "h": ["other information", "diverged", "", "", "", "", "", "", "", "", "", ""],
-    "g | lars": ["backprop", "diverged", "", "", "", "", "", "", "", "", "", ""],
+               ""],
+    "h": ["other information", "diverged", "", "", "", "", "", "", "", "", ""],
+    "g | lars": ["backprop", "diverged", "", "", "", "", "", "", "", "", ""],
 }  # fmt: skip
 
 
 def test_tables_show_the_standings():
-    table = standings(EVALUATION, {"fa": 1.25}, SETTINGS)
+    table = standings(EVALUATION, SETTINGS)
     found = {s.text: tables.cells(s) for s in table}
     assert found == CELLS and list(found) == list(CELLS)  # best first
     shown = lines(tables.standings_table(table, "a1"))
-    assert shown["fa"] == ["other information", "0.03", "85.00 ± 2.45", "4", "+2.00 ± 1.30", "0.091", "2.86", "1.25x"]
-    assert shown["zero_signal: g - g"] == ["no signal", "0.1", "20.00 ± 0.00", "4", "-63.00 ± 4.11", "", "", ""]
+    assert shown["fa"] == ["other information", "0.03", "85.00 ± 2.45", "4", "+2.00 ± 1.30", "0.091", "2.86"]
+    assert shown["zero_signal: g - g"] == ["no signal", "0.1", "20.00 ± 0.00", "4", "-63.00 ± 4.11", "", ""]
     markdown = tables.markdown(table).splitlines()
     assert markdown[2] == (
         "| **`unit_fro(g)`** | **backprop, rescaled per unit** | **0.1** | **70.00** | **87.00 ± 3.56** | **4** | **± 5.66** | "
-        "**+4.00 ± 2.25** | **+4.00 ± 2.25 (g)** | **0.011** |  |  | **84.15 ± 0.66; 83.16 ± 0.90** |"
+        "**+4.00 ± 2.25** | **+4.00 ± 2.25 (g)** | **0.011** |  | **84.15 ± 0.66; 83.16 ± 0.90** |"
     )
     assert markdown[3].startswith("| `fa` | other information | 0.03 |") and markdown[6].split(" | ")[2] == r"0.3\*"
     latex = tables.latex(table)
-    assert r"83.00 $\pm$ 3.27 & 4 & $\pm$ 5.20 & +0.00 $\pm$ 1.84 &  & unfair &  &  &  \\" in latex
+    assert r"83.00 $\pm$ 3.27 & 4 & $\pm$ 5.20 & +0.00 $\pm$ 1.84 &  & unfair &  &  \\" in latex
     html = page.standings_html(table)
     assert html.count('<tr class="find">') == 1 and ">+2.00 ± 1.30<" in html and html.count('class="worse"') == 1
 
 
 def test_the_verdict_says_what_the_table_says():
-    assert verdict(standings(EVALUATION, {}, SETTINGS)) == [
+    assert verdict(standings(EVALUATION, SETTINGS)) == [
         "Backprop, tuned like every row (learning rate 0.1, 3 tried), reaches 83.00 ± 2.58 % on the test set (n = 4).",
         "Without any hidden signal the same network reaches 20.00 ± 0.00 %.",
         "The best of the other controls, 2.0*g, reaches 83.50 ± 3.32 %.",
@@ -372,7 +372,7 @@ def test_the_verdict_says_what_the_table_says():
         "Trains like a control and is not counted as a rule: gh * dh = g.",
     ]
     assert verdict([]) == ["Backprop has not been tested yet: no verdict."]
-    nothing = verdict([s for s in standings(EVALUATION, {}, SETTINGS) if s.text in ("g", "fa")])
+    nothing = verdict([s for s in standings(EVALUATION, SETTINGS) if s.text in ("g", "fa")])
     assert nothing[1].startswith("None of 1 rules is a find: better than each of 1 controls")
 
 
@@ -380,7 +380,7 @@ def test_a_single_rate_is_not_called_tuning():
     rows = Rows(
         [*trained("g", {0.1: (0.5, 0.7)}, (0.1, (0.8, 0.82))), *trained("fa", {0.1: (0.5, 0.5)}, (0.1, (0.9, 0.93)))]
     )
-    sentences = verdict(standings(rows, {}, SETTINGS | {"controls": ["g"], "learning_rates": [0.1], "same": {}}))
+    sentences = verdict(standings(rows, SETTINGS | {"controls": ["g"], "learning_rates": [0.1], "same": {}}))
     assert sentences == [
         "Backprop, at the one learning rate 0.1, not tuned, reaches 81.00 ± 1.41 % on the test set (n = 2).",
         "No verdict on fa: the comparison is not fair, for the best learning rate lies at the edge of those tried.",
@@ -457,18 +457,21 @@ def test_a_page_says_how_many_there_were_and_with_what():
     rows = Rows(dataclasses.replace(row, finished=f"2026-01-01T00:00:{i:02}+00:00") for i, row in enumerate(SEARCH))
     versions = {"jax": "1.2", "cores": "2"}
     report = Report("a title")
-    report.add_search(Run(name="a", settings=settings, versions=versions, rows=rows, proposals=PROPOSALS, costs={}))
+    report.add_search(Run(name="a", settings=settings, versions=versions, rows=rows, proposals=PROPOSALS))
     text = "".join(report._sections)
     described = (
         "mlp-8; on digits; with sgd; epochs 4; batch 32; weight decay 0.0005; learning rates 0.3, 0.1; seed 0. jax 1.2"
     )
     described += ", cores 2"
     assert f'<p class="note">{described}</p>' in text
-    assert "<p>4 equations: 8 trainings and 0 confirmations on another seed; 4 trainings of controls.</p>" in text
+    assert (
+        "<p>4 equations: 8 trainings and 0 confirmations on another seed; 4 trainings of controls; 0 "
+        "slot-epochs in all.</p>"
+    ) in text
     lineage = text.partition("Lineage of unit_fro(g)")[2].partition("</table>")[0]  # fa, then unit_fro(g)
     assert ">55.00<" in lineage and ">70.00<" in lineage and lineage.count("<tr") == 3
     board = text.partition("<table>")[2].partition("</table>")[0]
-    assert board.count("<tr") == 1 + 5 and "+11.00 ± 4.97" in board and "rescaled per unit" in board
+    assert board.count("<tr") == 1 + 5 and "+11.0 ± 5.0" in board and "rescaled per unit" in board
 
 
 # Progress.

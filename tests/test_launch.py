@@ -28,13 +28,11 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts the command; every start shares one compilation cache."""
-    cache = tmp_path_factory.mktemp("cache")
+def start():
+    """Starts the command."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TF_"))}
     environment |= {
         "PYTHONPATH": str(REPOSITORY),
-        "XDG_CACHE_HOME": str(cache),
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "160",
     }
@@ -78,7 +76,7 @@ def test_a_search_ends_with_a_leaderboard_continues_and_refuses_other_settings(f
     code, output, errors = finish(workdir, *SMALL, "--max_evaluations=6")
     assert code == 0 and has_leaderboard(output), errors
     first = counts(tmp_path / "run")
-    assert first["control"] == 2 and first["search"] == 6 and first["selection"] >= 4
+    assert first["control"] >= 2 and first["search"] == 6 and first["selection"] >= 4
     with RunDatabase.reading(tmp_path / "run") as database:
         before = database.rows()
         assert database.settings()["model"] == "mlp-8-8" and database.versions()["jax"]
@@ -166,7 +164,10 @@ BAD = [
     ("--model=wrn-11-1", "no model 'wrn-11-1'"),
     ("--dataset=no_such_set", "no_such_set"),
     ("--max_evaluations=0", "--max_evaluations=0 must be at least 1"),
-    ("--max_evaluations=1 --learning_rates=0.1,0.2", "less than one training for each of 2 learning rates"),
+    (
+        "--max_evaluations=1 --learning_rates=0.1,0.2",
+        "less than one equation costs: a trial for each of 2 learning rates, and a training",
+    ),
     ("--max_parts=9", "--max_parts=9 must be at most 8"),
     ("--elite_size=0", "--elite_size=0 must be at least 1"),
     ("--elite_probability=1.5", r"elite_probability must lie in \[0, 1\]"),
@@ -305,11 +306,15 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "elite_size", "lag"),
     [
-        ("--max_evaluations=5000 --learning_rates=0.1,0.2,0.3,0.4 --slots=8", 125, 16),  # 1,250 equations
-        ("--max_evaluations=60 --slots=8", 10, 12),  # a quarter of the 48 that are bred then
-        ("--max_evaluations=1000 --slots=4096", 100, 200),  # a quarter of 800
+        (
+            "--max_evaluations=5000 --learning_rates=0.1,0.2,0.3,0.4 --slots=8",
+            98,
+            16,
+        ),  # 981 equations at 5 trainings and a tenth
+        ("--max_evaluations=60 --slots=8", 10, 11),  # a quarter of the 44 of 55 that are bred then
+        ("--max_evaluations=1000 --slots=4096", 91, 182),  # a quarter of 728 of 910
         ("--max_evaluations=1000 --slots=8 --elite_size=7 --lag=3", 7, 3),
-        ("--max_evaluations=45 --slots=64 --initial=known", 10, 10),  # a quarter of 40
+        ("--max_evaluations=45 --slots=64 --initial=known", 10, 9),  # a quarter of 36 of 41
     ],
 )
 def test_defaults_follow_from_the_budget(parsed, arguments, elite_size, lag):
@@ -320,10 +325,10 @@ def test_defaults_follow_from_the_budget(parsed, arguments, elite_size, lag):
 @pytest.mark.parametrize(
     ("arguments", "least"),
     [
-        ("--max_evaluations=1000 --elite_size=1000", 1001),
-        ("--max_evaluations=4003 --elite_size=1000 --learning_rates=0.1,0.2,0.3,0.4", 4004),
+        ("--max_evaluations=1000 --elite_size=1000", 1101),
+        ("--max_evaluations=5104 --elite_size=1000 --learning_rates=0.1,0.2,0.3,0.4", 5105),
         ("--max_evaluations=5 --initial=known", 6),
-        ("--max_evaluations=100 --lag=100", 101),
+        ("--max_evaluations=100 --lag=100", 111),
     ],
 )
 def test_a_budget_that_breeds_nothing_is_refused_with_the_least_that_would_do(parsed, arguments, least):
@@ -337,8 +342,8 @@ def test_a_start_says_what_the_run_is_and_later_what_it_takes(finish, tmp_path):
     code, output, errors = finish(f"--workdir={tmp_path}", *SMALL, "--max_evaluations=14", "--slots=8", "--epochs=3")
     assert code == 0, errors
     said = " ".join(output.split())
-    # 14 equations, 3 or 4 of them random; 14 + 2 controls + (1 + 2) * 2 fresh seeds, 3 epochs each, 4 steps of 32 of 128.
-    assert "8 slots; 14 equations: 4 random, 10 bred (N 3, lag 4); 22 trainings at most" in said
-    assert "66 slot-epochs of 4 steps" in said and "50% of the slots will stand idle: with lag 4" in said
+    # 13 equations, a confirmation, 2 controls, (1 + 2) * 2 fresh seeds, 3 epochs each, 4 steps of 32 of 128.
+    assert "8 slots; 13 equations: 4 random, 9 bred (N 3, lag 4); about 22 trainings" in said
+    assert "66 slot-epochs of 4 steps of 32 examples" in said and "50% of the slots will stand idle: with lag 4" in said
     assert re.search(r"about \d+ (s|min) beside compilation and \d+ MiB of device memory", said)
     assert re.search(r"measured: \S+ s an epoch of all slots, at most \d+ (s|min) left", said)

@@ -14,6 +14,7 @@ from bpevo.layers import convolution
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh, "gelu": nn.gelu, "identity": None}
 BACKPROP = ("g", "(b_next @ W.T) * dh")
+FAST = {"xla_backend_optimization_level": 0}  # to compile
 
 
 def normal(seed, *shape):
@@ -250,6 +251,30 @@ def test_a_carrier_that_is_added_is_no_error_under_any_transformation(transforma
     assert all(
         bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(wrapped(transformation, loss, variables["params"]))
     )
+
+
+@pytest.mark.parametrize("text", ["dfa", "unit_fro(g)"])
+@pytest.mark.parametrize("mapped", ["candidates", "samples"])
+def test_what_is_mapped_inside_the_gradient_has_a_signal_at_the_logits_of_its_own(text, mapped):
+    net = Two(rules.compile(text))
+    variables = net.init(jax.random.key(0), X6)
+    params = jax.tree.map(lambda p: jnp.stack([p, 2 * p + 0.1, -p]), variables["params"])
+    if mapped == "samples":
+        params = jax.tree.map(lambda p: jnp.stack([p[0]] * 6), params)
+    images = X6[None].repeat(3, 0) if mapped == "candidates" else X6[:, None]
+    labels = LABELS6[None].repeat(3, 0) if mapped == "candidates" else LABELS6[:, None]
+
+    def loss(params, x, labels):
+        return cross_entropy(net.apply({**variables, "params": params}, x), labels)
+
+    expected = jax.vmap(jax.grad(loss))(params, images, labels)
+    if mapped == "candidates":
+        actual = jax.grad(lambda p: jnp.sum(jax.vmap(loss)(p, images, labels)))(params)
+    else:
+        shared = variables["params"]
+        actual = jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, 0, 0))(p, images, labels)))(shared)
+        expected = jax.tree.map(lambda e: e.sum(0), expected)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6), actual, expected)
 
 
 def test_a_loss_of_the_carrier_alone_has_no_signal_from_above():
@@ -529,7 +554,8 @@ def test_convolution_and_its_gradients_agree_with_the_dense_matrix(index, small,
     # Mapped over candidates: everything, or one of the three arguments, has an axis of candidates.
     which = ((0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0))[(index + small) % 4]
     args = [a if axis is None else jnp.stack([a, -0.5 * a]) for a, axis in zip((x, w, b), which, strict=True)]
-    alone, results = jax.jit(lambda one, all: (all_three(*one), jax.vmap(all_three, which)(*all)))((x, w, b), args)
+    both = lambda one, all: (all_three(*one), jax.vmap(all_three, which)(*all))  # noqa: E731
+    alone, results = jax.jit(both, compiler_options=FAST)((x, w, b), args)
     agrees(alone, x, w, b)
     for i in range(2):
         agrees([r[i] for r in results], *(a if axis is None else a[i] for a, axis in zip(args, which, strict=True)))

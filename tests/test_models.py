@@ -1,5 +1,6 @@
 """Networks of rule-driven layers: backprop against plain Flax, other rules against the oracle, sizes, compiled code."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from bpevo.rules import InterpretedRule
 
 BACKPROP = ("g", "(b_next @ W.T) * dh")
 CLASSES = 4
+FAST = {"xla_backend_optimization_level": 0}  # to compile
 
 
 def normal(seed, *shape):
@@ -196,7 +198,9 @@ def test_mlp_follows_the_oracle_over_two_steps(name):
     net = models.MLP((8, 6, 5), CLASSES, rules.compile(name))
     labels = jnp.arange(batch) % CLASSES
     images = [normal(1, batch, 5), normal(2, batch, 5)]
-    variables = jax.jit(net.init)({"params": jax.random.key(3), "feedback": jax.random.key(4)}, images[0])
+    variables = jax.jit(net.init, compiler_options=FAST)(
+        {"params": jax.random.key(3), "feedback": jax.random.key(4)}, images[0]
+    )
     params, state = variables["params"], variables[layers.OVERWRITE]
     feedback = variables.get(layers.FEEDBACK, {})
     shapes = [(8, 6), (6, 5), (5, CLASSES)]
@@ -204,7 +208,7 @@ def test_mlp_follows_the_oracle_over_two_steps(name):
     constants = [z | feedback.get(f"Dense_{i}", {}) for i, z in enumerate(zeros, 1)]
     references = [oracle.Rule(text) for _ in shapes]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST)
     def gradients(params, state, x):
         def loss(params, state):
             return cross_entropy(net.apply({**variables, "params": params, layers.OVERWRITE: state}, x), labels)

@@ -19,6 +19,7 @@ SETTINGS = {
     "strict ranks": functools.partial(jax.numpy_rank_promotion, "raise"),
 }
 TEXT = "(drop(bn(dfa) + whiten(g), 0.3)) * relu(std(dh))"  # drawn constants, noise, statistics, a carrier
+FAST = {"xla_backend_optimization_level": 0}  # to compile
 IMAGES = np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype(np.float32)
 
 
@@ -51,7 +52,7 @@ def two_steps(name):
     net, rule = NETS[name]
     net = net(rule=rule(TEXT))
     keys = {"params": jax.random.key(0), "feedback": jax.random.key(1)}
-    variables = jax.jit(net.init)(keys, IMAGES)
+    variables = jax.jit(net.init, compiler_options=FAST)(keys, IMAGES)
     params, state = variables["params"], variables[layers.OVERWRITE]
     fixed = {k: v for k, v in variables.items() if k not in ("params", layers.OVERWRITE)}
 
@@ -60,7 +61,7 @@ def two_steps(name):
         logits = net.apply(collections, IMAGES, mutable=["batch_stats"], rngs={"noise": jax.random.key(2)})[0]
         return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
 
-    step = jax.jit(jax.grad(loss, (0, 1)))
+    step = jax.jit(jax.grad(loss, (0, 1)), compiler_options=FAST)
     _, state = step(params, state)
     return variables, step(params, state)
 
@@ -90,8 +91,9 @@ def evolved_step():
     """Parameters' gradients and the next state of an ordinary Flax network under a rule."""
     net = layers.evolve(Ordinary().apply, TEXT)
     params = jax.tree.map(lambda p: p.astype(jnp.float32), Ordinary().init(jax.random.key(0), IMAGES))
-    state = jax.jit(net.init)(jax.random.key(1), params, IMAGES)
-    return jax.jit(jax.grad(lambda p, s: -jnp.mean(jax.nn.log_softmax(net(p, s, IMAGES))[:, 0]), (0, 1)))(params, state)
+    state = jax.jit(net.init, compiler_options=FAST)(jax.random.key(1), params, IMAGES)
+    loss = lambda p, s: -jnp.mean(jax.nn.log_softmax(net(p, s, IMAGES))[:, 0])  # noqa: E731
+    return jax.jit(jax.grad(loss, (0, 1)), compiler_options=FAST)(params, state)
 
 
 def test_evolved_networks_train_to_the_same_bits_in_float32_under_every_setting():

@@ -72,23 +72,26 @@ def test_a_deleted_lock_stops_the_first_writer_and_the_run_stays_whole(tmp_path)
 
 def test_two_writers_that_meet_in_a_row_are_not_told_to_throw_the_file_away(tmp_path):
     with RunDatabase.writing(tmp_path) as database:
-        database.add_cost("g", 1.0)
+        database.check_settings({"max_parts": 3}, {}, ())
         with (
             pytest.raises(RunError, match="another process wrote into this run at the same time"),
             RunDatabase._open(database.path, lambda: None) as other,
             other._transaction() as c,
         ):
-            c.execute("INSERT INTO costs VALUES ('g', 2.0)")
+            c.execute("INSERT INTO meta VALUES ('settings', '{}')")
+
+
+def killed_search(workdir: str) -> None:
+    """Run in a process of its own, which kills itself in the middle of the search."""
+    search(workdir, DISTURBED, StandIn(4), after(40, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
 def test_a_live_run_is_copied_whole_though_its_main_file_alone_is_not(tmp_path):
     """A search that is killed leaves rows in the write-ahead log."""
     workdir = tmp_path / "run"
-    child = os.fork()
-    if not child:
-        search(workdir, DISTURBED, StandIn(4), after(40, lambda: os.kill(os.getpid(), signal.SIGKILL)))
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    child = python("import sys, test_places as t; t.killed_search(sys.argv[1])", workdir)
+    child.communicate(timeout=300)
+    assert child.returncode == -signal.SIGKILL
     (tmp_path / "alone").mkdir()
     shutil.copy(workdir / "run.sqlite", tmp_path / "alone")
     said = subprocess.run(

@@ -81,7 +81,7 @@ def test_intervals_end_at_0_and_100_percent():
     tested = [row("g", 1.0, stage="test", replicate=i, curve={"eval_accuracy": c}) for i, c in
               enumerate(([0.0, 1.0], [0.0, 1.0], [0.15, 0.85]))]  # fmt: skip
     lost = row("g", None, stage="test", replicate=9, curve=curve)
-    table = standings(Rows([*trained("g", {0.1: (0.5,)}), *tested, lost]), {}, {})
+    table = standings(Rows([*trained("g", {0.1: (0.5,)}), *tested, lost]), {})
     (axis,) = axes(plots.learning_curves(Rows([*tested, lost]), table))
     (band,), (line,) = axis.collections, axis.lines
     assert line.get_xdata().tolist() == [1, 2] and list(line.get_ydata()) == pytest.approx([5, 95])
@@ -91,12 +91,12 @@ def test_intervals_end_at_0_and_100_percent():
 
 def test_a_single_epoch_can_be_seen():
     tested = Rows([row("g", 0.5, stage="test", curve={"eval_accuracy": [0.5]}), *trained("g", {0.1: (0.5,)})])
-    (axis,) = axes(plots.learning_curves(tested, standings(tested, {}, {})))
+    (axis,) = axes(plots.learning_curves(tested, standings(tested, {})))
     assert axis.lines[0].get_marker() == "o" and visible(axis, "x") == [1]
 
 
 def test_accuracies_stand_over_their_learning_rates():
-    (axis,) = axes(plots.learning_rates(standings(EVALUATION, {}, SETTINGS)))
+    (axis,) = axes(plots.learning_rates(standings(EVALUATION, SETTINGS)))
     found = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
     assert found["fa"] == ([0.015, 0.03, 0.1, 0.3], pytest.approx([60, 75, 70, 60])) and "h" not in found
     assert [t.get_text() for t in axis.get_xticklabels()] == ["0.015", "0.03", "0.1", "0.3"] and axis.get_ylim()[0] >= 0
@@ -110,7 +110,7 @@ def test_accuracies_stand_over_their_learning_rates():
 
 def test_a_grown_grid_of_learning_rates_has_ticks_that_find_room():
     grid = {2.0**-i: (0.5 + 0.01 * i,) for i in range(15)}
-    (axis,) = axes(plots.learning_rates(standings(Rows(trained("g", grid)), {}, {})))
+    (axis,) = axes(plots.learning_rates(standings(Rows(trained("g", grid)), {})))
     shown = [t for t in axis.get_xticklabels() if t.get_text() and 2.0**-14 <= t.get_position()[0] <= 1]
     assert 2 <= len(shown) <= 8
 
@@ -123,7 +123,7 @@ def test_plots_show_the_best_of_the_controls_and_of_the_rules():
         "controls": ["g", "g - g", *(f"{2 + i}.0*g" for i in range(4))],
         "rules": sorted({r.equation for r in many}),
     }
-    table = standings(Rows([*many, *controls]), {}, settings)
+    table = standings(Rows([*many, *controls]), settings)
     expected = ["g", "g - g", "5.0*g", "4.0*g", *(f"clip(fa, {i}.0)" for i in (8, 7, 6, 5, 4))]
     assert [s.text for s in plots.chosen(table)] == expected
 
@@ -142,7 +142,7 @@ def test_alignments_are_means_over_seeds():
     standing = Standing(
         text="fa", role="named", kind="", same=(), learning_rate=0.1, at_edge=False, tuning={0.1: 50.0}, selection=None,
         test=None, diverged=0, difference=None, hurdle="", over_hurdle=None, p=None, detectable=None, p_worse=None, unfair="",
-        cost=None, paper="",
+        paper="",
     )  # fmt: skip
     left, right = axes(plots.alignment(rows, standing))
     assert list(left.lines[0].get_ydata()) == pytest.approx([0.3, 0.75]) and left.get_ylim() == (-1, 1)

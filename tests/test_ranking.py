@@ -17,7 +17,9 @@ DISGUISE = "gh * dh"  # backprop's function under another text
 
 def row(equation: str, accuracy, rungs=0, rate=0.1, proposal=0, **changes) -> Row:
     values = dict(stage="search", equation=equation, learning_rate=rate, replicate=0, proposal=proposal, rungs=rungs)
-    values |= dict(status="done" if accuracy is not None else "diverged", reason="", accuracy=accuracy, curve={})
+    values |= dict(
+        status="done" if accuracy is not None else "diverged", reason="", accuracy=accuracy, curve={"eval_accuracy": []}
+    )
     return Row(**values | dict(seconds=1.0, finished="") | changes)
 
 

@@ -22,9 +22,11 @@ def test_the_colab_lines_run_and_show_the_equation_printed_below_them():
 
 
 def test_the_lines_for_a_network_of_ones_own_run(capsys):
-    code = re.findall(r"```python\n(.*?)```", README, re.S)[1]
-    exec(code, {})  # our own README
+    scope = {}
+    for code in re.findall(r"```python\n(.*?)```", README, re.S)[1:3]:
+        exec(code, scope)  # our own README
     assert "params/Dense_0/kernel" in capsys.readouterr().out
+    assert scope["logits"].shape == (32, 10) and scope["train_state"].step == 0
 
 
 @pytest.mark.parametrize("name", [*OPERANDS, *UNARIES, *BINARIES])

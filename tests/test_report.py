@@ -121,7 +121,7 @@ def test_the_same_rows_give_the_same_bytes(report, workdir):
 def test_tables_hold_every_row_and_only_significant_ones_are_bold(report, workdir):
     markdown, latex = ((report / name).read_text(encoding="utf-8") for name in ("table.md", "table.tex"))
     run = next(r for r in read_runs(workdir) if r.name == "b1_momentum")
-    rows = standings(run.rows, run.costs, run.settings)
+    rows = standings(run.rows, run.settings)
     assert len(rows) == len(PLAN.treatments)
     for row in rows:
         assert "`" + row.text.replace("|", r"\|") + "`" in markdown
@@ -144,7 +144,7 @@ def test_a_significant_row_is_bold_in_all_forms(workdir):
         )
         for e in run.rows
     )  # fmt: skip
-    table = standings(rows, {}, run.settings)
+    table = standings(rows, run.settings)
     finds = [r.text for r in table if r.find]
     assert finds == ["fa"] and "| **`fa`** |" in tables.markdown(table) and r"\textbf{+2" in tables.latex(table)
     assert '<tr class="find">' in page.standings_html(table)
@@ -445,7 +445,7 @@ def test_a_desktop_cuts_off_no_column_of_the_widest_table(browser, tmp_path):
     settings = SETTINGS | {"rules": ["fa", "dfa", "sgn(g)", LONG]}
     rows = Rows([*EVALUATION, *(dataclasses.replace(row, equation=LONG) for row in EVALUATION.of(equation="fa"))])
     table = [dataclasses.replace(s, paper="A1 sgd 77.11, A2 sgd 73.10, A3 sgd 92.38, B1 sgd 87.13")
-             for s in standings(rows, {"fa": 12.25, LONG: 12.25}, settings)]  # fmt: skip
+             for s in standings(rows, settings)]  # fmt: skip
     (tmp_path / "wide.html").write_text(page.page("wide", [page.standings_html(table)]), encoding="utf-8")
     seen = browser(tmp_path / "wide.html", 1280, False)
     assert seen["beside"] and seen["cells"] > 50 and seen["hidden"] == [] and seen["cut"] == []

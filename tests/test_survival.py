@@ -23,6 +23,7 @@ from bpevo.runs import RunDatabase
 from bpevo.search import Search
 from bpevo.training import REASONS
 from bpevo.workers import Checkpoints, Job, LocalWorkers, Stage
+from bpevo.workers.local import KEPT
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -110,10 +111,8 @@ def real_search(workdir, slots: int, watch=lambda search, outcomes: None, worker
     return made
 
 
-def kill_real_training(workdir: str, cache: str, kills: int) -> None:
+def kill_real_training(workdir: str, kills: int) -> None:
     """Searches with real training until one ends; each of the first `kills` dies shortly after some of its epochs."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     chosen, died = random.Random(2), 0
     while True:
         reads, writes = os.pipe()
@@ -144,8 +143,7 @@ def undisturbed_training(tmp_path_factory):
 
 
 def test_ten_kills_in_real_training_change_no_bit(undisturbed_training, tmp_path):
-    code = "import sys, test_survival as t; t.kill_real_training(sys.argv[1], sys.argv[2], 10)"
-    process = python(code, tmp_path / "run", tmp_path / "cache")
+    process = python("import sys, test_survival as t; t.kill_real_training(sys.argv[1], 10)", tmp_path / "run")
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0 and output.split() == ["10", "0"]
     assert rows(tmp_path / "run") == undisturbed_training
@@ -307,7 +305,7 @@ def test_a_checkpoint_that_does_not_fit_is_said_so_and_the_training_starts_afres
 
 def test_only_trainings_that_last_get_checkpoints_and_a_full_run_leaves_few(tmp_path):
     made = search(tmp_path / "short", DISTURBED, StandIn(4), workers=saving(tmp_path / "short", minutes=10))
-    assert made.done == 120 and not list((tmp_path / "short" / "checkpoints").iterdir())
+    assert 117 < made.done <= 120 and not list((tmp_path / "short" / "checkpoints").iterdir())
     search(tmp_path / "long", DISTURBED, StandIn(4), workers=saving(tmp_path / "long"))
     assert len(list((tmp_path / "long" / "checkpoints").iterdir())) <= 4
 
@@ -350,9 +348,9 @@ def test_an_interrupted_search_repeats_no_epoch_that_was_saved(undisturbed, tmp_
         with contextlib.suppress(KeyboardInterrupt):
             search(tmp_path / "cut", DISTURBED, cut[-1], workers=saving(tmp_path / "cut"))
             ended = True
-    assert rows(tmp_path / "cut") == undisturbed and len(cut) > 4
-    costs = 3 * len(undisturbed["costs"])  # epochs that only measure time are repeated, once
-    assert whole.epochs <= sum(trainer.epochs for trainer in cut) <= whole.epochs + costs
+    assert rows(tmp_path / "cut") == undisturbed and len(cut) > 3
+    lost = len(cut) * 4 * KEPT  # states of trials of an epoch, whose trainings begin afresh
+    assert whole.epochs <= sum(trainer.epochs for trainer in cut) <= whole.epochs + lost
 
 
 # Signals.

@@ -103,7 +103,7 @@ def assert_same(trainer: Trainer, slot: int, curve: list, expected: tuple[list, 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"optimizer": "adan"}, "optimizer must be one of sgd, momentum, adam, not 'adan'"),
+        ({"optimizer": "adm"}, "optimizer must be one of sgd, momentum, adam, or .* not 'adm'; the nearest is 'adam'"),
         ({"schedule": "step"}, "schedule must be one of"),
         ({"compute_dtype": "float16"}, "compute_dtype must be one of float32, bfloat16"),
         ({"batch_size": 0}, "at least 1"),
@@ -391,11 +391,11 @@ def test_several_devices_give_the_results_of_one(alone):
     repository = pathlib.Path(__file__).parents[1]
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     environment |= {"PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", "import test_training; test_training.print_results_of_devices(2, 4, 8)"]
+    command = [sys.executable, "-c", "import test_training; test_training.print_results_of_devices(2, 8)"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     expected = [repr(alone[t][0]) for t in DIFFERENT]
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [expected] * 3
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [expected] * 2
 
 
 def print_results_beside_another() -> None:
@@ -407,11 +407,10 @@ def print_results_beside_another() -> None:
         print(json.dumps({slot: repr(curve) for slot, curve in run(trainer, orders).items()}))
 
 
-@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
-def test_the_environments_random_generator_changes_no_result(generator):
+def test_the_environments_random_generator_changes_no_result():
     repository = pathlib.Path(__file__).parents[1]
     results = []
-    for name in ("threefry2x32", generator):
+    for name in ("threefry2x32", "rbg", "unsafe_rbg"):
         environment = os.environ | {
             "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}",
             "JAX_PLATFORMS": "cpu",
@@ -423,7 +422,7 @@ def test_the_environments_random_generator_changes_no_result(generator):
         first, second, both = map(json.loads, done.stdout.splitlines())
         assert first | second == both  # alone as beside another
         results.append(both)
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 # The Wide ResNet.

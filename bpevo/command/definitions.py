@@ -1,5 +1,9 @@
 """The flags of the commands: names, defaults and help. `plans` reads them."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from absl import flags
 
 from bpevo.evolution import CONTROLLERS
@@ -10,118 +14,133 @@ flags.disclaim_key_flags()  # they belong to the command that defines them: its 
 _DEFAULTS = TrainingSettings()
 
 
-def define_common() -> None:
+class _Into:
+    """absl's DEFINE functions, for one FlagValues: `_Into(values).string(...)`."""
+
+    def __init__(self, values: flags.FlagValues):
+        self._values = values
+
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        return functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self._values)
+
+
+def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
     """The flags of every command that trains."""
-    flags.DEFINE_string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
-    flags.DEFINE_string(
-        "dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set."
-    )
-    flags.DEFINE_string("data_dir", None, "TFDS directory; where the dataset is, or is prepared. Default: TFDS's own.")
-    flags.DEFINE_integer("train_examples", None, "Train on the first so many of the training examples. Default: all.")
-    flags.DEFINE_string(
+    define = _Into(values)
+    define.string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
+    define.string("dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set.")
+    define.string("data_dir", None, "TFDS directory; where the dataset is, or is prepared. Default: TFDS's own.")
+    define.integer("train_examples", None, "Train on the first so many of the training examples. Default: all.")
+    define.string(
         "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
     )
-    flags.DEFINE_string(
-        "optimizer", _DEFAULTS.optimizer, f"{', '.join(OPTIMIZERS)}: SGD without or with momentum 0.9, Adam."
+    define.string(
+        "optimizer",
+        _DEFAULTS.optimizer,
+        f"{', '.join(OPTIMIZERS)} (SGD without or with momentum 0.9, Adam), or an optimizer of optax whose step needs gradients "
+        "and parameters only, with arguments if you like: adamw, lion, sgd:momentum=0.9,nesterov=True.",
     )
-    flags.DEFINE_list(
+    define.list(
         "learning_rates",
         ["0.1"],
         "Each equation is tried with each of these. A search trains it with the best; the grid of what is tuned grows.",
     )
-    flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "L2 gradient on kernels, as a multiple of the weight.")
-    flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
-    flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
-    flags.DEFINE_string(
+    define.float(
+        "weight_decay",
+        _DEFAULTS.weight_decay,
+        "Of kernels (parameters of two axes or more): the optimizer's own where it has one (adamw, lion), else the L2 gradient, "
+        "a multiple of the weight.",
+    )
+    define.integer("batch_size", _DEFAULTS.batch_size, "Examples per step.")
+    define.integer("epochs", _DEFAULTS.epochs, "Epochs of each training.")
+    define.string(
         "schedule",
         _DEFAULTS.schedule,
         f"Learning rate over time: {', '.join(SCHEDULES)}; paper: constant up to 50 epochs, then warmup_cosine.",
     )
-    flags.DEFINE_enum(
-        "compute_dtype", _DEFAULTS.compute_dtype, tuple(DTYPES), "Of the network; rules compute in float32."
-    )
-    flags.DEFINE_integer(
+    define.enum("compute_dtype", _DEFAULTS.compute_dtype, tuple(DTYPES), "Of the network; rules compute in float32.")
+    define.integer(
         "slots",
         None,
         "Candidates in training at once, over all devices. Default: 4 a CPU device, what fits up to 16 an accelerator.",
     )
-    flags.DEFINE_integer("seed", 0, "Root of everything random.")
-    flags.DEFINE_float(
+    define.integer("seed", 0, "Root of everything random.")
+    define.float(
         "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
     )
-    flags.DEFINE_bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
+    define.bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
 
 
-def define_search() -> None:
-    flags.DEFINE_float(
+def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
+    define = _Into(values)
+    define.float(
         "checkpoint_minutes",
         10.0,
         "A training that lasts longer is saved so often, and continues from there. 0: never.",
     )
-    flags.DEFINE_string(
+    define.string(
         "controller",
         "paper",
         f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
     )
-    flags.DEFINE_integer(
+    define.integer(
         "max_evaluations",
         1000,
         "Trials at a learning rate, trainings and confirmations of the search; controls and selection come on top.",
     )
-    flags.DEFINE_integer("max_parts", 3, "Parts of the longest equation.")
-    flags.DEFINE_integer(
+    define.integer("max_parts", 3, "Parts of the longest equation.")
+    define.integer(
         "elite_size",
         None,
         "N: parents come from the N best with probability p, else from the rest. Default: a tenth of the equations that "
         "the budget affords, 10 to 1,000.",
     )
-    flags.DEFINE_float("elite_probability", 0.7, "p.")
-    flags.DEFINE_list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
-    flags.DEFINE_string(
+    define.float("elite_probability", 0.7, "p.")
+    define.list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
+    define.string(
         "initial", "random", "random (N equations), known (backprop and its kin), or a file, one equation per line."
     )
-    flags.DEFINE_list("operands", [], "Only these, such as g,h,mean(g). Default: all.")
-    flags.DEFINE_list("unaries", [], "Only these, such as relu,clip (all its constants),clip:0.5. Default: all.")
-    flags.DEFINE_list("binaries", [], "Only these, such as add,mul,min. Default: all.")
-    flags.DEFINE_integer(
+    define.list("operands", [], "Only these, such as g,h,mean(g). Default: all.")
+    define.list("unaries", [], "Only these, such as relu,clip (all its constants),clip:0.5. Default: all.")
+    define.list("binaries", [], "Only these, such as add,mul,min. Default: all.")
+    define.integer(
         "lag",
         None,
         "Proposal n is drawn from the results up to n - lag. Default: what keeps the slots busy, at most a quarter of "
         "what is bred.",
     )
-    flags.DEFINE_list("stop_epochs", [], "Rungs: after these epochs the bad candidates stop.")
-    flags.DEFINE_float(
+    define.list("stop_epochs", [], "Rungs: after these epochs the bad candidates stop.")
+    define.float(
         "stop_quantile", 0.5, "A candidate goes on only if it reaches this quantile of the earlier ones there."
     )
-    flags.DEFINE_integer("halving_eta", 0, "Successive halving: rungs at epochs/η^k, go on in the top 1/η. 0: off.")
-    flags.DEFINE_bool("equivalence", True, "Train rules that compute the same only once.")
-    flags.DEFINE_integer("top", 5, "Best rules trained again on fresh seeds at the end.")
-    flags.DEFINE_integer("repeats", 5, "Fresh seeds of each.")
-    flags.DEFINE_string("fork_from", None, "Another run's workdir: a new run begins with what that one found.")
+    define.integer("halving_eta", 0, "Successive halving: rungs at epochs/η^k, go on in the top 1/η. 0: off.")
+    define.bool("equivalence", True, "Train rules that compute the same only once.")
+    define.integer("top", 5, "Best rules trained again on fresh seeds at the end.")
+    define.integer("repeats", 5, "Fresh seeds of each.")
+    define.string("fork_from", None, "Another run's workdir: a new run begins with what that one found.")
 
 
-def define_evaluation() -> None:
+def define_evaluation(values: flags.FlagValues = flags.FLAGS) -> None:
     """Flags of `bpevo.evaluate` beside the common ones."""
-    flags.DEFINE_string(
+    define = _Into(values)
+    define.string(
         "scenario",
         "evaluation",
         "Name of the evaluation, a folder of the workdir; settings that are not given are those of the workdir's search. a1, a2, "
         "a3, b1: the paper's.",
     )
-    flags.DEFINE_string(
+    define.string(
         "rules",
         None,
         "Rules to test, beside the controls: names or texts separated by ';', among them table1 or one of its columns "
         "(a1_sgd, b1_momentum, …); or a file, one per line. Any with ' | ' and block_normalised, clip_global_norm, lars, "
         "grafted (backprop's length in every tensor), adam.",
     )
-    flags.DEFINE_integer(
-        "top", 100, "Best rules of the workdir's search that enter the selection, if there is a search."
-    )
-    flags.DEFINE_integer("finalists", 10, "Rules of the search that go on from the selection to the test set.")
-    flags.DEFINE_integer("tuning_repeats", 1, "Seeds of each learning rate in the tuning.")
-    flags.DEFINE_integer("selection_repeats", 5, "Fresh seeds of each rule of the search in the selection.")
-    flags.DEFINE_integer("repeats", 10, "Fresh seeds of each rule on the full training set, for the test accuracy.")
-    flags.DEFINE_integer("eval_examples", None, "Only the first so many validation and test examples. Default: all.")
-    flags.DEFINE_integer("ablate", 0, "Best rules (by validation) whose components are removed in turn.")
-    flags.DEFINE_bool("alignment", False, "Measure angle and norm ratio to the true gradient's signal in every unit.")
+    define.integer("top", 100, "Best rules of the workdir's search that enter the selection, if there is a search.")
+    define.integer("finalists", 10, "Rules of the search that go on from the selection to the test set.")
+    define.integer("tuning_repeats", 1, "Seeds of each learning rate in the tuning.")
+    define.integer("selection_repeats", 5, "Fresh seeds of each rule of the search in the selection.")
+    define.integer("repeats", 10, "Fresh seeds of each rule on the full training set, for the test accuracy.")
+    define.integer("eval_examples", None, "Only the first so many validation and test examples. Default: all.")
+    define.integer("ablate", 0, "Best rules (by validation) whose components are removed in turn.")
+    define.bool("alignment", False, "Measure angle and norm ratio to the true gradient's signal in every unit.")

@@ -41,6 +41,20 @@ class Interruption:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within a program of one's own: the handlers of before come back. Outside of the main thread nothing is installed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     @property
     def code(self) -> int:
         return EXIT_SIGNAL + self._first

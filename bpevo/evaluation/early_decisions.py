@@ -8,7 +8,6 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
 
 from bpevo.runs import Rows
 from bpevo.workers import Stage
@@ -46,6 +45,7 @@ def final_curves(rows: Rows, text: str) -> np.ndarray:
 
 def rank_correlations(curves: np.ndarray) -> tuple[float, ...]:
     """Spearman's, of each epoch's accuracies with the last epoch's; nan where one of them does not vary."""
+    from scipy import stats  # here, as it takes a third of a command's start
 
     def correlation(x: np.ndarray, y: np.ndarray) -> float:
         return float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else math.nan

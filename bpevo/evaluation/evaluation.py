@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.plan import EvaluationPlan
-from bpevo.evaluation.treatments import BACKPROP, Treatment
+from bpevo.evaluation.treatments import Treatment
 from bpevo.evaluation.workplace import Program, Workplace
 from bpevo.evolution.rates import best_rate, next_rates
 from bpevo.runs import Driver, Row, Rows, RunDatabase
@@ -48,7 +48,6 @@ class Evaluation:
         ablated = self._ablated()
         self._tune(ablated)
         self._tuned(Stage.ABLATION, ablated, plan.selection_repeats)
-        self._measure_costs()
         self._tuned(Stage.TEST, self.finalists(), plan.repeats)
 
     def stop(self) -> None:
@@ -147,27 +146,6 @@ class Evaluation:
     def _training(self, treatment: Treatment, rate: float, replicate: int) -> Training:
         equation = treatment.chain(self._max_parts) or treatment.expression
         return Training(equation, rate, replicate=replicate, transform=treatment.transform)
-
-    def _measure_costs(self) -> None:
-        """Wall time of an epoch over backprop's in the interpreted slots, where the machine is quiet enough to tell; the program
-        that trained the rule is timed.
-
-        At a learning rate of 0, where nothing diverges: steps after a divergence would take no time.
-        """
-        known = self._database.costs()
-        missing = [t for t in self.finalists() if self.rate(t) is not None and str(t) not in known]
-        if not missing:
-            return
-        groups = self._by_program(dict.fromkeys([BACKPROP, *missing]))
-        reference: float | None = None
-        for program, members in groups.items():  # backprop comes first
-            seconds = self._workplace(False, program).epoch_seconds([self._training(t, 0.0, 0) for t in members])
-            reference = reference or seconds[0]
-            if reference is None:
-                return
-            for treatment, s in zip(members, seconds, strict=True):
-                if s is not None:
-                    self._database.add_cost(str(treatment), s / reference)
 
 
 def tried(rows: Rows, text: str) -> dict[float, list[float | None]]:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import optimize, stats
 
 LEVEL = 0.05  # family-wise: the chance that a table of rules none of which is better has any significant row
 POWER = 0.8  # with which a test finds the difference that is called detectable
@@ -28,6 +27,8 @@ def summary(values: Sequence[float], level: float = LEVEL) -> Summary:
         raise ValueError("a summary needs at least one value")
     if n == 1:
         return Summary(n=1, mean=float(values[0]), deviation=math.nan, margin=math.nan)
+    from scipy import stats  # here, as it takes a third of a command's start
+
     deviation = float(np.std(values, ddof=1))
     margin = float(stats.t.ppf(1 - level / 2, n - 1)) * deviation / math.sqrt(n)
     return Summary(n=n, mean=float(np.mean(values)), deviation=deviation, margin=margin)
@@ -50,6 +51,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     seeds = sorted(values.keys() & baseline.keys())
     if len(seeds) < 2:
         return None
+    from scipy import stats
+
     x, y = np.array([values[s] for s in seeds]), np.array([baseline[s] for s in seeds])
     pairs = summary((x - y).tolist())
     if np.ptp(x - y) <= 1e-12 * max(1.0, float(np.abs(x).max())):
@@ -70,6 +73,8 @@ def detectable(pairs: Summary, level: float) -> float | None:
     """
     if not pairs.deviation > 0:
         return None
+    from scipy import optimize, stats
+
     free = pairs.n - 1
     critical = float(stats.t.ppf(1 - level, free))
 

@@ -50,7 +50,6 @@ class Standing:
     )  # where that is not significant: the difference to the hurdle that n seeds would have found
     p_worse: float | None  # that it lies below backprop, corrected over all rows
     unfair: str  # why there is no verdict; empty where the comparison is fair
-    cost: float | None  # epoch time over backprop's
     paper: str
 
     @property
@@ -79,12 +78,11 @@ def name_of(text: str) -> str:
     return names.get(text, "")
 
 
-def standings(rows: Rows, costs: Mapping[str, float], settings: Mapping[str, Any]) -> list[Standing]:
+def standings(rows: Rows, settings: Mapping[str, Any]) -> list[Standing]:
     """The table of an evaluation: its treatments as far as they are tuned, without ablations.
 
     Args:
       rows: of the evaluation's database, in any order.
-      costs: epoch time over backprop's, by treatment.
       settings: of the evaluation, also of an old one: `controls`, `rules` and `found` name its treatments, `same` what trains
         like one of them; `learning_rates` its first grid; `scenario`, `optimizer` and `dataset` the paper's column.
 
@@ -139,7 +137,6 @@ def standings(rows: Rows, costs: Mapping[str, float], settings: Mapping[str, Any
             detectable=least,
             p_worse=worse.get(text),
             unfair=find.unfair or t.unfair,
-            cost=costs.get(text),
             paper=paper_numbers([text] if text in hurdles else [text, *same.get(text, ())], settings),
         )
 

@@ -107,13 +107,19 @@ def unit(
 
     Its gradient raises ValueError, with the unit's name `where`, if the rule reads b_L and the carrier reaches no logits.
     """
-    return _apply(linear, activation, hp, weights), carrier
+    hp_next = _apply(linear, activation, hp, weights)
+    return hp_next, _beside(carrier, hp_next)
+
+
+def _beside(carrier: jax.Array, hp_next: jax.Array) -> jax.Array:
+    """The carrier, under vmap one for each mapped use: else its cotangent were the sum of theirs. Costs nothing compiled."""
+    return jnp.where(jnp.isnan(jnp.ravel(hp_next)[0]), carrier, carrier)
 
 
 def _forward(linear, activation, where, *primals):
     linear, rule, hp, carrier, weights, *rest = jax.custom_derivatives.custom_vjp_primal_tree_values((linear, *primals))
     hp_next = _apply(linear, activation, hp, weights)
-    return (hp_next, carrier), (linear, rule, hp, hp_next, weights, *rest)
+    return (hp_next, _beside(carrier, hp_next)), (linear, rule, hp, hp_next, weights, *rest)
 
 
 def _backward(activation, where, residuals, cotangents):

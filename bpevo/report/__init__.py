@@ -1,8 +1,18 @@
 """What people look at: live progress, the leaderboard, and the tables, plots and page of an evaluation."""
 
 from bpevo.report.forecast import Forecast
-from bpevo.report.leaderboard import LeaderboardRow, leaderboard, remarks, table
+from bpevo.report.leaderboard import LeaderboardRow, leaderboard, plain, remarks, table
 from bpevo.report.progress import Progress, Stages
 from bpevo.report.tables import standings_table
 
-__all__ = ["Forecast", "Progress", "LeaderboardRow", "Stages", "leaderboard", "remarks", "standings_table", "table"]
+__all__ = [
+    "Forecast",
+    "Progress",
+    "LeaderboardRow",
+    "Stages",
+    "leaderboard",
+    "plain",
+    "remarks",
+    "standings_table",
+    "table",
+]

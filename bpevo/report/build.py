@@ -24,6 +24,7 @@ from bpevo.workers import Stage
 LEADERS, LINEAGES = 10, 3  # rules that the leaderboard shows, and those whose lineage is traced
 WINNERS = 0.1  # share of a search's rules that count as winners
 MIN_WINNERS = 5
+DRAWN = 3  # best rules of an evaluation that have a picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,6 @@ class Run:
     versions: dict[str, str]
     rows: Rows
     proposals: list[Proposal]
-    costs: dict[str, float]
 
     @property
     def is_evaluation(self) -> bool:
@@ -64,7 +64,6 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     versions=database.versions(),
                     rows=database.rows() if "scenario" in settings else database.judged(),
                     proposals=[] if "scenario" in settings or not settings else database.proposals(),
-                    costs=database.costs(),
                 )
             )
     return runs
@@ -100,7 +99,8 @@ class Report:
             page.note(_describe(run)),
             page.paragraph(
                 f"{len(run.proposals) - confirmations} equations: {trials}{stages[Stage.SEARCH]} trainings and "
-                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls."
+                f"{stages[Stage.CONFIRMATION]} confirmations on another seed; {stages[Stage.CONTROL]} trainings of controls; "
+                f"{run.rows.slot_epochs:,} slot-epochs in all."
             ),
             page.leaderboard_html(board),
             page.listing(remarks(board, held_out, s.get("validation_examples", 0) - held_out)),
@@ -117,13 +117,15 @@ class Report:
         self._plot("search_components", figure, "Components of the best rules against the whole population")
         for leader in leaders[:LINEAGES]:
             line = ancestry.lineage(run.proposals, run.rows, leader)
-            self._add(page.heading(3, f"Lineage of {line[-1].equation}"), page.lineage_html(line))
+            text = line[-1].equation
+            self._add(page.heading(3, f"Lineage of {text}"), page.lineage_html(line), page.rule(text))
 
     def add_evaluation(self, run: Run) -> None:
-        table = standings(run.rows, run.costs, run.settings)
+        table = standings(run.rows, run.settings)
         name, sentences = run.name, verdict(table)
         self._add(page.heading(2, f"Evaluation {name}"), page.note(_describe(run)), page.listing(sentences))
-        self._add(page.standings_html(table))
+        best = [row.text for row in table if row.role != "control"][:DRAWN]
+        self._add(page.standings_html(table), *map(page.rule, best))
         self._markdown.append(
             f"## {name}\n\n{_describe(run)}\n\n"
             + "".join(f"- {s}\n" for s in sentences)

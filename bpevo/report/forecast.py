@@ -69,7 +69,7 @@ class Forecast:
                 self._begin = time.monotonic()
             elif self._epochs == 2:
                 assert self._begin is not None
-                self._say(self.measured(time.monotonic() - self._begin, search.slot_epochs))
+                self._say(self.measured(time.monotonic() - self._begin, search.rows.slot_epochs))
             watch(search, rows)
 
         return watching

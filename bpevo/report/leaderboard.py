@@ -116,7 +116,7 @@ def _kind(text: str) -> str:
 def board_cells(row: LeaderboardRow) -> list[str]:
     """The texts of BOARD_COLUMNS."""
     spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-    difference = "" if row.difference is None else f"{row.difference.mean:+.2f} ± {row.difference.margin:.2f}"
+    difference = "" if row.difference is None else f"{row.difference.mean:+.1f} ± {row.difference.margin:.1f}"
     return [
         "" if row.learning_rate is None else f"{row.learning_rate:g}{'*' if row.at_edge else ''}",
         "" if row.search is None else f"{row.search:.2f}",
@@ -130,6 +130,14 @@ def name(row: LeaderboardRow) -> str:
     """The equation with a control's name before it and its kind and status after it."""
     text = f"{row.label}: {row.equation}" if row.label else row.equation
     return text + (f"  [{row.kind}]" if row.kind else "") + (f"  ({row.status})" if row.status else "")
+
+
+def plain(row: LeaderboardRow) -> tuple:
+    """For the database's table `leaderboard`."""
+    difference = None if row.difference is None else row.difference.mean
+    return (
+        row.equation, row.label, row.kind, row.learning_rate, row.search, row.mean, len(row.fresh), difference,
+    )  # fmt: skip
 
 
 def table(board: Sequence[LeaderboardRow], title: str) -> TextTable:

@@ -27,6 +27,7 @@ tr.find td { font-weight: bold; }
 tr.worse td { color: #777; }
 figure { margin: 1rem 0; }
 figure img { width: 100%; max-width: 46rem; height: auto; }
+figure.rule { display: inline-block; max-width: 360px; vertical-align: top; margin: 1rem 1rem 1rem 0; }
 figcaption, .note { font-size: 0.85rem; color: #555; }
 img.equation { vertical-align: middle; max-width: 100%; }
 @media (max-width: 75rem) {
@@ -76,6 +77,17 @@ def listing(items: Iterable[str]) -> str:
 def picture(svg: bytes, caption: str) -> str:
     image = f'<img alt="{html.escape(caption, quote=True)}" src="{_data_uri(svg)}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+@functools.cache
+def rule(text: str) -> str:
+    """The picture of what feeds the signal of a treatment's rule; nothing where the text is no treatment."""
+    treatment = stored(text)
+    if treatment is None:
+        return ""
+    caption = html.escape(f"What feeds {treatment.expression}", quote=True)
+    image = _data_uri(treatment.expression.draw().svg.encode())
+    return f'<figure class="rule"><img alt="{caption}" src="{image}"><figcaption>{caption}</figcaption></figure>'
 
 
 # Columns whose cells may break into lines.

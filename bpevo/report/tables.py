@@ -9,7 +9,7 @@ from bpevo.report.terminal import Line, TextTable
 
 COLUMNS = (
     "rule", "kind", "lr", "validation %", "test %", "n", "95 %", "vs backprop", "vs closest control", "p (Holm)", "detectable",
-    "time", "paper %",
+    "paper %",
 )  # fmt: skip
 LEGEND = (
     "kind: what the rule keeps of backprop's signal in a unit; lr: tuned on validation, its grid grown by factors of 2 until the "
@@ -17,8 +17,7 @@ LEGEND = (
     "deviation over n fresh seeds after training on the full training set; 95 %: half the t-interval of the mean; vs backprop "
     "and vs closest control: mean paired difference ± half its 95 % interval; p: the largest of the one-sided paired t-tests on "
     "shared seeds against each control, Holm-corrected over the rules; unfair: no verdict, see above; bold: a find, p below "
-    "5 %; detectable: the difference to that control that n seeds would have shown with a chance of 80 %; time: an epoch's "
-    "over backprop's, blank where repeats differ by over a tenth."
+    "5 %; detectable: the difference to that control that n seeds would have shown with a chance of 80 %."
 )
 
 
@@ -37,10 +36,9 @@ def cells(row: Standing) -> list[str]:
     if row.unfair and row.test:
         p = "unfair"
     least = "" if row.detectable is None else f"{row.detectable:.2f}"
-    cost = "" if row.cost is None else f"{row.cost:.2f}x"
     n = str(row.test.n) if row.test else ""
     return [
-        row.kind, rate, validation, test, n, margin, _difference(row.difference), hurdle, p, least, cost, row.paper
+        row.kind, rate, validation, test, n, margin, _difference(row.difference), hurdle, p, least, row.paper
     ]  # fmt: skip
 
 
@@ -56,7 +54,7 @@ def title(row: Standing, text: str | None = None) -> str:
 
 def standings_table(standings: Sequence[Standing], name: str) -> TextTable:
     """For the terminal: without the columns that make it wider than one."""
-    shown = ("kind", "lr", "test %", "n", "vs backprop", "p (Holm)", "detectable", "time")
+    shown = ("kind", "lr", "test %", "n", "vs backprop", "p (Holm)", "detectable")
     lines = []
     for row in standings:
         values = dict(zip(COLUMNS[1:], cells(row), strict=True))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bpevo.rules import expression as ex
 from bpevo.rules import formulas, statistics
 from bpevo.rules.components import STATISTICS, UNARIES, Statistic
+from bpevo.rules.drawing import Drawing
 from bpevo.rules.equation import Equation
 from bpevo.rules.named import resolve
 from bpevo.rules.types import WEIGHTS, Type
@@ -49,6 +50,10 @@ class CompiledRule:
     def reads(self) -> frozenset[str]:
         operands = (n.name for n in self.expression.walk() if isinstance(n, ex.OperandNode))
         return frozenset().union(*map(formulas.reads, operands))
+
+    def draw(self) -> Drawing:
+        """A picture of what feeds b_i^p; a notebook shows it, `.save("rule.svg")` writes it."""
+        return self.expression.draw()
 
     def _repr_latex_(self) -> str:
         return self.expression._repr_latex_()

@@ -14,6 +14,7 @@ from bpevo.rules.components import BINARIES, OPERANDS, STATISTICS, UNARIES
 from bpevo.rules.types import SIGNAL, InfeasibleEquation, Type
 
 if TYPE_CHECKING:
+    from bpevo.rules.drawing import Drawing
     from bpevo.rules.equation import Equation
 
 
@@ -52,6 +53,16 @@ class Expression:
 
     def __repr__(self) -> str:
         return f"parse({str(self)!r})"
+
+    def draw(self) -> Drawing:
+        """A picture: two layers forward, backprop, and what feeds b_i^p by this rule. See `bpevo.rules.drawing`.
+
+        >>> from bpevo.rules import parse
+        >>> parse("g").draw().save("rule.svg")  # doctest: +SKIP
+        """
+        from bpevo.rules.drawing import draw
+
+        return draw(self)
 
     def walk(self) -> Iterator[Expression]:
         """Every node, children first, left to right: the order of evaluation."""
@@ -111,7 +122,8 @@ class OperandNode(Expression):
         return STATISTICS[self.statistic].latex.format(x=own) if self.statistic else own
 
 
-def _is_infix(node: Expression) -> bool:
+def is_infix(node: Expression) -> bool:
+    """Whether the text form is written around an operator."""
     return (isinstance(node, UnaryNode) and UNARIES[node.name].infix) or (
         isinstance(node, BinaryNode) and BINARIES[node.name].infix
     )
@@ -131,7 +143,7 @@ class UnaryNode(Expression):
 
     def __str__(self) -> str:
         entry = UNARIES[self.name]
-        needs_parentheses = (entry.infix or entry.structure == "transpose") and _is_infix(self.x)
+        needs_parentheses = (entry.infix or entry.structure == "transpose") and is_infix(self.x)
         x = f"({self.x})" if needs_parentheses else str(self.x)
         if self.name == "shift" and self.constant < 0:
             return f"{x} - {format_constant(-self.constant)}"
@@ -145,7 +157,7 @@ class UnaryNode(Expression):
     def latex(self) -> str:
         entry = UNARIES[self.name]
         transpose = entry.structure == "transpose"
-        wrap = (entry.infix or transpose) and (_is_infix(self.x) or isinstance(self.x, BinaryNode))
+        wrap = (entry.infix or transpose) and (is_infix(self.x) or isinstance(self.x, BinaryNode))
         wrap = wrap or (transpose and "^" in self.x.latex)  # LaTeX refuses a second superscript
         x = rf"\left({self.x.latex}\right)" if wrap else self.x.latex
         if self.name == "shift" and self.constant < 0:
@@ -167,7 +179,7 @@ class BinaryNode(Expression):
 
     def __str__(self) -> str:
         entry = BINARIES[self.name]
-        x, y = (f"({c})" if entry.infix and _is_infix(c) else str(c) for c in self.children)
+        x, y = (f"({c})" if entry.infix and is_infix(c) else str(c) for c in self.children)
         return entry.spelling.format(x=x, y=y)
 
     @functools.cached_property
@@ -185,5 +197,5 @@ class BinaryNode(Expression):
     def latex(self) -> str:
         entry = BINARIES[self.name]
         wrap = entry.infix and self.name != "div"
-        x, y = (rf"\left({c.latex}\right)" if wrap and _is_infix(c) else c.latex for c in self.children)
+        x, y = (rf"\left({c.latex}\right)" if wrap and is_infix(c) else c.latex for c in self.children)
         return entry.latex.format(x=x, y=y)

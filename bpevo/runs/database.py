@@ -51,7 +51,20 @@ CREATE TABLE evaluations (
   PRIMARY KEY (stage, equation, learning_rate, replicate)
 );
 CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
-CREATE TABLE costs (equation TEXT PRIMARY KEY, relative REAL NOT NULL);  -- epoch time over backprop's
+"""
+# What people read, written anew whenever a search ends or is interrupted; nothing reads it back.
+_LEADERBOARD = """
+CREATE TABLE IF NOT EXISTS leaderboard (
+  place INTEGER PRIMARY KEY,
+  rule TEXT NOT NULL,               -- without idle genes
+  control TEXT NOT NULL,            -- its name where it is one
+  kind TEXT NOT NULL,               -- what it keeps of backprop's signal
+  learning_rate REAL,
+  search REAL,                      -- accuracy that selected it, %
+  fresh REAL,                       -- mean over n fresh seeds, %
+  n INTEGER NOT NULL,
+  vs_backprop REAL                  -- mean paired difference, %
+);
 """
 
 
@@ -190,7 +203,7 @@ class RunDatabase:
         with self._transaction() as c:
             other._connection.execute("BEGIN")  # one state of it for all tables
             try:
-                for table in ("proposals", "evaluations", "costs"):
+                for table in ("proposals", "evaluations"):
                     for row in other._connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):
                         c.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
             finally:
@@ -270,6 +283,16 @@ class RunDatabase:
         bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
         return judged(self.rows(), bars, epochs)
 
+    def store_leaderboard(self, rows: Iterable[tuple]) -> None:
+        """Rows as the columns of the table `leaderboard` after `place`, best first."""
+        with self._transaction() as c:
+            c.execute(_LEADERBOARD)
+            c.execute("DELETE FROM leaderboard")
+            c.executemany(
+                "INSERT INTO leaderboard VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((place, *row) for place, row in enumerate(rows, 1)),
+            )
+
     def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
         """`convert(position, row)` of each; a row that it cannot take is a RunError."""
         items = []
@@ -282,13 +305,6 @@ class RunDatabase:
                     f"{self.path}: row {position + 1} of {table} is damaged ({reason}); move the file away or restore a copy"
                 ) from error
         return items
-
-    def add_cost(self, equation: str, relative: float) -> None:
-        with self._transaction() as c:
-            c.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", (equation, relative))
-
-    def costs(self) -> dict[str, float]:
-        return dict(self._connection.execute("SELECT equation, relative FROM costs"))
 
 
 def _row(values: tuple) -> Row:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from bpevo.workers.job import Stage
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -28,6 +30,10 @@ class Row:
         """Unique in a run; equals that of the Job."""
         return self.stage, self.equation, self.learning_rate, self.replicate
 
+    @property
+    def epochs(self) -> int:
+        return len(self.curve["eval_accuracy"])
+
 
 class Rows(list[Row]):
     """Rows in order of finishing."""
@@ -35,3 +41,10 @@ class Rows(list[Row]):
     def of(self, **wanted: Any) -> Rows:
         """Those whose fields have these values: `rows.of(stage=Stage.TUNING, equation="g")`."""
         return Rows(row for row in self if all(getattr(row, name) == value for name, value in wanted.items()))
+
+    @property
+    def slot_epochs(self) -> int:
+        """Epochs in a slot that these trainings took; of one that goes on where its trial ended those after the trial."""
+        trials = {(row.equation, row.learning_rate): row.epochs for row in self.of(stage=Stage.TRIAL)}
+        trained = sum(row.epochs for row in self)
+        return trained - sum(trials.get((row.equation, row.learning_rate), 0) for row in self.of(stage=Stage.SEARCH))

@@ -1,7 +1,7 @@
 """Forks: a new run that begins with what another one found, under settings that the other may not take.
 
 What both runs share decides what is taken over. If trainings are comparable (the same training settings, parts, rungs
-and kind of keys), all proposals, trainings and costs: the new settings hold from the next proposal on. If not, the
+and kind of keys), all proposals and trainings: the new settings hold from the next proposal on. If not, the
 equations alone: the best ones, at most N, are the new run's initial equations and are trained again.
 """
 

@@ -61,7 +61,6 @@ class Search:
         # Running figures, so that a look at the search costs the same however long it has run.
         self.issued = 0  # trainings that the proposals so far may cost
         self.done = 0  # trainings of the search that ended
-        self.slot_epochs = 0  # that they and the controls took
         self.failures: collections.Counter[str] = collections.Counter()  # trainings that were stopped or diverged
         self.infeasible = self.duplicates = 0  # draws
         self._population = Population(plan.evolution.elite_size, plan.evolution.rungs)
@@ -229,9 +228,6 @@ class Search:
         if row.proposal is None and row.stage != Stage.CONTROL:
             return
         self._of[row.equation if row.proposal is None else row.proposal].append(row)
-        trials = [t for t in self._of[row.proposal] if t.stage == Stage.TRIAL] if row.stage == Stage.SEARCH else []
-        of_trial = max((len(t.curve["eval_accuracy"]) for t in trials), default=0)  # where the training went on
-        self.slot_epochs += len(row.curve["eval_accuracy"]) - of_trial
         if row.proposal is not None:
             self.done += 1
             if row.status != "done":
@@ -253,7 +249,7 @@ class Search:
         return self._job(Stage.SEARCH, training, proposal, **limits)
 
     def _confirmation(self, proposal: Proposal, rows: Sequence[Row]) -> Job:
-        """Of what has these rows: at the learning rate that it was trained with."""
+        """The confirmation of what has these rows: at the learning rate that it was trained with."""
         rate = Rows(rows).of(stage=Stage.SEARCH)[0].learning_rate
         return self._job(
             Stage.CONFIRMATION, Training(proposal.equation, rate, replicate=CONFIRMATION_REPLICATE), proposal

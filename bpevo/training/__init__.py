@@ -4,8 +4,9 @@ A `Trainer` knows equations, seeds and learning rates; it knows no evolution.
 """
 
 from bpevo.training.cpus import usable_cpus
+from bpevo.training.optimizers import OPTIMIZERS
 from bpevo.training.plan import TrainingPlan
-from bpevo.training.settings import DTYPES, NUMERICS, OPTIMIZERS, SCHEDULES, TrainingSettings
+from bpevo.training.settings import DTYPES, NUMERICS, SCHEDULES, TrainingSettings
 from bpevo.training.slots import most_slots
 from bpevo.training.task import REASONS, Examples, Task, to_examples
 from bpevo.training.trainer import DeviceLost, EpochResult, OutOfMemory, Trainer, Training

@@ -3,22 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optax
+
+from bpevo.training.optimizers import Optimizer, optimizer_named
 
 NUMERICS = 1  # raised whenever the same settings give other numbers; runs of different numerics are not mixed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-# An extension point: name -> what makes of (decayed) gradients a direction; the learning rate comes after it.
-#     OPTIMIZERS["lion"] = optax.scale_by_lion
-#     TrainingSettings(optimizer="lion")
-OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": optax.identity,
-    "momentum": lambda: optax.trace(0.9),
-    "adam": optax.scale_by_adam,  # 1412.6980
-}
 
 
 def constant(steps: int, epochs: int) -> optax.Schedule:
@@ -60,8 +52,9 @@ class TrainingSettings:
 
     Args:
       model: name of a network, such as `wrn-16-2` or `mlp-64-64`.
-      optimizer: one of `OPTIMIZERS`.
-      weight_decay: L2 gradient on kernels as a multiple of the weight; the paper's 5e-4·Σw² without the ½.
+      optimizer: one of `OPTIMIZERS`, or of optax such as `adamw` or `adam:b1=0.9,b2=0.95` (bpevo.training.optimizers).
+      weight_decay: on kernels, parameters of two axes or more: where the optimizer has decay of its own, that one; else the L2
+        gradient as a multiple of the weight; the paper's 5e-4·Σw² without the ½.
       batch_size: examples per step.
       epochs: of a training.
       schedule: one of `SCHEDULES`: learning rate over time.
@@ -73,9 +66,9 @@ class TrainingSettings:
     >>> settings = TrainingSettings(model="mlp-64-64", optimizer="momentum", epochs=10)
     >>> settings.batch_size, settings.schedule
     (128, 'paper')
-    >>> TrainingSettings(optimizer="sdg")
+    >>> TrainingSettings(schedule="cosin")
     Traceback (most recent call last):
-    ValueError: optimizer must be one of sgd, momentum, adam, not 'sdg'
+    ValueError: schedule must be one of paper, constant, cosine, warmup_cosine, not 'cosin'
     """
 
     model: str = "wrn-16-2"
@@ -87,24 +80,18 @@ class TrainingSettings:
     compute_dtype: str = "float32"
 
     def __post_init__(self):
-        for name, valid in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("compute_dtype", DTYPES)):
+        for name, valid in (("schedule", SCHEDULES), ("compute_dtype", DTYPES)):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, not {getattr(self, name)!r}")
         if self.batch_size < 1 or self.epochs < 1:
             raise ValueError("batch_size and epochs must be at least 1")
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay must lie in [0, 1), not {self.weight_decay}")
+        self.make_optimizer()
 
     def learning_rate_factor(self, steps: int) -> optax.Schedule:
         """step -> factor of the peak learning rate over `steps` in all."""
         return SCHEDULES[self.schedule](steps, self.epochs)
 
-    def optimizer_transform(self) -> optax.GradientTransformation:
-        """Gradients and parameters to a direction; the learning rate comes after."""
-        decay = optax.add_decayed_weights(self.weight_decay, mask=is_kernel)
-        return optax.chain(decay, OPTIMIZERS[self.optimizer]())
-
-
-def is_kernel(params):
-    """True where weight decay applies: kernels, not biases nor batch norm's scale and offset."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+    def make_optimizer(self) -> Optimizer:
+        return optimizer_named(self.optimizer, self.weight_decay)

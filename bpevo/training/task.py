@@ -114,13 +114,13 @@ class Task:
         keys = {"params": jax.random.fold_in(key, 0), "feedback": jax.random.fold_in(key, 1)}
         return dict(self._model(rule).init(keys, images, train=False))
 
-    def _start(self, variables: dict[str, Any]) -> TrainingState:
+    def _start(self, variables: dict[str, Any], rate: Any = 1.0) -> TrainingState:
         params = variables["params"]
         return TrainingState(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             rule_state=variables.get(layers.OVERWRITE, {}),
-            optimizer=self.settings.optimizer_transform().init(params),
+            optimizer=self.settings.make_optimizer().init(params, rate),
             reason=jnp.int32(0),
         )
 
@@ -177,7 +177,7 @@ class Task:
         key = jax.random.fold_in(prng_key(order.seed), order.replicate)
         images = jnp.zeros((1, *examples.mean.shape), jnp.float32)
         variables = self._variables(order.rule, key, images)
-        state = lax.cond(order.epoch == 0, lambda _: self._start(variables), lambda s: s, state)
+        state = lax.cond(order.epoch == 0, lambda _: self._start(variables, order.learning_rate), lambda s: s, state)
         feedback = variables.get(layers.FEEDBACK, {})
 
         batch = self.settings.batch_size
@@ -229,8 +229,7 @@ class Task:
 
             true = functools.partial(jax.grad(standard), state.params)
             gradient = transformed(("", *self.transforms), order.transform, gradient, state.params, true)
-        direction, optimizer = self.settings.optimizer_transform().update(gradient, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        params, optimizer = self.settings.make_optimizer().update(gradient, state.optimizer, state.params, rate)
         finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(params)]))
         # The first of REASONS that is not finite; 0 if all are.
         reason = jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32)

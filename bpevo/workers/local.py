@@ -4,14 +4,13 @@ import dataclasses
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from bpevo.training import EpochResult, OutOfMemory, Trainer, Training
+from bpevo.training import EpochResult, OutOfMemory, Trainer
 from bpevo.workers.checkpoints import Checkpoint, Checkpoints
 from bpevo.workers.job import Job, Outcome
 
-CERTAIN = 1.1  # the second least of several times may be so many times the least
 KEPT = 4  # states a slot, of trainings that ended early: more trials than that are seldom open
 
 
@@ -156,19 +155,6 @@ class LocalWorkers:
         if result.epoch >= (job.epochs or self.trainer.task.settings.epochs):
             return "done"
         return "stopped" if result.eval_accuracy < dict(job.bars).get(result.epoch, -math.inf) else ""
-
-    def epoch_seconds(self, trainings: Sequence[Training], repeats: int = 5) -> list[float | None]:
-        """As Workers.epoch_seconds; evaluation included."""
-        assert self.idle
-        times: list[list[float]] = [[] for _ in trainings]
-        for _ in range(repeats):
-            for training, of_training in zip(trainings, times, strict=True):
-                self.trainer.start(0, training)
-                start = time.perf_counter()
-                self.trainer.advance()
-                of_training.append(time.perf_counter() - start)
-                self.trainer.stop(0)
-        return [least if second <= CERTAIN * least else None for least, second, *_ in map(sorted, times)]
 
 
 def _what(job: Job) -> tuple[Any, ...]:

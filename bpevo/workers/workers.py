@@ -1,9 +1,8 @@
 """The protocol between a search or an evaluation and whatever trains for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
-from bpevo.training import Training
 from bpevo.workers.job import Job, Outcome
 
 
@@ -45,10 +44,6 @@ class Workers(Protocol):
 
     def suspend(self) -> None:
         """Saves what running trainings have reached, where that can be kept: before an interrupted run ends."""
-
-    def epoch_seconds(self, trainings: Sequence[Training], repeats: int = 5) -> list[float | None]:
-        """Wall time of an epoch of each training alone: the least of `repeats`; None where no other comes within a tenth of it,
-        as on a machine that does other work. Needs idle workers."""
 
     def close(self) -> None:
         """Gives up every job and what the workers hold. They are not used again."""

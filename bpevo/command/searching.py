@@ -1,0 +1,124 @@
+"""A search from its plan to its leaderboard, whoever asks for it."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+
+import jax
+from rich.console import Console
+
+from bpevo import report
+from bpevo.command import plans, process, selfcheck
+from bpevo.evolution import CONTROLLERS, SameFunction, SameText
+from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.search import SEMANTICS, Search, fork
+from bpevo.workers import Checkpoints, LocalWorkers
+
+
+def run(command: plans.SearchCommand, console: Console, interruption: process.Interruption | None = None) -> int:
+    """Runs a search; returns the exit code."""
+    if command.selfcheck:
+        selfcheck.check()
+    interruption = interruption or process.Interruption()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with process.time_limit(command.max_hours), RunDatabase.writing(command.workdir) as database:
+        command = _settled(command, database, say)
+        plan, training = command.search, command.training
+        say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
+        checkpoints = _checkpoints(command, say)
+        workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
+        duplicates = SameFunction() if plan.equivalence else SameText()
+        controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, duplicates)
+        progress = report.Progress(console)
+        forecast = report.Forecast(plan, workers.trainer, say)
+        forecast.start()
+        interruption.notice = progress.notice
+        search = Search(database, controller, workers, plan, forecast.before(progress))
+        interruption.search = search
+        code = 0
+        try:
+            with progress.running():
+                search.run()
+            if checkpoints:
+                checkpoints.clear()
+        except KeyboardInterrupt:
+            code = interruption.code
+            say("interrupted: every finished training is kept; the same command continues")
+            with contextlib.suppress(KeyboardInterrupt):
+                workers.suspend()
+        if search.exhausted:
+            say(search.exhausted)
+        s = training.settings
+        title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
+        board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
+        database.store_leaderboard(map(report.plain, board))
+        console.print(report.table(board, title))
+        validation, held_out = len(training.split.eval_labels), training.held_out
+        proposals, epochs = len(search.proposals), search.rows.slot_epochs
+        spent = f"{search.done:,} trainings of {proposals:,} proposals, {epochs:,} slot-epochs in all."
+        for line in [spent, *report.remarks(board, held_out, validation - held_out), *_next(command)]:
+            say(line)
+        return code
+
+
+def _next(command: plans.SearchCommand) -> list[str]:
+    """The commands that go on from here."""
+    options = {"workdir": command.workdir} | ({"data_dir": command.data_dir} if command.data_dir else {})
+    given = shlex.join(f"--{name}={value}" for name, value in options.items())
+    workdir = shlex.quote(f"--workdir={command.workdir}")
+    return [
+        f"next: python -m bpevo.evaluate {given}  (tunes and tests these rules beside every control)",
+        f"      python -m bpevo.report {workdir}  (a page with plots)",
+    ]
+
+
+def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.SearchCommand:
+    """The command after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
+    stored, versions = database.settings(), provenance.versions()
+    forked = stored.get("fork")
+    if stored:
+        older = stored.get("semantics", 1)
+        if older != SEMANTICS:
+            raise RunError(
+                f"{command.workdir} holds a search by version {older} of the rules of selection, this release has version "
+                f"{SEMANTICS}: it can be read, reported and evaluated, but not continued. To go on with what it found: python -m "
+                f"bpevo.launch … --workdir=ANOTHER_FOLDER --fork_from={command.workdir}"
+            )
+        command = dataclasses.replace(
+            command, search=command.search.continuing(stored, command.lag, command.elite_size)
+        )
+        changed = provenance.changed_numerics(database.versions(), versions)
+        if changed:
+            say(f"not bit-identical to its beginning: {changed}")
+        if command.fork_from and (forked or {}).get("from") != os.path.realpath(command.fork_from):
+            raise RunError(
+                f"{command.workdir} holds a run already: --fork_from={command.fork_from} needs another --workdir"
+            )
+    elif command.fork_from:
+        plan, forked, line = fork.begin(database, command.fork_from, command.search, command.fingerprint(), versions)
+        command = dataclasses.replace(command, search=plan)
+        say(line)
+    free = {"max_evaluations": command.search.max_evaluations, "fork": forked}
+    database.check_settings(command.fingerprint() | free, versions, free=tuple(free))
+    return command
+
+
+def _checkpoints(command: plans.SearchCommand, say) -> Checkpoints | None:
+    if not command.checkpoint_minutes:
+        return None
+    versions = provenance.versions()
+    identity = command.training.fingerprint() | {"max_parts": command.search.space.max_parts}
+    identity |= {"device": jax.local_devices()[0].device_kind}
+    kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")
+    identity |= {k: versions[k] for k in kinds}
+    folder = os.path.join(command.workdir, "checkpoints")
+    try:
+        return Checkpoints(folder, identity, command.checkpoint_minutes, say)
+    except OSError as error:
+        raise RunError(
+            f"cannot keep checkpoints in {folder}: {error.strerror}; --checkpoint_minutes=0 does without"
+        ) from error

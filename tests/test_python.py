@@ -1,0 +1,88 @@
+"""Searches and evaluations from Python: they go on when they are called again, and say what came out."""
+
+import contextlib
+import signal
+import sqlite3
+
+import jax
+import pytest
+
+import bpevo
+from bpevo.command.plans import UsageError
+from bpevo.runs import RunError
+
+SMALL = dict(
+    dataset="digits", model="mlp-8", train_examples=64, batch_size=32, epochs=2, slots=4, learning_rates=[0.4, 0.1],
+    top=2, repeats=2, elite_size=3, lag=4, selfcheck=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("python")
+    return workdir, bpevo.Search(workdir, **SMALL, max_evaluations=20).run()
+
+
+def test_a_search_ends_with_its_leaderboard_and_its_best_rule(searched, capsys):
+    pandas = pytest.importorskip("pandas")
+    workdir, found = searched
+    board = found.leaderboard
+    assert isinstance(board, pandas.DataFrame) and set(board.label) == {"", "backprop", "zero_signal"}
+    rules = board[board.label == ""]
+    assert str(found.best) == rules.equation.iloc[0] and 1 <= len(rules) <= 20
+    assert set(found.trainings.stage) == {"control", "trial", "search", "selection"}
+    curves = found.curves
+    assert curves.epoch.max() == 2 and {"train_loss", "eval_accuracy", "gradient_norm"} <= set(curves.columns)
+    assert len(curves) == sum(row.epochs for row in found.rows)
+    assert "search in" in repr(found) and "<table" in found._repr_html_() and "No verdict" in "".join(found.remarks)
+    with contextlib.closing(sqlite3.connect(workdir / "run.sqlite")) as c:
+        stored = c.execute("SELECT rule, control, kind, fresh, n FROM leaderboard ORDER BY place").fetchall()
+    assert [row[:2] for row in stored] == list(zip(board.equation, board.label, strict=True))[: len(stored)]
+    assert {row[4] for row in stored} <= {0, 1, 2} and any(row[2] for row in stored)
+    again = bpevo.open(workdir)
+    assert again.leaderboard.equals(board)
+    assert found.report()[0].name == "report.html"
+
+
+def test_it_goes_on_when_it_is_called_again(searched):
+    workdir, found = searched
+    more = bpevo.Search(workdir, **SMALL, max_evaluations=26).run()
+    assert len(more.proposals) > len(found.proposals) and more.proposals[: len(found.proposals)] == found.proposals
+    with pytest.raises(RunError, match="epochs: 2 in the run, 3 now"):
+        bpevo.Search(workdir, **SMALL | {"epochs": 3}, max_evaluations=26).run()
+
+
+def test_an_evaluation_takes_the_searchs_rules_or_ones_own(searched):
+    pytest.importorskip("pandas")
+    workdir, _ = searched
+    settings = dict(
+        rules=["unit_fro(g)", "min(g, fa)"], scenario="mine", top=1, repeats=2, selection_repeats=1, slots=4
+    )
+    found = bpevo.Evaluation(workdir, **settings, selfcheck=False).run()
+    assert found.is_evaluation and found.folder == workdir / "mine"
+    board = found.leaderboard
+    assert {"unit_fro(g)", "min(g, fa)", "g", "g | adam"} <= set(board.text)
+    assert str(found.best) in set(board[board.role != "control"].text)
+    assert any("backprop" in line.lower() for line in found.remarks)
+
+
+def test_what_was_set_in_jax_and_for_signals_stays(searched):
+    workdir, _ = searched
+    before, handler = jax.config.jax_default_prng_impl, signal.getsignal(signal.SIGINT)
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        bpevo.Search(workdir, **SMALL, max_evaluations=20).run()
+        assert jax.config.jax_default_prng_impl == "rbg" and signal.getsignal(signal.SIGINT) is handler
+    finally:
+        jax.config.update("jax_default_prng_impl", before)
+
+
+def test_bad_settings_are_named(tmp_path):
+    with pytest.raises(TypeError, match="Search takes no 'max_evaluation'; it takes .*max_evaluations"):
+        bpevo.Search(tmp_path, max_evaluation=3).run()
+    with pytest.raises(UsageError, match="epochs.*x"):
+        bpevo.Search(tmp_path, epochs="x").run()
+    with pytest.raises(UsageError, match="--learning_rates=-1"):
+        bpevo.Search(tmp_path, dataset="digits", learning_rates=[-1]).run()
+    with pytest.raises(RunError, match="there is no run in"):
+        bpevo.open(tmp_path)

@@ -64,9 +64,6 @@ class OwnSeeds(LocalWorkers):
     def poll(self, meanwhile=lambda: None) -> list[Outcome]:
         return [dataclasses.replace(o, job=self._asked.pop(o.job.identity)) for o in super().poll(meanwhile)]
 
-    def epoch_seconds(self, trainings, repeats: int = 5) -> list[float | None]:
-        return [None] * len(trainings)  # nobody asks
-
 
 class Pipeline:
     """Searches and evaluations in programs that are compiled once."""
@@ -107,7 +104,7 @@ class Pipeline:
             database.check_settings(self._training.fingerprint() | plan.fingerprint(), {}, ())
             evaluation = Evaluation(database, lambda *program: OwnSeeds(self._trainer(*program), number), plan)
             evaluation.run()
-            return standings(evaluation.rows, {}, database.settings())
+            return standings(evaluation.rows, database.settings())
 
     def _trainer(self, on_test: bool, program: Program) -> Trainer:
         if (on_test, program) not in self._trainers:

@@ -14,12 +14,18 @@ def define_common() -> None:
     """The flags of every command that trains."""
     flags.DEFINE_string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
     flags.DEFINE_string(
-        "dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set."
+        "dataset",
+        "cifar10",
+        "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set; a file.npz with x_train, y_train, x_test, "
+        "y_test; or package.module:function, which returns these four.",
     )
     flags.DEFINE_string("data_dir", None, "TFDS directory; where the dataset is, or is prepared. Default: TFDS's own.")
     flags.DEFINE_integer("train_examples", None, "Train on the first so many of the training examples. Default: all.")
     flags.DEFINE_string(
-        "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
+        "model",
+        _DEFAULTS.model,
+        "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10), mlp-HIDDEN-… (mlp-64-64), or package.module:factory, a function "
+        "that makes a Linen or NNX module.",
     )
     flags.DEFINE_string(
         "optimizer",

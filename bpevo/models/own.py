@@ -170,7 +170,8 @@ def own(name: str, classes: int, rule: Rule | str | None, dtype: Any) -> Own:
     if isinstance(factory, nn.Module | nnx.Module) or not callable(factory):
         raise ValueError(f"{written} is a {type(factory).__name__}: name a function that makes a network")
     try:
-        takes = set(inspect.signature(factory.__init__ if isinstance(factory, type) else factory).parameters)
+        made_by: Any = vars(factory).get("__init__", factory) if isinstance(factory, type) else factory
+        takes = set(inspect.signature(made_by).parameters)
     except (TypeError, ValueError):
         takes = set()
     given = {k: v for k, v in {"classes": classes, "dtype": dtype}.items() if k in takes}

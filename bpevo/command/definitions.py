@@ -28,11 +28,19 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
     """The flags of every command that trains."""
     define = _Into(values)
     define.string("workdir", None, "Folder of the run: its database and reports. Starting again on it continues.")
-    define.string("dataset", "cifar10", "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set.")
+    define.string(
+        "dataset",
+        "cifar10",
+        "digits (no download), cifar10, cifar100, svhn_cropped or another TFDS set; a file.npz with x_train, y_train, x_test, "
+        "y_test; or package.module:function, which returns these four.",
+    )
     define.string("data_dir", None, "TFDS directory; where the dataset is, or is prepared. Default: TFDS's own.")
     define.integer("train_examples", None, "Train on the first so many of the training examples. Default: all.")
     define.string(
-        "model", _DEFAULTS.model, "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10) or mlp-HIDDEN-… (mlp-64-64)."
+        "model",
+        _DEFAULTS.model,
+        "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10), mlp-HIDDEN-… (mlp-64-64), or package.module:factory, a function "
+        "that makes a Linen or NNX module.",
     )
     define.string(
         "optimizer",

@@ -17,10 +17,10 @@ from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.duplicates import firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
-from bpevo.rules import NAMED, Equation, parse
+from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, parse
 from bpevo.runs import RunDatabase
 from bpevo.search import MOST_REPEATS, SearchPlan
-from bpevo.training import TrainingPlan, TrainingSettings, most_slots
+from bpevo.training import DTYPES, TrainingPlan, TrainingSettings, most_slots
 
 MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
 LEAST_VALIDATION = 3
@@ -138,15 +138,20 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
             schedule=values.schedule,
             compute_dtype=values.compute_dtype,
         )
-        models.by_name(settings.model)
+        models.by_name(settings.model, dtype=DTYPES[settings.compute_dtype])
         dataset = data.load(values.dataset, values.data_dir)
         split = data.train_validation_split(dataset, values.train_examples)
         result = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
         if settings.epochs * result.task().steps_per_epoch > MAX_STEPS:
             raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
+        sample = split.train_images.shape[1:]
+        if models.fingerprint(
+            settings.model, dataset.num_classes, sample
+        ):  # of one's own: that its units take any rule
+            result.task().blank(InterpretedRule(blank_program(1)), sample)
     except data.DataError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     return result
 

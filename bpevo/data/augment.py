@@ -10,28 +10,32 @@ import numpy as np
 
 
 def per_pixel_mean(train_images: np.ndarray) -> np.ndarray:
-    """The mean image of a training set scaled to [0, 1].
+    """The mean image of a training set scaled to [0, 1]; zeros for floats, which are trained on as they are.
 
     Args:
-      train_images: uint8 `[N, H, W, C]`.
+      train_images: uint8 `[N, H, W, C]`, or float32 `[N, ...]`.
 
     Returns:
-      float32 `[H, W, C]`, accumulated in float64.
+      float32 `[H, W, C]`, or `[...]`; accumulated in float64.
     """
+    if train_images.dtype != np.uint8:
+        return np.zeros(train_images.shape[1:], np.float32)
     return (train_images.mean(axis=0, dtype=np.float64) / 255.0).astype(np.float32)
 
 
 def normalise(images: chex.Array, mean: chex.Array) -> jax.Array:
-    """`images / 255 - mean`.
+    """`images / 255 - mean`; floats as they are.
 
     Args:
-      images: uint8 `[..., H, W, C]`.
+      images: uint8 `[..., H, W, C]`, or float32 of any shape.
       mean: float32 `[H, W, C]`, from `per_pixel_mean`.
 
     Returns:
       float32 `[..., H, W, C]`.
     """
     chex.assert_shape(images, (..., *mean.shape))
+    if images.dtype != jnp.uint8:
+        return jnp.asarray(images)
     return jnp.asarray(images).astype(jnp.float32) / 255.0 - mean
 
 
@@ -51,10 +55,10 @@ def augment(key: jax.Array, images: jax.Array, flip: bool, pad: int) -> jax.Arra
     Returns:
       float32 `[B, H, W, C]`.
     """
-    chex.assert_rank(images, 4)
-    batch, height, width, channels = images.shape
     if not flip and not pad:
         return images
+    chex.assert_rank(images, 4)
+    batch, height, width, channels = images.shape
     offset_key, flip_key = jax.random.split(key)
     shift = jax.random.randint(offset_key, (2, batch, 1), -pad, pad + 1)
     rows = jnp.arange(height) + shift[0]

@@ -1,4 +1,4 @@
-"""Datasets by name: local ones, and any image classification set of TFDS whose images have one size.
+"""Datasets by name: local ones, one's own files and functions, any image classification set of TFDS with images of one size.
 
 To add a local one, write a function that makes a `Dataset` and enter it:
 
@@ -7,7 +7,6 @@ To add a local one, write a function that makes a `Dataset` and enter it:
     LOCAL["stripes"] = stripes
 """
 
-import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bpevo.data import cache, tfds_reader
+from bpevo.data import cache, own, tfds_reader
+from bpevo.data.dataset import Dataset
 from bpevo.data.errors import DataError
 from bpevo.data.prepare import prepare
 from bpevo.data.progress import Progress, reporter
@@ -28,33 +28,6 @@ AUGMENTATION = {"cifar10": (True, 4), "cifar100": (True, 4)}
 OTHER_AUGMENTATION = (False, 4)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Dataset:
-    """A dataset in memory.
-
-    Attributes:
-      name: as given to `load`.
-      train_images: uint8 `[N, H, W, C]`.
-      train_labels: int32 `[N]`, in `0..num_classes - 1`.
-      test_images: uint8 `[N_test, H, W, C]`.
-      test_labels: int32 `[N_test]`.
-      num_classes: number of classes.
-      flip: whether augmentation flips images left to right.
-      pad: zeros that augmentation adds on every side before a random crop.
-      source: one line that says where the data came from.
-    """
-
-    name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    num_classes: int
-    flip: bool
-    pad: int
-    source: str
-
-
 def load(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
@@ -65,7 +38,8 @@ def load(
     """Loads a dataset, from the cache of decoded arrays where there is one.
 
     Args:
-      name: one of `LOCAL` (`digits`), or a TFDS name (`cifar10`, `mnist`, `imagenet_resized/8x8`, ...).
+      name: one of `LOCAL` (`digits`), the path of an .npz file or `package.module:function` (bpevo.data.own), or a TFDS name
+        (`cifar10`, `mnist`, `imagenet_resized/8x8`, ...).
       data_dir: TFDS's directory, which must exist; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` where None.
       download: whether to download and prepare a set that is not there (only `bpevo.data.PREPARABLE`).
       progress: called as `progress(task, done, total)`; a bar on a terminal and log lines elsewhere where None.
@@ -84,6 +58,10 @@ def load(
     """
     if name in LOCAL:
         return LOCAL[name]()
+    if name.endswith(".npz"):
+        return own.from_file(name)
+    if ":" in name:
+        return own.from_function(name)
     root = tfds_reader.data_root(data_dir)
     builder = tfds_reader.open_builder(name, root, LOCAL)
     with reporter(progress) as report:

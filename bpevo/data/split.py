@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from bpevo.data.datasets import Dataset
+from bpevo.data.dataset import Dataset
 
 PERMUTATION_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """Examples to train on and examples to evaluate on; images uint8 `[N, H, W, C]`, labels int32 `[N]`."""
+    """Examples to train on and examples to evaluate on; images uint8 `[N, H, W, C]` or float32 `[N, ...]`, labels int32 `[N]`."""
 
     train_images: np.ndarray
     train_labels: np.ndarray

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 
 from bpevo.models.mlp import MLP
+from bpevo.models.own import Own, own
 from bpevo.models.wide_resnet import WideResNet
 from bpevo.rules import Rule
 
@@ -64,7 +65,8 @@ def by_name(name: str, classes: int = 10, rule: Rule | str | None = None, dtype:
     """The network that a name spells.
 
     Args:
-        name: A family of MODELS and what its form says: `wrn-DEPTH-WIDTH`, `mlp-HIDDEN-HIDDEN-…`.
+        name: A family of MODELS and what its form says: `wrn-DEPTH-WIDTH`, `mlp-HIDDEN-HIDDEN-…`; or `package.module:factory`,
+            a function that makes a Linen or NNX module (bpevo.models.own).
         classes: Number of logits.
         rule: Backward equation of its units: a Rule, a text or a name; None is standard backprop.
         dtype: Of the computation; parameters and logits are float32.
@@ -73,11 +75,13 @@ def by_name(name: str, classes: int = 10, rule: Rule | str | None = None, dtype:
         The network.
 
     Raises:
-        ValueError: No network is spelled so; names the forms.
+        ValueError: No network is spelled so, names the forms; or a factory gives none.
 
     >>> by_name("mlp-64-32", classes=3).hidden
     (64, 32)
     """
+    if ":" in name:
+        return own(name, classes, rule, dtype)
     start, _, rest = name.partition("-")
     if start in MODELS and (match := re.fullmatch(MODELS[start].pattern, rest)):
         try:
@@ -87,5 +91,14 @@ def by_name(name: str, classes: int = 10, rule: Rule | str | None = None, dtype:
     raise ValueError(f"no model {name!r}: write {_forms()}")
 
 
+def fingerprint(name: str, classes: int, sample: tuple[int, ...]) -> dict[str, int]:
+    """What tells a network of one's own from an edited one, by its parameters on samples of that shape; else nothing.
+
+    Raises ValueError where it cannot be trained on them.
+    """
+    model = by_name(name, classes)
+    return {"model_crc32": model.crc32(sample)} if isinstance(model, Own) else {}
+
+
 def _forms() -> str:
-    return " or ".join(family.form for family in MODELS.values())
+    return ", ".join(family.form for family in MODELS.values()) + " or package.module:factory"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpevo import data
+from bpevo import data, models
 from bpevo.training.settings import NUMERICS, TrainingSettings
 from bpevo.training.task import Examples, Task, to_examples
 from bpevo.training.trainer import Trainer
@@ -52,17 +52,25 @@ class TrainingPlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """What two runs must share to be comparable."""
-        return dataclasses.asdict(self.settings) | {
-            "dataset": self.dataset.name,
-            "dataset_crc32": self._crc32,
-            "train_examples": len(self.split.train_labels),
-            "learning_rates": list(self.learning_rates),
-            "seed": self.seed,
-            "numerics": NUMERICS,
-            **(
-                {"held_out": self.held_out, "validation_examples": len(self.split.eval_labels)} if self.held_out else {}
-            ),
-        }
+        sample = self.split.train_images.shape[1:]
+        network = models.fingerprint(self.settings.model, self.dataset.num_classes, sample)
+        return (
+            dataclasses.asdict(self.settings)
+            | network
+            | {
+                "dataset": self.dataset.name,
+                "dataset_crc32": self._crc32,
+                "train_examples": len(self.split.train_labels),
+                "learning_rates": list(self.learning_rates),
+                "seed": self.seed,
+                "numerics": NUMERICS,
+                **(
+                    {"held_out": self.held_out, "validation_examples": len(self.split.eval_labels)}
+                    if self.held_out
+                    else {}
+                ),
+            }
+        )
 
     @functools.cached_property
     def _crc32(self) -> int:

@@ -30,7 +30,7 @@ REASONS = ("", "loss not finite", "signal not finite", "weight not finite")
 class Examples:
     """A split on the device. Evaluation arrays are padded to whole batches with label -1."""
 
-    train_images: chex.Array  # shape=[N, H, W, C], uint8
+    train_images: chex.Array  # shape=[N, H, W, C], uint8, or [N, ...], float32
     train_labels: chex.Array  # shape=[N], int32
     eval_images: chex.Array  # shape=[E, B, H, W, C], uint8
     eval_labels: chex.Array  # shape=[E, B], int32
@@ -301,16 +301,19 @@ def to_examples(split: data.Split, batch_size: int, held_out: int = 0) -> Exampl
     """Host arrays of a split, ready for the device.
 
     Args:
-      split: uint8 images [N, H, W, C] and labels [N].
+      split: uint8 images [N, H, W, C] or float32 [N, ...], and labels [N].
       batch_size: of the evaluation; at most its number of examples is used.
       held_out: so many of the evaluation examples, the last ones, are for trainings with `held_out` alone.
 
     Raises:
       AssertionError: the arrays are of other shapes or types.
     """
-    chex.assert_rank([split.train_images, split.eval_images], 4)
-    chex.assert_type([split.train_images, split.eval_images], np.uint8)
-    chex.assert_equal_shape_suffix([split.train_images, split.eval_images], 3)
+    floats = split.train_images.dtype != np.uint8
+    chex.assert_type([split.train_images, split.eval_images], np.float32 if floats else np.uint8)
+    if not floats:
+        chex.assert_rank(split.train_images, 4)
+    chex.assert_equal_rank([split.train_images, split.eval_images])
+    chex.assert_equal_shape_suffix([split.train_images, split.eval_images], split.train_images.ndim - 1)
     chex.assert_shape(split.train_labels, split.train_images.shape[:1])
     chex.assert_shape(split.eval_labels, split.eval_images.shape[:1])
     count = len(split.eval_labels)

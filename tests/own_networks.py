@@ -1,0 +1,114 @@
+"""Networks and data of a user, named on command lines of the tests as own_networks:NAME."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class GELU(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool):
+        x = nn.Dense(6)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=deterministic)(x)
+        x = nn.gelu(nn.Dense(5)(nn.gelu(x)))
+        return nn.Dense(self.classes)(nn.Dropout(0.1, deterministic=deterministic)(x))
+
+
+def gelu(classes):
+    return GELU(classes)
+
+
+class MLP(nn.Module):
+    """models.MLP((6, 6)) in plain Flax."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate((6, 6, self.classes)):
+            x = nn.Dense(features, kernel_init=nn.initializers.normal((2 / x.shape[-1]) ** 0.5))(nn.relu(x) if i else x)
+        return x
+
+
+class NNX(nnx.Module):
+    def __init__(self, classes, rngs):
+        self.first, self.last = nnx.Linear(16, 6, rngs=rngs), nnx.Linear(6, classes, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(6, rngs=rngs), nnx.Dropout(0.2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.gelu(self.norm(self.first(x.reshape(x.shape[0], -1))))))
+
+
+class Net(nn.Module):
+    """Does to its input, or to a hidden layer's result, what it is told."""
+
+    what: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(3)(x.reshape(x.shape[0], -1)))
+        if self.what == "numpy":
+            x = jnp.asarray(np.maximum(x, 0))
+        if self.what == "integers":
+            x = x + self.param("shift", lambda key: jnp.arange(3))
+        if self.what == "huge":
+            x = jnp.broadcast_to(x[:, None], (x.shape[0], 2**24, 3))
+            return nn.Dense(4)(x).mean(1)
+        y = nn.Dense(4)(x)
+        return y.sum() if self.what == "scalar" else nn.Dense(7)(y) if self.what == "features" else y
+
+
+def numpy():
+    return Net("numpy")
+
+
+def integers():
+    return Net("integers")
+
+
+def scalar():
+    return Net("scalar")
+
+
+def features():
+    return Net("features")
+
+
+def huge():
+    return Net("huge")
+
+
+def raises():
+    raise RuntimeError("no weights found")
+
+
+def nothing():
+    return 3
+
+
+def unseeded():
+    return nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+
+def one_layer():
+    return nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(4)])
+
+
+instance = GELU(3)
+
+
+def blobs():
+    """Floats [N, 5]: three clusters."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 120)
+    x = np.eye(3, 5)[labels] * 3 + random.normal(size=(120, 5))
+    return {"x_train": x[:90], "y_train": labels[:90], "x_test": x[90:], "y_test": labels[90:]}
+
+
+def number():
+    return jax.numpy.ones(3)

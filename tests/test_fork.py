@@ -117,7 +117,7 @@ def test_a_fork_with_comparable_trainings_takes_over_everything(start, tmp_path)
 def test_a_fork_with_other_trainings_starts_from_the_best_equations(start, tmp_path, change):
     start(tmp_path / "old", "--max_evaluations=30")
     with RunDatabase.reading(tmp_path / "old") as database:
-        trained = [e for e in database.rows("search") if e.accuracy is not None]
+        trained = [e for e in database.judged().of(stage="search") if e.accuracy is not None]
     said = start(tmp_path / "new", "--max_evaluations=20", change, f"--fork_from={tmp_path / 'old'}")
     assert "best equations are the initial ones and train anew" in said and " differ" in said
     with RunDatabase.reading(tmp_path / "new") as database:

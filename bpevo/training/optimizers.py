@@ -4,7 +4,6 @@ One fits if its update needs gradients and parameters only and its learning rate
 trying, nothing is computed. A text may give arguments: `adam:b1=0.9,b2=0.95`.
 """
 
-import ast
 import dataclasses
 import difflib
 import functools
@@ -199,11 +198,15 @@ def _arguments(text: str, rest: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     """A number, True, False or None; any other word is a text, such as a dtype's name."""
-    try:
-        value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return value if isinstance(value, int | float | bool | None) else text
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _check_keys(text: str, name: str, keys: list[str], takes: Mapping[str, inspect.Parameter]) -> None:

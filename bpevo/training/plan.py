@@ -74,6 +74,7 @@ class TrainingPlan:
 
     @functools.cached_property
     def _crc32(self) -> int:
-        """Checksum of the images, computed once: they may be hundreds of megabytes."""
-        images = (self.split.train_images, self.split.eval_images)
-        return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), images, 0)
+        """Checksum of images and labels, computed once: they may be hundreds of megabytes."""
+        split = self.split
+        arrays = (split.train_images, split.eval_images, split.train_labels, split.eval_labels)
+        return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), arrays, 0)

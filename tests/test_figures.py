@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import io
 import math
+import re
 import types
 
 import pytest
@@ -345,6 +346,7 @@ def test_tables_show_the_standings():
         "**+4.00 ± 2.25** | **+4.00 ± 2.25 (g)** | **0.011** |  | **84.15 ± 0.66; 83.16 ± 0.90** |"
     )
     assert markdown[3].startswith("| `fa` | other information | 0.03 |") and markdown[6].split(" | ")[2] == r"0.3\*"
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown}) == 1  # a control's bar is no border
     latex = tables.latex(table)
     assert r"83.00 $\pm$ 3.27 & 4 & $\pm$ 5.20 & +0.00 $\pm$ 1.84 &  & unfair &  &  \\" in latex
     html = page.standings_html(table)

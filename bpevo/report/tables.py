@@ -71,7 +71,7 @@ def code(text: str) -> str:
 def markdown(standings: Sequence[Standing]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     for row in standings:
-        texts = [title(row, code(row.text)), *(c.replace("*", r"\*") for c in cells(row))]
+        texts = [title(row, code(row.text)), *(c.replace("*", r"\*").replace("|", r"\|") for c in cells(row))]
         if row.find:
             texts = [f"**{c}**" if c else "" for c in texts]
         lines.append("| " + " | ".join(texts) + " |")

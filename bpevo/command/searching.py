@@ -102,7 +102,7 @@ def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.
         plan, forked, line = fork.begin(database, command.fork_from, command.search, command.fingerprint(), versions)
         command = dataclasses.replace(command, search=plan)
         say(line)
-    free = {"max_evaluations": command.search.max_evaluations, "fork": forked}
+    free = {"max_evaluations": command.search.max_evaluations, "fork": forked, "data_dir": command.data_dir}
     database.check_settings(command.fingerprint() | free, versions, free=tuple(free))
     return command
 

@@ -16,7 +16,7 @@ from bpevo.search.plan import SearchPlan
 from bpevo.workers import Stage
 
 # Settings that two comparable runs need not share; of the evolution's, only the rungs are shared.
-_FREE = ("controller", "operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork")
+_FREE = ("controller", "operands", "unaries", "binaries", "initial", "lag", "max_evaluations", "fork", "data_dir")
 
 
 def begin(

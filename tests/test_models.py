@@ -279,7 +279,9 @@ WRONG = ["wrn-12-1", "wrn-4-1", "wrn-10-0", "wrn-10", "mlp", "mlp-0", "mlp-64-",
 
 @pytest.mark.parametrize("name", WRONG)
 def test_unknown_networks_are_refused_with_the_form_to_write(name):
-    with pytest.raises(ValueError, match="no model .*write wrn-DEPTH-WIDTH with depth 6n.* or mlp-HIDDEN"):
+    with pytest.raises(
+        ValueError, match="no model .*write wrn-DEPTH-WIDTH with depth 6n.*mlp-HIDDEN.*or package.module:factory"
+    ):
         models.by_name(name)
 
 

@@ -125,8 +125,10 @@ def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypa
     checksums, crc32 = [], zlib.crc32
     monkeypatch.setattr(zlib, "crc32", lambda *a: checksums.append(crc32(*a)) or checksums[-1])
     found = plan.fingerprint()
-    assert found == plan.fingerprint() and len(checksums) == 2  # training and evaluation images, once
-    assert found["dataset_crc32"] == crc32(split.train_images.tobytes() + split.eval_images.tobytes())
+    assert found == plan.fingerprint() and len(checksums) == 4  # images and labels to train and to evaluate on, once
+    assert found["dataset_crc32"] == crc32(
+        b"".join(a.tobytes() for a in (split.train_images, split.eval_images, split.train_labels, split.eval_labels))
+    )
     assert (found["train_examples"], found["learning_rates"], found["seed"]) == (64, [0.1, 0.2], 7)
     assert found.items() >= dataclasses.asdict(SETTINGS).items()
     shorter = dataclasses.replace(split, eval_images=split.eval_images[:-1])

@@ -1,6 +1,7 @@
 """Searches and evaluations from Python: they go on when they are called again, and say what came out."""
 
 import contextlib
+import re
 import signal
 import sqlite3
 
@@ -8,6 +9,7 @@ import jax
 import pytest
 
 import bpevo
+from bpevo import rules
 from bpevo.command.plans import UsageError
 from bpevo.runs import RunError
 
@@ -78,7 +80,7 @@ def test_what_was_set_in_jax_and_for_signals_stays(searched):
 
 
 def test_bad_settings_are_named(tmp_path):
-    with pytest.raises(TypeError, match="Search takes no 'max_evaluation'; it takes .*max_evaluations"):
+    with pytest.raises(TypeError, match="Search takes no 'max_evaluation'; the nearest is 'max_evaluations'"):
         bpevo.Search(tmp_path, max_evaluation=3).run()
     with pytest.raises(UsageError, match="epochs.*x"):
         bpevo.Search(tmp_path, epochs="x").run()
@@ -86,3 +88,27 @@ def test_bad_settings_are_named(tmp_path):
         bpevo.Search(tmp_path, dataset="digits", learning_rates=[-1]).run()
     with pytest.raises(RunError, match="there is no run in"):
         bpevo.open(tmp_path)
+    with pytest.raises(UsageError, match="there is no search in .* to take rules from: give --rules"):
+        bpevo.Evaluation(tmp_path).run()
+
+
+def test_a_run_with_registered_components_needs_them_and_tells_others_of_the_same_name(tmp_path, capsys):
+    def softsign(scale):
+        fn = {1: lambda x, c: x / (1 + abs(x)), 3: lambda x, c: x / (3 + abs(x))}[scale]
+        return rules.Unary("softsign", "softsign({x})", r"\operatorname{{softsign}}({x})", "x/(1+|x|)", fn=fn)
+
+    settings = SMALL | dict(unaries=["softsign", "identity"], learning_rates=[0.1], repeats=1, top=1)
+    with rules.register(softsign(1)):
+        bpevo.Search(tmp_path, **settings, max_evaluations=12).run()
+        assert bpevo.open(tmp_path).proposals
+    with pytest.raises(
+        RunError, match="uses 'softsign', registered in the process that wrote it and not in this one: register it"
+    ):
+        bpevo.open(tmp_path)
+    with rules.register(softsign(3)):
+        capsys.readouterr()
+        bpevo.Search(tmp_path, **settings, max_evaluations=12).run()
+        assert re.search(
+            r"not bit-identical to its beginning: registered softsign:\w+ then, softsign:\w+ now",
+            capsys.readouterr().out,
+        )

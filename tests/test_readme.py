@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from bpevo import models
 from bpevo.rules import BINARIES, OPERANDS, UNARIES
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -23,8 +24,12 @@ def test_the_colab_lines_run_and_show_the_equation_printed_below_them():
 
 def test_the_lines_for_a_network_of_ones_own_run(capsys):
     scope = {}
-    for code in re.findall(r"```python\n(.*?)```", README, re.S)[1:3]:
-        exec(code, scope)  # our own README
+    codes = re.findall(r"```python\n(.*?)```", README, re.S)
+    unit_by_unit = next(code for code in codes if "models.MODELS[" in code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "net", None)  # gone again afterwards
+        for code in (*codes[1:3], unit_by_unit):
+            exec(code, scope)  # our own README
     assert "params/Dense_0/kernel" in capsys.readouterr().out
     assert scope["logits"].shape == (32, 10) and scope["train_state"].step == 0
 

@@ -315,6 +315,8 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
     workdir = path_of("workdir", values.workdir or "")
     stored, winning = _search_in(workdir, values.top)
+    if values.workdir and not stored and not values.rules:
+        raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
     inherited = Inherited(values, stored)
     training = training_plan(inherited)
     train_examples = inherited.train_examples
@@ -326,8 +328,6 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         read = read_treatments(path_of("rules", values.rules)) if values.rules else []
     except ValueError as error:
         raise UsageError(f"--rules: {error}") from error
-    if not stored and not values.rules:
-        raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
     optimizer = training.settings.optimizer
     first = firsts([*controls(optimizer), *(under(t, optimizer) for t in (*read, *winning))])
     named = [t for t in dict.fromkeys(under(t, optimizer) for t in read) if first[t] == t]

@@ -12,6 +12,7 @@ from rich.console import Console
 from bpevo.command import definitions, evaluating, plans, process, searching
 from bpevo.command.jax_setup import FIXED
 from bpevo.report.opened import Opened
+from bpevo.rules.text import suggestion
 
 
 class _Command:
@@ -29,7 +30,7 @@ class _Command:
             define(values)
         unknown = [name for name in self.settings if name not in values]
         if unknown:
-            raise TypeError(f"{type(self).__name__} takes no {unknown[0]!r}; it takes {', '.join(sorted(values))}")
+            raise TypeError(f"{type(self).__name__} takes no {unknown[0]!r}; {suggestion(unknown[0], sorted(values))}")
         given = {"workdir": self.workdir} | {name: v for name, v in self.settings.items() if v is not None}
         try:
             values([type(self).__name__, *(f"--{name}={_text(value)}" for name, value in given.items())])

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bpevo.evolution import Change, Proposal
-from bpevo.rules import parse
+from bpevo.rules import extensions, parse
 from bpevo.runs.errors import RunError, printable
 from bpevo.runs.lock import locked, same, unwritable
+from bpevo.runs.provenance import registered
 from bpevo.runs.ranking import judged
 from bpevo.runs.rows import Row, Rows
 from bpevo.workers import Outcome
@@ -301,6 +302,13 @@ class RunDatabase:
                 items.append(convert(position, row))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                known = {component.name for component in extensions()}
+                if missing := [name for name in registered(self.versions()) if name not in known]:
+                    raise RunError(
+                        f"{self.path.parent} uses {', '.join(map(repr, missing))}, registered in the process that wrote it and not "
+                        "in this one: register it here first, then open, evaluate or continue the run from Python (bpevo.open, "
+                        "bpevo.Evaluation, bpevo.Search)"
+                    ) from error
                 raise RunError(
                     f"{self.path}: row {position + 1} of {table} is damaged ({reason}); move the file away or restore a copy"
                 ) from error

@@ -1,14 +1,20 @@
 """Where a run's numbers come from: versions and machine."""
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
+import types
+import zlib
+from typing import Any
 
 import jax
 
+from bpevo.rules import extensions
+from bpevo.rules.components import Component
 from bpevo.training import usable_cpus
 
-MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS")  # of `versions`: what is no release
+MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS", "registered")  # of `versions`: what is no release
 
 
 def versions() -> dict[str, str]:
@@ -28,7 +34,26 @@ def versions() -> dict[str, str]:
         "cores": str(usable_cpus()),
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "XLA_FLAGS": " ".join(sorted(xla_flags)),
+        "registered": " ".join(f"{c.name}:{_checksum(c):08x}" for c in extensions()),
     }
+
+
+def registered(versions: dict[str, str]) -> list[str]:
+    """Names of the components that had been registered, of `versions`."""
+    return [entry.partition(":")[0] for entry in versions.get("registered", "").split()]
+
+
+def _checksum(component: Component) -> int:
+    """Of what a registered component says and of its functions' code, as this Python compiles them."""
+
+    def said(value: Any) -> Any:
+        code = getattr(value, "__code__", value if isinstance(value, types.CodeType) else None)
+        if code:
+            return code.co_code, code.co_names, [said(constant) for constant in code.co_consts]
+        return getattr(value, "__name__", value)
+
+    fields = [said(getattr(component, f.name)) for f in dataclasses.fields(component)]
+    return zlib.crc32(repr(fields).encode())
 
 
 def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
@@ -38,6 +63,7 @@ def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
         shown = {n: versions.get(n, "unknown") for n in ("bpevo", "jax", "jaxlib", "flax", "optax")}
         shown |= {"device": versions.get("device", "").partition(" x ")[2] or "unknown"}
         shown |= {"matmul precision": versions.get("matmul precision", "default")}
+        shown |= {"registered": versions.get("registered") or "none"}
         return shown | {"XLA_FLAGS": versions.get("XLA_FLAGS") or "none"}
 
     old, new = kinds(before), kinds(now)

@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config, items):
     if "soak" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="an hour: run with -m soak -s"))
+                item.add_marker(pytest.mark.skip(reason="an hour: run with -m soak -s -n 0"))
 
 
 STEPS = 3

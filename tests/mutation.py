@@ -68,7 +68,7 @@ def tests_of(module: pathlib.Path) -> tuple[str, ...]:
 
 
 def command(tests: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not soak", "-p", "no:cacheprovider", *tests]
+    return [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-m", "not slow and not soak", "-p", "no:cacheprovider", *tests]
 
 
 def annotations(tree: ast.AST) -> Iterator[ast.expr]:

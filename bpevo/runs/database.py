@@ -305,8 +305,8 @@ class RunDatabase:
                 known = {component.name for component in extensions()}
                 if missing := [name for name in registered(self.versions()) if name not in known]:
                     raise RunError(
-                        f"{self.path.parent} uses {', '.join(map(repr, missing))}, registered in the process that wrote it and not "
-                        "in this one: register it here first, then open, evaluate or continue the run from Python (bpevo.open, "
+                        f"{self.path.parent} uses {', '.join(map(repr, missing))}, registered in the process that wrote it and "
+                        "not in this one: register it here first, then open, evaluate or continue the run from Python (bpevo.open, "
                         "bpevo.Evaluation, bpevo.Search)"
                     ) from error
                 raise RunError(

@@ -68,7 +68,8 @@ def tests_of(module: pathlib.Path) -> tuple[str, ...]:
 
 
 def command(tests: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-m", "not slow and not soak", "-p", "no:cacheprovider", *tests]
+    options = "-x -q -n 0 -p no:cacheprovider".split()
+    return [sys.executable, "-m", "pytest", *options, "-m", "not slow and not soak", *tests]
 
 
 def annotations(tree: ast.AST) -> Iterator[ast.expr]:

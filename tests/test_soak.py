@@ -1,6 +1,6 @@
 """The soak test: one search under hundreds of kills and faults, and millions of inputs, with its figures as JSON.
 
-    python -m pytest -m soak -s tests/test_soak.py
+    python -m pytest -m soak -s -n 0 tests/test_soak.py
 
 takes about an hour on two cores; SOAK_KILLS and SOAK_INPUTS in the environment change its size. Short versions of all
 its parts are in test_survival.py, test_faults.py and test_bad_input.py.

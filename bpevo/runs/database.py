@@ -306,7 +306,7 @@ class RunDatabase:
                 if missing := [name for name in registered(self.versions()) if name not in known]:
                     raise RunError(
                         f"{self.path.parent} uses {', '.join(map(repr, missing))}, registered in the process that wrote it and "
-                        "not in this one: register it here first, then open, evaluate or continue the run from Python (bpevo.open, "
+                        "not in this one: register it first, then open, evaluate or continue the run from Python (bpevo.open, "
                         "bpevo.Evaluation, bpevo.Search)"
                     ) from error
                 raise RunError(

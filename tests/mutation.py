@@ -68,7 +68,7 @@ def tests_of(module: pathlib.Path) -> tuple[str, ...]:
 
 
 def command(tests: tuple[str, ...]) -> list[str]:
-    options = "-x -q -n 0 -p no:cacheprovider".split()
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
     return [sys.executable, "-m", "pytest", *options, "-m", "not slow and not soak", *tests]
 
 

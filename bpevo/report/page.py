@@ -22,7 +22,7 @@ p, ul { max-width: 60rem; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-th:first-child { min-width: 16rem; }
+th:first-child { min-width: 14rem; }
 th.text:not(:first-child), td.text:not(:first-child) { overflow-wrap: break-word; }
 tr.find td { font-weight: bold; }
 tr.worse td { color: #777; }

@@ -44,7 +44,7 @@ def registered(versions: dict[str, str]) -> list[str]:
 
 
 def _checksum(component: Component) -> int:
-    """Of what a registered component says and of its functions' code, as this Python compiles them."""
+    """A checksum of what a registered component says and of its functions' code, as this Python compiles them."""
 
     def said(value: Any) -> Any:
         code = getattr(value, "__code__", value if isinstance(value, types.CodeType) else None)

@@ -56,9 +56,6 @@ class Net(nn.Module):
             x = jnp.asarray(np.maximum(x, 0))
         if self.what == "integers":
             x = x + self.param("shift", lambda key: jnp.arange(3))
-        if self.what == "huge":
-            x = jnp.broadcast_to(x[:, None], (x.shape[0], 2**24, 3))
-            return nn.Dense(4)(x).mean(1)
         y = nn.Dense(4)(x)
         return y.sum() if self.what == "scalar" else nn.Dense(7)(y) if self.what == "features" else y
 
@@ -77,10 +74,6 @@ def scalar():
 
 def features():
     return Net("features")
-
-
-def huge():
-    return Net("huge")
 
 
 def raises():

@@ -72,3 +72,20 @@ def test_growth_always_ends_with_the_best_inside_or_an_edge_that_is_said(initial
     best = best_rate(tried)
     inside = best is not None and min(tried) < best < max(tried)
     assert not (inside and at_edge(initial, tried))
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from([0.05, 0.1, 0.2, 0.4]), min_size=1, max_size=3, unique=True),
+    st.dictionaries(st.integers(-12, 6), st.none() | st.sampled_from([0.1, 0.2, 0.3, 0.4]), max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_neither_the_order_of_a_round_nor_an_interruption_in_it_changes_the_grid(initial, outcomes, chosen):
+    def accuracy(rate):
+        return outcomes.get(round(math.log2(rate)), 0.05)
+
+    whole, _ = grown(initial, accuracy)
+    tried = {}
+    while rates := next_rates(initial, tried):  # asked anew after each single outcome, as a run that is killed asks
+        rate = chosen.choice(rates)
+        tried[rate] = [accuracy(rate)]
+    assert tried == whole

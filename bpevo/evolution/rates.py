@@ -25,6 +25,9 @@ def best_rate(tried: Tried) -> float | None:
 def next_rates(initial: Sequence[float], tried: Tried) -> tuple[float, ...]:
     """The rates to try next; empty when the grid is done.
 
+    The grid grows in rounds, each of which needs the whole one before it: what is tried in the end depends neither on the
+    order in which a round's rates come in nor on where a run was interrupted.
+
     Args:
       initial: rates that are tried in any case.
       tried: what came out so far; of complete rates alone, all with the same number of seeds.
@@ -35,11 +38,20 @@ def next_rates(initial: Sequence[float], tried: Tried) -> tuple[float, ...]:
     ()
     >>> next_rates([0.1], {0.1: [0.5]})
     (0.05, 0.2)
+    >>> next_rates([0.1], {0.1: [0.5], 0.05: [0.6]})
+    (0.2,)
     """
-    missing = tuple(rate for rate in initial if rate not in tried)
-    if missing:
-        return missing
-    return tuple(sorted(_outward(initial, tried, up)[-1] for up in (False, True) if _open(initial, tried, up)))
+    complete: dict[float, Sequence[float | None]] = {}
+    asked = tuple(initial)
+    while asked:
+        missing = tuple(rate for rate in asked if rate not in tried)
+        if missing:
+            return missing
+        complete |= {rate: tried[rate] for rate in asked}
+        asked = tuple(
+            sorted(_outward(initial, complete, up)[-1] for up in (False, True) if _open(initial, complete, up))
+        )
+    return ()
 
 
 def at_edge(initial: Sequence[float], tried: Tried) -> bool:

@@ -1,5 +1,5 @@
 """Benchmarks: `python -m bpevo.bench --setting=digits`, `--start`, `--convolutions`, `--controller=1000,100000`,
-`--json=FILE`.
+`--compile_for=h100,v5e`, `--json=FILE`.
 
 Ratios within one run count, not absolute times. (a) the slots, equations as data, for several K; (b) a program per
 equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only; (e) PyTorch,
@@ -20,7 +20,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from bpevo.bench import convolutions, engines, proposals, start
+from bpevo.bench import convolutions, described_table, engines, proposals, start, targets
 from bpevo.command import process
 from bpevo.evolution import CONTROLLERS
 from bpevo.runs.provenance import versions
@@ -38,6 +38,9 @@ flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", lower_boun
 flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
 flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
+flags.DEFINE_list(
+    "compile_for", [], "Compile for these devices, which need not be there, and count: h100, v5e, v5e:2x2."
+)
 for name in ("slots", "throughput", "controller"):
     flags.register_validator(name, lambda texts: all(t.isdigit() and int(t) for t in texts), "write numbers from 1")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
@@ -174,12 +177,19 @@ def _controller(console: Console) -> dict:
 
 def main(argv: list[str]) -> None:
     del argv
+    if flags.FLAGS.compile_for:
+        targets.quiet()
     configure_jax()
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
     setting = dataclasses.replace(engines.SETTINGS[flags.FLAGS.setting], compute_dtype=flags.FLAGS.compute_dtype)
-    if flags.FLAGS.controller:
+    if flags.FLAGS.compile_for:
+        given = {name: flags.FLAGS[name].present for name in ("slots", "specialised")}
+        capacities = [int(k) for k in flags.FLAGS.slots] if given["slots"] else [4]
+        first = flags.FLAGS.specialised if given["specialised"] else 4
+        figures = described_table.tell(setting, flags.FLAGS.compile_for, capacities, first, console)
+    elif flags.FLAGS.controller:
         figures = _controller(console)
     elif flags.FLAGS.convolutions:
         figures = _convolutions(setting, console)

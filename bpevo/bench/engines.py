@@ -114,7 +114,7 @@ def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repe
     )
 
 
-def _order(rule) -> Order:
+def order_of(rule) -> Order:
     return Order(
         rule=rule,
         seed=np.uint32(0),
@@ -128,7 +128,7 @@ def _order(rule) -> Order:
 
 def _specialised_call(task: Task, examples: Examples, rule: CompiledRule, device: jax.Device):
     """A program of one equation's own, and its arguments, on one device."""
-    order = jax.tree.map(lambda x: np.asarray(x)[None], _order(rule))
+    order = jax.tree.map(lambda x: np.asarray(x)[None], order_of(rule))
     blank = task.blank(rule, examples.mean.shape)
     state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
     program = slots(task.epoch, [device], donate=False)

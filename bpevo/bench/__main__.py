@@ -23,8 +23,10 @@ from rich.table import Table
 from bpevo.bench import convolutions, described_table, engines, proposals, start, targets
 from bpevo.command import process
 from bpevo.evolution import CONTROLLERS
+from bpevo.runs import RunError
 from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
+from bpevo.training.graphs import graphs
 from bpevo.workers import Job, LocalWorkers, Stage
 
 flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
@@ -92,8 +94,14 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
         "programs",
         "peak MiB/slot",
     ]
+    said = graphs(jax.local_devices()[0]).said
+    decisions = f", decisions {said}" if said else ""
     console.print(
-        _table(f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}", columns, rows)
+        _table(
+            f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}{decisions}",
+            columns,
+            rows,
+        )
     )
     return {"engines": [dataclasses.asdict(t) for t in timings], "flop_per_step": flop, "peak_flops": peak}
 
@@ -179,29 +187,35 @@ def main(argv: list[str]) -> None:
     del argv
     if flags.FLAGS.compile_for:
         targets.quiet()
-    configure_jax()
+    try:
+        configure_jax()
+        _measure(Console(width=None if sys.stdout.isatty() else 150))
+    except RunError as error:
+        sys.exit(process.fail("bpevo.bench", error))
+
+
+def _measure(console: Console) -> None:
+    values = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
-    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
-    setting = dataclasses.replace(engines.SETTINGS[flags.FLAGS.setting], compute_dtype=flags.FLAGS.compute_dtype)
-    if flags.FLAGS.compile_for:
-        given = {name: flags.FLAGS[name].present for name in ("slots", "specialised")}
-        capacities = [int(k) for k in flags.FLAGS.slots] if given["slots"] else [4]
-        first = flags.FLAGS.specialised if given["specialised"] else 4
-        figures = described_table.tell(setting, flags.FLAGS.compile_for, capacities, first, console)
-    elif flags.FLAGS.controller:
+    setting = dataclasses.replace(engines.SETTINGS[values.setting], compute_dtype=values.compute_dtype)
+    if values.compile_for:
+        capacities = [int(k) for k in values.slots] if values["slots"].present else [4]
+        first = values.specialised if values["specialised"].present else 4
+        figures = described_table.tell(setting, values.compile_for, capacities, first, console)
+    elif values.controller:
         figures = _controller(console)
-    elif flags.FLAGS.convolutions:
+    elif values.convolutions:
         figures = _convolutions(setting, console)
-    elif flags.FLAGS.start:
+    elif values.start:
         figures = _start(setting, console)
     else:
-        figures = _engines(setting, console) if flags.FLAGS.slots else {}
-        if flags.FLAGS.throughput:
+        figures = _engines(setting, console) if values.slots else {}
+        if values.throughput:
             figures |= _throughput(setting, console)
-    if flags.FLAGS.json:
+    if values.json:
         text = json.dumps({"versions": versions(), "setting": dataclasses.asdict(setting), **figures}, indent=1)
-        pathlib.Path(flags.FLAGS.json).write_text(text + "\n", encoding="utf-8")
+        pathlib.Path(values.json).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def quiet() -> None:
     """Before jax looks for devices: only a CPU computes here, and the TPU's compiler asks nobody about a TPU."""
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_MIN_LOG_LEVEL": "3",
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",

@@ -39,6 +39,7 @@ SETTINGS = {
         Setting("digits", "wrn-10-1", 8, 1, 64, 20),
         Setting("wrn-10-1", "wrn-10-1", 32, 3, 128, 2),
         Setting("wrn-16-2", "wrn-16-2", 32, 3, 128, 1),
+        Setting("tiny", "mlp-8", 8, 1, 16, 2),  # to try a measurement
     )
 }
 

@@ -106,10 +106,9 @@ def named(text: str) -> tuple[Accelerator, str]:
     return ACCELERATORS[name], topology or ACCELERATORS[name].topology
 
 
-def of_device(device: jax.Device) -> Accelerator | None:
-    """The accelerator that a real device is; None if its peaks are not known here."""
-    kind = device.device_kind.lower()
-    return next((a for a in ACCELERATORS.values() if a.kind == device.platform and a.device_kind in kind), None)
+def of_kind(device_kind: str) -> Accelerator | None:
+    """The accelerator that jax calls so; None if its peaks are not known here."""
+    return next((a for a in ACCELERATORS.values() if a.device_kind in device_kind.lower()), None)
 
 
 def described(text: str) -> list[jax.Device]:

@@ -139,14 +139,17 @@ class Trainer:
         self._units = task.units(order.rule, examples.mean.shape) if measured else []
         self.epochs_run = self.epochs_offered = 0
 
+    def compiled(self) -> jax.stages.Compiled:
+        """The program of an epoch, compiled for itself: XLA's account of it, and its text."""
+        return self._program.lower(self._placed_orders(), self._states, self._examples).compile()
+
     @property
     def bytes_per_slot(self) -> float | None:
         """Peak device memory of an epoch over the slots, by XLA's account of the program; None where it keeps none.
 
         Compiles the program if no epoch has run.
         """
-        program = self._program.lower(self._placed_orders(), self._states, self._examples).compile()
-        memory = program.memory_analysis()  # of one device
+        memory = self.compiled().memory_analysis()  # of one device
         if memory is None:
             return None
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

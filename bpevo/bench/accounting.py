@@ -91,9 +91,9 @@ def _last(label: str, names: Collection[str]) -> str | None:
 class Account:
     """The account of one program.
 
-    >>> text = '''ENTRY main (x: f32[4,4]) -> f32[4,4] {
-    ...   x = f32[4,4]{1,0} parameter(0)
-    ...   ROOT y = f32[4,4]{1,0} dot(x, x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+    >>> text = '''ENTRY %main (x: f32[4,4]) -> f32[4,4] {
+    ...   %x = f32[4,4]{1,0} parameter(0)
+    ...   ROOT %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
     ... }'''
     >>> counts = Account(text).counts()
     >>> counts.flops, counts.bytes  # two reads of one array are one
@@ -101,9 +101,11 @@ class Account:
     """
 
     def __init__(self, text: str, on_host: Collection[str] | None = None):
-        """Args:
-        text: optimized HLO, of one device.
-        on_host: names of the conditionals and loops that the host steers; None: all of them.
+        """Reads the text.
+
+        Args:
+          text: optimized HLO, of one device.
+          on_host: names of the conditionals and loops that the host steers; None: all of them.
         """
         self._computations, self._entry = hlo.parse(text)
         self.on_host = on_host

@@ -100,6 +100,26 @@ def test_memory_on_the_chip_is_counted_apart_and_a_copy_beside_the_kernels_is_no
     assert (counts.kernels, counts.bytes, counts.fast_bytes) == (1, 2 * MATRIX, 2 * MATRIX)
 
 
+def test_an_asynchronous_slice_moves_the_slice_and_an_asynchronous_fusion_what_it_would_otherwise():
+    counts = account(
+        """  %x = f32[8,16]{1,0} parameter(0)
+  %i = s32[] constant(3)
+  %s = ((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2], [0:16]}
+  %e = f32[2,16]{1,0:S(1)} slice-done(%s)
+  %f = ((f32[8,16]{1,0}, s32[]), f32[1,16]{1,0}, u32[]) fusion-start(%x, %i), kind=kLoop, calls=%fused
+  ROOT %d = f32[1,16]{1,0} fusion-done(%f)""",
+        """%fused (p: f32[8,16], q: s32[]) -> f32[1,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,16]{1,0} dynamic-slice(%p, %q, %zero), dynamic_slice_sizes={1,16}
+}
+""",
+    ).counts()
+    row, index = 4 * 16, 4
+    assert (counts.kernels, counts.bytes, counts.fast_bytes) == (1, 2 * row + (row + index + row), 2 * row)
+
+
 LOOP = """%body (t: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
   %t = (s32[], f32[8,16]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0

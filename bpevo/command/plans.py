@@ -163,7 +163,7 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
 
 def search_plan(values: flags.FlagValues) -> SearchPlan:
     """Checks the search flags. Raises UsageError."""
-    for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
+    for name in ("max_evaluations", "max_parts", "elite_size", "tournament", "lag", "top", "repeats"):
         at_least(name, values[name].value, 1)
     if not 0 <= values.checkpoint_minutes < math.inf:
         raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
@@ -191,6 +191,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         settings = EvolutionSettings(
             elite_size=elite_size,
             elite_probability=values.elite_probability,
+            tournament=values.tournament,
             mutations=_numbers("mutations", values.mutations),
             rungs=rungs,
             seed=values.seed,

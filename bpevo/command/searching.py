@@ -1,6 +1,5 @@
 """A search from its plan to its leaderboard, whoever asks for it."""
 
-import contextlib
 import dataclasses
 import os
 import shlex
@@ -58,8 +57,6 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         except KeyboardInterrupt:
             code = interruption.code
             say("interrupted: every finished training is kept; the same command continues")
-            with contextlib.suppress(KeyboardInterrupt):
-                workers.suspend()
         if search.exhausted:
             say(search.exhausted)
         s = training.settings

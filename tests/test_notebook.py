@@ -86,7 +86,7 @@ def test_what_is_saved_is_what_it_shows(executed):
 def test_its_first_cell_installs_from_what_the_variable_names_and_only_where_nothing_is(tmp_path):
     """Run by IPython, with a pip that notes what it is told."""
     first = code(read())[0].source
-    (tmp_path / "pip.py").write_text("import sys; open('told', 'w').write(' '.join(sys.argv[1:]))")
+    (tmp_path / "pip.py").write_text("import sys; open('told', 'w').write('|'.join(sys.argv[1:]))")
     started = "from IPython.core.interactiveshell import InteractiveShell as S; import sys; S.instance().run_cell(sys.argv[1])"
 
     def told(cell: str, path: pathlib.Path | None) -> str:
@@ -97,6 +97,6 @@ def test_its_first_cell_installs_from_what_the_variable_names_and_only_where_not
 
     assert told(first, REPOSITORY) == ""
     absent = first.replace('find_spec("bpevo")', 'find_spec("a_bare_runtime")')
-    assert told(absent, None) == "install --quiet .. pandas"
+    assert told(absent, None) == "install|--quiet|..|pandas"
     address = re.sub(r'SOURCE = "[^"]*"', 'SOURCE = "a folder/b.whl"', absent)
-    assert address != absent and told(address, None) == "install --quiet a folder/b.whl pandas"
+    assert address != absent and told(address, None) == "install|--quiet|a folder/b.whl|pandas"

@@ -45,15 +45,10 @@ class _Command:
 
     @contextlib.contextmanager
     def _started(self) -> Iterator[tuple[flags.FlagValues, Console, process.Interruption]]:
-        """What a command runs with, in a process of one's own: jax and signals are as before afterwards, and what is said,
-        errors too, speaks of keywords where the command speaks of flags."""
+        """What a command runs with, in a process of one's own: jax and signals are as before afterwards."""
         interruption = process.Interruption()
-        with _settled_jax(), interruption.installed():
-            try:
-                yield self._values(), _Console(), interruption
-            except (plans.UsageError, DataError, RunError, OutOfMemory, DeviceLost) as error:
-                error.args = tuple(_keywords(a) if isinstance(a, str) else a for a in error.args)
-                raise
+        with _errors_of_keywords(), _settled_jax(), interruption.installed():
+            yield self._values(), _Console(), interruption
 
 
 class Search(_Command):
@@ -103,7 +98,8 @@ class Evaluation(_Command):
 
 def open(folder: str | os.PathLike) -> Opened:
     """The run in a folder, of a search or an evaluation, to look at: see bpevo.report.opened.Opened. Raises RunError."""
-    return Opened(folder)
+    with _errors_of_keywords():
+        return Opened(folder)
 
 
 def _separator(flag: flags.Flag) -> str:
@@ -129,6 +125,15 @@ def _keywords(text: str) -> str:
         return command or (f"{negated}=False" if negated else name)
 
     return re.sub(r"(python -m bpevo.*)|(?<![\w/-])(?:flag )?--(?:no([a-z]\w*)\b|([a-z]\w*))", keyword, text)
+
+
+@contextlib.contextmanager
+def _errors_of_keywords() -> Iterator[None]:
+    try:
+        yield
+    except (plans.UsageError, DataError, RunError, OutOfMemory, DeviceLost) as error:
+        error.args = tuple(_keywords(a) if isinstance(a, str) else a for a in error.args)
+        raise
 
 
 class _Console(Console):

@@ -10,6 +10,7 @@ from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import stored
 from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
+from bpevo.report.front import FRONT_COLUMNS, FRONT_TITLE, FrontRow, front_cells
 from bpevo.report.leaderboard import BOARD_COLUMNS, LeaderboardRow, board_cells
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
@@ -123,6 +124,12 @@ def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
         texts = [row.kind + (f" ({row.status})" if row.status else ""), *board_cells(row)]
         made.append(("", [label + equation(row.equation), *map(html.escape, texts)]))
     return _table(("equation", "kind", *BOARD_COLUMNS), made)
+
+
+def front_html(found: Sequence[FrontRow]) -> str:
+    """Nothing where nothing was found."""
+    made = [("", [equation(row.equation), *map(html.escape, (row.kind, *front_cells(row)))]) for row in found]
+    return note(FRONT_TITLE.capitalize() + ":") + _table(("equation", "kind", *FRONT_COLUMNS), made) if found else ""
 
 
 def lineage_html(line: Sequence[Ancestor]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from bpevo.evolution import CONTROLLERS, EvolutionSettings
+from bpevo.report.metrics import KINDS
 from bpevo.training import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 
 flags.disclaim_key_flags()  # they belong to the command that defines them: its --help shows them
@@ -75,6 +76,13 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer("seed", 0, "Root of everything random.")
     define.float(
         "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
+    )
+    define.enum(
+        "metrics",
+        None,
+        KINDS,
+        "Also write every training's curve and the running figures into the run's folder: metrics.csv, or an event file for "
+        "TensorBoard (needs tensorboardX).",
     )
     define.bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
 

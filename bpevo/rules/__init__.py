@@ -4,7 +4,7 @@
 adds components to the language.
 """
 
-from bpevo.rules.canonical import without_idle
+from bpevo.rules.canonical import without_idle, without_one
 from bpevo.rules.compiled import CompiledRule, compile
 from bpevo.rules.components import (
     BINARIES,
@@ -67,4 +67,5 @@ __all__ = [
     "register",
     "resolve",
     "without_idle",
+    "without_one",
 ]

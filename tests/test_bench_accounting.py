@@ -245,9 +245,9 @@ ALONG_5 = 13
             "f32[2,8,8]{2,1,0} convolution(%l, %r), window={size=2 lhs_dilate=2}, dim_labels=0bf_0io->0bf",
             2 * 2 * 8 * 16 * 8,
         ),
-        (  # the same as a sum over 3 x 4 positions and 5 samples; windows go by the number of their axis
-            "f32[2,6,7,1,1]{4,3,2,1,0} convolution(%a, %c), window={size=3x2x4 lhs_dilate=1x2x1}, dim_labels=1f02b_1i02o->1bf02",
-            2 * 2 * (3 * 4 * 5) * 6 * 7,
+        (  # the same as a sum over 5 x 4 positions and 3 samples; windows go by the number of their axis
+            "f32[2,6,7,1,1]{4,3,2,1,0} convolution(%a, %c), window={size=5x2x4 lhs_dilate=1x2x1}, dim_labels=1f02b_1i02o->1bf02",
+            2 * 2 * (5 * 4 * 3) * 6 * 7,
         ),
         (  # three groups of one feature each
             "f32[2,5,5,6]{3,2,1,0} convolution(%i, %g), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, "
@@ -264,8 +264,8 @@ def test_flops_are_those_of_products(line, flops):
   %o = f32[2,5,5,4]{{3,2,1,0}} parameter(3)
   %l = f32[2,8,16]{{2,1,0}} parameter(4)
   %r = f32[2,16,8]{{2,1,0}} parameter(5)
-  %a = f32[2,5,3,4,6]{{4,3,2,1,0}} parameter(6)
-  %c = f32[2,5,3,4,7]{{4,3,2,1,0}} parameter(7)
+  %a = f32[2,3,5,4,6]{{4,3,2,1,0}} parameter(6)
+  %c = f32[2,3,5,4,7]{{4,3,2,1,0}} parameter(7)
   %g = f32[3,3,1,6]{{3,2,1,0}} parameter(8)
   ROOT %y = {line}"""
     assert account(text).counts().flops == flops

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from bpevo.layers import varying
 from bpevo.layers.linear import Linear, over_devices
 from bpevo.rules import Equation, Expression, Rule, Unit, Values, compile
 
@@ -144,7 +145,8 @@ def _backward(activation, where, residuals, cotangents):
         hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_L, W=weights.kernel, constants=constants
     )  # fmt: skip
     values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
-    signal, state = _signal(rule.equation_is_data)(linear.in_float32(), rule, values, old, key)
+    values, state = varying.vary((values, old), varying.axes((values, old)))
+    signal, state = _signal(rule.equation_is_data)(linear.in_float32(), rule, values, state, key)
     chex.assert_equal_shape([signal, hp])
     # Under vmap, a state that is the same for all mapped uses would count once: let it depend on them. Costs nothing compiled.
     each = jnp.stack([jnp.ravel(v)[0] for v in (values.hp, values.b_next, values.b_L, values.W, signal)])

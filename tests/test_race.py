@@ -263,7 +263,7 @@ def result(values, unseen=0.5) -> dict:
     return {"points": points, "unseen": {"elsewhere": score | {"fresh": [unseen, None]}}}
 
 
-def made_up() -> page.Race:
+def made_up(planned: int = 3) -> page.Race:
     results = {}
     for seed in range(4):
         shift = 0.1 * seed
@@ -272,7 +272,7 @@ def made_up() -> page.Race:
         results["aging", seed] = result([50, 70, 90 + shift, 92, 95 + 2 * shift])
         results["backprop", seed] = result([94] * 5)
     del results["random", 3]  # not done yet
-    return page.Race(name="made up", budget=1600, results=results)
+    return page.Race(name="made up", budget=1600, planned=planned, results=results)
 
 
 def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved():
@@ -289,6 +289,10 @@ def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved()
     assert curve["1/16"] == "50.00 ± 0.00" and curve["all"] == "90.10 ± 0.25" and curve["equations"] == "50"
     unseen = page.unseen_rows(race)
     assert ["elsewhere", "aging", "25.00 ± 0.00", "+0.00 ± 0.00", "50%"] in unseen
+
+
+def test_there_is_no_verdict_before_all_seeds_are_done():
+    assert page.verdict(made_up(planned=4)) == ["No verdict yet: 3 of 4 search seeds are done."]
 
 
 def test_the_page_of_a_race_holds_curves_tables_and_what_was_measured_and_nothing_from_elsewhere():

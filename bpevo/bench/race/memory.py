@@ -37,7 +37,7 @@ REPLICATES = 20_000  # of a search seed, which shift those of its jobs: more tha
 
 
 class Memory:
-    """An open file. Several processes may share it."""
+    """An open file."""
 
     def __init__(self, connection: sqlite3.Connection):
         self._connection = connection
@@ -100,7 +100,7 @@ class Memory:
 
 
 def digest(what: Any) -> bytes:
-    """Of anything that JSON can hold."""
+    """A digest of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()[:16]
 
 

@@ -35,6 +35,7 @@ class Race:
 
     name: str
     budget: float  # slot-epochs
+    planned: int  # search seeds
     results: Results
 
     @property
@@ -127,8 +128,10 @@ def unseen_rows(race: Race) -> list[list[str]]:
 
 
 def verdict(race: Race) -> list[str]:
-    """In sentences."""
+    """In sentences. Who looks often enough sees a difference where there is none: nothing is said before all seeds are done."""
     count, said = len(race.seeds), []
+    if count < race.planned:
+        return [f"No verdict yet: {count} of {race.planned} search seeds are done."]
     for reference in REFERENCES:
         against = [c for c in race.comparisons() if c.reference == reference]
         better = [f"{c.arm} ({c.difference.pairs.mean:+.2f} points, p {c.p:.3f})" for c in against if c.better]
@@ -136,7 +139,7 @@ def verdict(race: Race) -> list[str]:
             beaten = "; ".join(better) if better else "none of the arms"
             said.append(f"Better than {reference} at all of the budget over {count} search seeds: {beaten}.")
     if not said:
-        said.append(f"No comparison: {count} search seeds of {', '.join(race.arms)} are done.")
+        said.append("No comparison: it needs two search seeds, and the arm paper or random.")
     return said
 
 

@@ -121,7 +121,7 @@ class Arm:
         return KIND_PROBES if self.controller == "niches" else 0
 
     def plan(self, setting: Setting, equations: int, seed: int) -> SearchPlan:
-        """Of a search without an end: the budget ends it."""
+        """The plan of a search without an end: the budget ends it."""
         spent = setting.budget(equations)
         affords = int(spent / (budget.epochs_of(len(self.rates), setting.epochs, setting.trial_epochs) + setting.probe))
         return SearchPlan(

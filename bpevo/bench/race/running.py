@@ -167,7 +167,7 @@ def leaders(
 
 
 def accuracies_of(jobs: Sequence[Job], workers: RememberingWorkers) -> list[float | None]:
-    """Of each job in turn; None: it diverged."""
+    """Accuracies of the jobs in turn; None: it diverged."""
     for job in jobs:
         workers.submit(job)
     ended: dict[Any, float | None] = {}

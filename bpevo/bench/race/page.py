@@ -218,10 +218,8 @@ def report_html(races: Sequence[Race], versions: str) -> str:
             escaped = [("", [html.escape(c) for c in row]) for row in cells]
             sections += [page.heading(3, title), page.table(columns, escaped)]
         finals = [("", [page.equation(rule), *map(html.escape, rest)]) for rule, *rest in _finals(race)]
-        sections += [
-            page.heading(3, "The final rules that did best, by a figure that flatters for being chosen by"),
-            page.table(FINAL_COLUMNS, finals),
-        ]
+        title = "The final rules that did best, by a figure that flatters for being chosen by"
+        sections += [page.heading(3, title), page.table(FINAL_COLUMNS, finals)]
     sections.append(page.heading(2, "What was measured"))
     sections += [page.paragraph(part.replace("**", "")) for part in (protocol_text.__doc__ or "").split("\n\n")]
     return page.page("A race of controllers", sections)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from bpevo.bench.race.memory import Memory, RememberingWorkers, digest
@@ -57,7 +58,7 @@ class Track:
     def __init__(self, setting: Setting, memory: Memory, slots: int | None):
         self.setting, self._memory, self._slots = setting, memory, slots
         self._training = setting.training()
-        settled = {name: versions()[name] for name in _NUMERICS}
+        settled = {name: versions()[name] for name in _NUMERICS} | {"device": jax.local_devices()[0].device_kind}
         self.task = digest(self._training.fingerprint() | settled)
         self._trainer = self._training.trainer(MAX_PARTS, slots)
 

@@ -15,7 +15,7 @@ from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log l
 from absl import app, flags
 from rich.console import Console
 
-from bpevo import data
+from bpevo import data, models
 from bpevo.bench.race import page, protocol, running
 from bpevo.bench.race.memory import Memory, digest
 from bpevo.command import process
@@ -117,6 +117,11 @@ def main(argv: list[str]) -> int:
     ):
         if unknown := [each for each in given if each not in known]:
             return process.fail(command, f"--{name}={unknown[0]} must be one of {', '.join(known)}")
+    try:
+        for name in values.unseen_models:
+            models.by_name(name)
+    except ValueError as error:
+        return process.fail(command, f"--unseen_models: {error}")
     configure_jax()
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
     folder = pathlib.Path(values.workdir)

@@ -59,7 +59,7 @@ class Track:
     """A setting with its program, compiled once."""
 
     def __init__(self, setting: Setting, memory: Memory, slots: int | None):
-        self.setting, self._memory, self._slots = setting, memory, slots
+        self.setting, self._memory = setting, memory
         self._training = setting.training()
         settled = {name: versions()[name] for name in _NUMERICS} | {"device": jax.local_devices()[0].device_kind}
         self.task = digest(self._training.fingerprint() | settled)

@@ -1,6 +1,7 @@
 """The flags of a command, read once into typed plans. Everything is checked before anything compiles."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import pathlib
@@ -17,12 +18,12 @@ from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.duplicates import firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
-from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, parse
+from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, listed, parse, resolve
 from bpevo.runs import RunDatabase
 from bpevo.search import MOST_REPEATS, SearchPlan
 from bpevo.training import DTYPES, TrainingPlan, TrainingSettings, most_slots
 
-MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
+MAX_SLOTS, MAX_RATE, MAX_STEPS = 4096, 1e6, 2**31 - 1
 LEAST_VALIDATION = 3
 
 
@@ -45,6 +46,7 @@ class SearchCommand:
     data_dir: str | None
     selfcheck: bool
     max_hours: float | None = None
+    metrics: str | None = None  # one of bpevo.report.metrics.KINDS
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
@@ -65,6 +67,7 @@ class EvaluationCommand:
     alignment: bool
     selfcheck: bool
     max_hours: float | None = None
+    metrics: str | None = None  # one of bpevo.report.metrics.KINDS
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
@@ -123,6 +126,8 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
     at_least("seed", values.seed, 0)
     if values.max_hours is not None and not 0 < values.max_hours < 10**5:
         raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
+    if values.metrics == "tensorboard" and not importlib.util.find_spec("tensorboardX"):
+        raise UsageError("--metrics=tensorboard needs tensorboardX: pip install tensorboardX, or write --metrics=csv")
     if values.seed >= 2**32:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
@@ -158,7 +163,7 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
 
 def search_plan(values: flags.FlagValues) -> SearchPlan:
     """Checks the search flags. Raises UsageError."""
-    for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
+    for name in ("max_evaluations", "max_parts", "elite_size", "tournament", "lag", "top", "repeats"):
         at_least(name, values[name].value, 1)
     if not 0 <= values.checkpoint_minutes < math.inf:
         raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
@@ -180,12 +185,13 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     slots = values.slots or most_slots(jax.local_devices())
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
-        initial = _initial(values.initial, values.max_parts)
+        initial = initial_equations(values.initial, values.max_parts)
         equations = budget.equations(values.max_evaluations, len(rates))
         elite_size = values.elite_size or budget.default_elite_size(equations)
         settings = EvolutionSettings(
             elite_size=elite_size,
             elite_probability=values.elite_probability,
+            tournament=values.tournament,
             mutations=_numbers("mutations", values.mutations),
             rungs=rungs,
             seed=values.seed,
@@ -240,6 +246,7 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
         data_dir=values.data_dir,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
+        metrics=values.metrics,
     )
 
 
@@ -262,39 +269,24 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     return tuple(Rung(e, values.stop_quantile) for e in stops)
 
 
-def _initial(choice: str, max_parts: int) -> list[Equation]:
+def initial_equations(choice: str, max_parts: int) -> list[Equation]:
+    """Those of `--initial`; none for random ones. Raises UsageError."""
     if choice == "random":
         return []
     if choice == "known":
         names = ("backprop", "feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "frsf")
         known = [parse(NAMED[n]) for n in names]
         return [e.to_equation(max_parts) for e in known if len(e.to_equation(8).to_parts()) <= max_parts]
-    return read_equations(path_of("initial", choice), max_parts)
-
-
-def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
-    """Equations of a text file, one per line (a text or a named rule); `#` starts a comment. Raises UsageError."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE + 1)  # bounded: /dev/zero has no end
-        if len(content) > MAX_FILE:
-            raise UsageError(f"{path} is longer than {MAX_FILE:,} bytes")
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
-        raise UsageError(
-            f"cannot read equations from {path}: {reason}; write random, known or a file's path"
-        ) from error
+        texts = listed(path_of("initial", choice), "equation")
+    except ValueError as error:
+        raise UsageError(f"--initial: {error}; write random, known, equations or a file of them") from error
     equations = []
-    for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
-        if text:
-            try:
-                equations.append(parse(NAMED.get(text, text)).to_equation(max_parts))
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: {error}") from error
-    if not equations:
-        raise UsageError(f"{path} holds no equation")
+    for place, text in texts:
+        try:
+            equations.append(resolve(text).to_equation(max_parts))
+        except ValueError as error:
+            raise UsageError(f"--initial: {place}: {error}") from error
     return equations
 
 
@@ -354,6 +346,7 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         alignment=values.alignment,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
+        metrics=values.metrics,
     )
 
 

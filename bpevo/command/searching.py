@@ -1,9 +1,9 @@
 """A search from its plan to its leaderboard, whoever asks for it."""
 
-import contextlib
 import dataclasses
 import os
 import shlex
+from collections.abc import Callable, Sequence
 
 import jax
 from rich.console import Console
@@ -11,8 +11,9 @@ from rich.console import Console
 from bpevo import report
 from bpevo.command import plans, process, selfcheck
 from bpevo.evolution import CONTROLLERS, SameFunction, SameText
-from bpevo.runs import RunDatabase, RunError, provenance
-from bpevo.search import SEMANTICS, Search, fork
+from bpevo.rules import parse
+from bpevo.runs import Row, RunDatabase, RunError, provenance
+from bpevo.search import CONTROL_KEYS, SEMANTICS, Search, fork
 from bpevo.workers import Checkpoints, LocalWorkers
 
 
@@ -37,8 +38,16 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         forecast = report.Forecast(plan, workers.trainer, say)
         forecast.start()
         interruption.notice = progress.notice
-        search = Search(database, controller, workers, plan, forecast.before(progress))
-        interruption.search = search
+        watches: list[Callable[[Search, Sequence[Row]], None]] = [forecast, progress]
+
+        def watching(search: Search, rows: Sequence[Row]) -> None:
+            for watch in watches:
+                watch(search, rows)
+
+        search = interruption.search = Search(database, controller, workers, plan, watching)
+        if command.metrics:
+            metrics = report.Metrics(command.metrics, command.workdir, search.rows, _is_control, say)
+            watches.append(lambda search, rows: metrics.add(rows, search.occupancy))
         code = 0
         try:
             with progress.running():
@@ -48,21 +57,26 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         except KeyboardInterrupt:
             code = interruption.code
             say("interrupted: every finished training is kept; the same command continues")
-            with contextlib.suppress(KeyboardInterrupt):
-                workers.suspend()
         if search.exhausted:
             say(search.exhausted)
         s = training.settings
         title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
         board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
-        database.store_leaderboard(map(report.plain, board))
+        front = report.front(search.judged)
+        database.store_tables(map(report.plain, board), map(dataclasses.astuple, front))
         console.print(report.table(board, title))
+        if front:
+            console.print(report.front_table(front))
         validation, held_out = len(training.split.eval_labels), training.held_out
         proposals, epochs = len(search.proposals), search.rows.slot_epochs
         spent = f"{search.done:,} trainings of {proposals:,} proposals, {epochs:,} slot-epochs in all."
         for line in [spent, *report.remarks(board, held_out, validation - held_out), *_next(command)]:
             say(line)
         return code
+
+
+def _is_control(text: str) -> bool:
+    return parse(text).key in CONTROL_KEYS
 
 
 def _next(command: plans.SearchCommand) -> list[str]:

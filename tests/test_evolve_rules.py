@@ -472,6 +472,19 @@ def test_what_cannot_train_gets_one_clear_error(network, rule, params, kind, mes
         evolve(network, rule).init(jax.random.key(0), params, X)
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"where": "nope"}, "where= takes a function, such as lambda unit: .*, not 'nope'"),
+        ({"logits": 0}, "logits= takes a function, such as lambda out: .*, not 0"),
+        ({"apply": TWO}, "takes a function of parameters and inputs, such as model.apply, not {"),
+    ],
+)
+def test_what_is_no_function_is_refused_at_once(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        evolve(**{"apply": two_layers, "rule": "g"} | arguments)
+
+
 def test_products_that_hold_no_unit_are_left_alone_with_the_reason():
     @jax.custom_vjp
     def own_gradient(x, w):

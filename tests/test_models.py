@@ -285,6 +285,12 @@ def test_unknown_networks_are_refused_with_the_form_to_write(name):
         models.by_name(name)
 
 
+@pytest.mark.parametrize("hidden", [64, (), "64"])
+def test_hidden_layers_without_a_list_of_sizes_are_refused(hidden):
+    with pytest.raises(ValueError, match=rf"as a tuple, such as \(64, 64\), not {re.escape(repr(hidden))}"):
+        models.MLP(hidden).init(jax.random.key(0), jnp.zeros((1, 8)))
+
+
 def test_wrong_depth_is_refused():
     with pytest.raises(ValueError, match="depth is 6n"):
         models.WideResNet(11, 1).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))

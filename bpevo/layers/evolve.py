@@ -136,7 +136,8 @@ def evolve(
     Raises:
         ValueError: When called: no unit is found; the rule reads b_L or R_L and there are no logits, or none for a unit;
             R_L is larger than 64 M entries.
-        TypeError: When called: `apply` needs values while it is traced, or a weight is made of integers.
+        TypeError: `apply`, `where` or `logits` is no function. When called: `apply` needs values while it is traced, or a
+            weight is made of integers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -154,6 +155,14 @@ def evolve(
         >>> loss = lambda params, state: jnp.mean(net(params, state, x) ** 2)
         >>> gradient, state = jax.grad(loss, (0, 1))(params, state)
     """
+    if not callable(apply):
+        raise TypeError(f"bpevo.evolve takes a function of parameters and inputs, such as model.apply, not {apply!r}")
+    for name, value, example in (
+        ("where", where, "unit: unit.path != 'out'"),
+        ("logits", logits, "out: out['logits']"),
+    ):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}= takes a function, such as lambda {example}, not {value!r}")
     return Evolved(apply, rule, where, logits, feedback_init)
 
 

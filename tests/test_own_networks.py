@@ -50,7 +50,7 @@ def constants_of(model: str):
 
 
 @pytest.mark.parametrize(
-    "own, ours", [("own_networks:MLP", "mlp-6-6"), pytest.param("own_networks:WRN", "wrn-10-1", marks=pytest.mark.slow)]
+    "own, ours", [("own_networks:MLP", "mlp-6-6"), pytest.param("own_networks:WRN", "wrn-10-1", marks=pytest.mark.long)]
 )
 def test_a_plain_flax_network_gives_the_numbers_of_models(own, ours):
     """In the compiled slots with interpreted rules: losses, accuracies, every parameter and the angles of signals."""

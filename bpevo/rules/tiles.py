@@ -9,7 +9,7 @@ goes on. `takes` says which programs fit: values of type X alone, at most PASSES
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,34 +150,74 @@ def _place(fields: dict[str, int], name: str) -> int:
     return sum(fields[n] for n in names[: names.index(name)])
 
 
+class _InReferences:
+    """A tile's rows of state in a kernel's references, [rows, 2, m]: nothing of them is carried."""
+
+    def __init__(self, old, new):
+        self._old, self._new = old, new
+
+    def start(self):
+        def keep(row, _):  # a row at a time: some backends take blocks of powers of two alone
+            self._new[row, 0, :], self._new[row, 1, :] = self.old(row)
+
+        lax.fori_loop(0, self._old.shape[0], keep, None)
+        return ()
+
+    def old(self, row) -> tuple[jax.Array, jax.Array]:
+        return self._old[row, 0, :], self._old[row, 1, :]
+
+    def write(self, rows, row, really, mean, var):
+        for k, x in enumerate((mean, var)):
+            self._new[row, k, :] = jnp.where(really, x, self._new[row, k, :])
+        return rows
+
+
+class _Carried:
+    """A tile's rows of state as a value, [rows, 2, m]."""
+
+    def __init__(self, rows: jax.Array):
+        self._rows = rows
+
+    def start(self) -> jax.Array:
+        return self._rows
+
+    def old(self, row) -> tuple[jax.Array, jax.Array]:
+        return tuple(lax.dynamic_index_in_dim(self._rows, row, keepdims=False))
+
+    def write(self, rows, row, really, mean, var) -> jax.Array:
+        before = lax.dynamic_index_in_dim(rows, row, keepdims=False)
+        return lax.dynamic_update_index_in_dim(rows, jnp.where(really, jnp.stack([mean, var]), before), row, 0)
+
+
 class _Tile:
     """One pass of one program over one tile. Values are [B, m]."""
 
-    def __init__(self, layout: Layout, number: int, tile, scalars: _Scalars, stored: dict[str, Any], old, new, lines):
-        """`stored`, `old`, `new` [rows, 2, m] and `lines` [PASSES, B] are references; `number` is of the pass."""
+    def __init__(self, layout: Layout, number, tile, scalars: _Scalars, stored: Mapping[str, Any], rows, lines):
+        """`stored` [B, m] and `lines` [PASSES, B] are references; `rows` holds the state; `number` is of the pass."""
         self._layout, self._number, self._tile, self._scalars = layout, number, tile, scalars
-        self._stored, self._old, self._new, self._lines = stored, old, new, lines
+        self._stored, self._rows, self._lines = stored, rows, lines
         self._codes = p.codes()
         self._shape = layout.batch, layout.tile
 
-    def run(self) -> tuple[jax.Array, jax.Array]:
-        """The signal, right in the last pass, and this tile's line of the norm that ends the pass, if one does."""
+    def run(self) -> tuple[jax.Array, jax.Array, Any]:
+        """The signal and the new rows, right in the last pass, and this tile's line of the norm that ends the pass, if one does."""
         length = self._scalars.integer("length")
-        start = jnp.int32(0), jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape[:1], jnp.float32), jnp.int32(0)
+        value, line = jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape[:1], jnp.float32)
+        start = jnp.int32(0), value, line, jnp.int32(0), self._rows.start()
         # `barrier` counts the norms that were passed; beyond `number` the pass is over.
-        _, accumulator, line, _ = lax.while_loop(
+        _, accumulator, line, _, rows = lax.while_loop(
             lambda c: (c[0] < length) & (c[3] <= self._number), self._instruction, start
         )
-        return accumulator, line
+        return accumulator, line, rows
 
     def _instruction(self, carry):
-        t, accumulator, line, barrier = carry
+        t, accumulator, line, barrier, rows = carry
         value = _switch(self._scalars.integer("load", t), self._loads(accumulator))
         turns = self._scalars.integer("turns", t)
-        _, value, line, barrier = lax.while_loop(
+        _, value, line, barrier, rows = lax.while_loop(
             lambda c: (c[0] < turns) & (c[3] <= self._number),
             functools.partial(self._function, t),
-            (jnp.int32(0), value, line, barrier),
+            (jnp.int32(0), value, line, barrier, rows),
         )
         affine = Affine(
             self._scalars.real("affine", t, 0) > 0, *(self._scalars.real("affine", t, i) for i in range(1, 5))
@@ -185,7 +225,7 @@ class _Tile:
         value = affine(value)
         combines = [lambda: value, lambda: accumulator]  # a product is none of ours
         combines += [functools.partial(b.fn, accumulator, value) for b in BINARIES.values() if b.fn]
-        return t + 1, _switch(self._scalars.integer("combine", t), combines), line, barrier
+        return t + 1, _switch(self._scalars.integer("combine", t), combines), line, barrier, rows
 
     def _loads(self, accumulator: jax.Array) -> list[Callable[[], jax.Array]]:
         def operand(name: str) -> jax.Array:
@@ -200,13 +240,13 @@ class _Tile:
         return [lambda: accumulator, zeros, *known]
 
     def _function(self, t, carry):
-        i, value, line, barrier = carry
+        i, value, line, barrier, rows = carry
         code = self._scalars.integer("function", t, i)
         detail = [self._scalars.integer("detail", t, 3 * i + k) for k in range(3)]
         average, c = self._scalars.integer("average", t, i) > 0, self._scalars.real("constant", t, i)
         takes_statistic = code == self._codes.functions.index(p.STATISTIC)
         row = jnp.where(takes_statistic, detail[1], 0 * code)
-        kept = self._old[row, 0, :], self._old[row, 1, :]
+        kept = self._rows.old(row)
         none = 0 * barrier  # computed: a branch that returns a literal has no lowering in Triton
         same = (line, none, *kept)
 
@@ -216,11 +256,9 @@ class _Tile:
         branches.append(lambda: self._statistic(value, average, detail[0], *same))
         value, line, passed, mean, var = _switch(code, branches)
 
-        @pl.when(takes_statistic)
-        def _():
-            self._new[row, 0, :], self._new[row, 1, :] = mean, var
-
-        return i + 1, value, line, barrier + passed
+        # Another function writes row 0 as it is: a write in a branch would let all rows pass through it.
+        rows = self._rows.write(rows, row, takes_statistic, mean, var)
+        return i + 1, value, line, barrier + passed, rows
 
     # What instructions do.
 
@@ -260,15 +298,24 @@ class _Tile:
         def divide():
             return value / self._lines[barrier, :][:, None], line, 0 * barrier + 1
 
-        def end():
-            """A line for each sample; of column sums one number, their largest or (as a negative) smallest."""
+        def at_once():  # no other tile takes part
+            return value / _divisors(partial()[None], norm)[:, None], line, 0 * barrier
+
+        def of_columns() -> jax.Array:
             sums = lines(0)
             sums = jnp.where(of_sums == p.SMALLEST, -sums, sums)
-            most = jnp.max(jnp.where(columns < self._layout.features, sums[None], least))
-            new = lax.cond(axis == _COL, lambda: jnp.full_like(line, most), lambda: lines(1))
-            return value, new, 0 * barrier + self._number + 1
+            return jnp.full_like(line, jnp.max(jnp.where(columns < self._layout.features, sums[None], least)))
 
-        return lax.cond((axis == _COL) & (of_sums == 0), local, lambda: lax.cond(barrier < self._number, divide, end))
+        def partial() -> jax.Array:
+            """A line for each sample; of column sums one number, their largest or (as a negative) smallest."""
+            return lax.cond(axis == _COL, of_columns, lambda: lines(1))
+
+        def end():
+            return value, partial(), 0 * barrier + self._number + 1
+
+        alone = self._layout.tiles == 1
+        beyond = at_once if alone else lambda: lax.cond(barrier < self._number, divide, end)
+        return lax.cond((axis == _COL) & (of_sums == 0), local, beyond)
 
     def _statistic(self, value: jax.Array, average, what, line, passed, m: jax.Array, var: jax.Array):
         uses, batch = self._scalars.real("uses"), self._layout.batch
@@ -349,7 +396,65 @@ class Backend:
     interpret: bool = False
     tile: int = 64  # features
     options: Any = None  # compiler_params
+    loop: bool = False
     scalars: Any = None  # the memory that holds programs, where it is one of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """Features `start` to `start + width` of an array [..., M], read where it is indexed."""
+
+    array: jax.Array
+    start: Any
+    width: int
+
+    def __getitem__(self, index) -> jax.Array:
+        shape = self.array.shape
+        scalars = () if index is Ellipsis else index[:-1]
+        starts = [*scalars, *[0] * (len(shape) - 1 - len(scalars)), self.start]
+        sizes = [*[1] * len(scalars), *shape[len(scalars) : -1], self.width]
+        return lax.dynamic_slice(self.array, starts, sizes).reshape(sizes[len(scalars) :])
+
+
+def _loop(backend, program, state, keys, stored):
+    """`machine` for one slot without a kernel: a loop over tiles, for CPUs."""
+    batch, features = next(iter(stored.values())).shape
+    layout = Layout(batch, features, min(backend.tile, features))
+    assert layout.padded == features
+    integers, floats = _Scalars.pack(program, state)
+    scalars = _Scalars(0, integers[None], floats[None], keys[None])
+    norms, m = _norms(program), layout.tile
+
+    def one_tile(number, lines, j):
+        views = {name: _View(x, j * m, m) for name, x in stored.items()}
+        old = _Carried(lax.dynamic_slice_in_dim(state["small"], j * m, m, 2))
+        return _Tile(layout, number, j, scalars, views, old, lines).run()
+
+    if layout.tiles == 1:
+        signal, _, rows = one_tile(0, None, 0)
+        return signal, rows
+
+    def one_pass(number, carry):
+        def next_tile(j, carry):
+            signal, partial, rows = carry
+            tile, line, new = one_tile(number, lines, j)
+            signal = lax.dynamic_update_slice_in_dim(signal, tile, j * m, 1)
+            rows = lax.dynamic_update_slice_in_dim(rows, new, j * m, 2)
+            return signal, lax.dynamic_update_index_in_dim(partial, line, j, 0), rows
+
+        lines, *results = carry
+        results = lax.fori_loop(0, layout.tiles, next_tile, tuple(results))
+        norm = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, number, 0, False), norms)
+        return lax.dynamic_update_index_in_dim(lines, _divisors(results[1], norm), number, 0), *results
+
+    carry = (
+        jnp.ones((PASSES, batch)),
+        jnp.zeros((batch, features)),
+        jnp.zeros((layout.tiles, batch)),
+        state["small"],
+    )
+    _, signal, _, rows = lax.fori_loop(0, 1 + jnp.sum(_barriers(program)), one_pass, carry)
+    return signal, rows
 
 
 def machine(
@@ -378,14 +483,10 @@ def machine(
         number, slot, j = pass_number[0], pl.program_id(0), pl.program_id(1)
         scalars = _Scalars(slot, integers, floats, keys)
 
-        def keep_row(row, _):
-            new[row, 0, :], new[row, 1, :] = old[row, 0, :], old[row, 1, :]
-
         @pl.when(number <= scalars.integer("barriers"))
         def _():
-            lax.fori_loop(0, count, keep_row, None)  # a row at a time: some backends take blocks of powers of two alone
-            found = _Tile(layout, number, j, scalars, dict(zip(values, inputs, strict=True)), old, new, lines)
-            signal[...], partial[0, :] = found.run()
+            found = _Tile(layout, number, j, scalars, dict(zip(values, inputs, strict=True)), _InReferences(old, new), lines)
+            signal[...], partial[0, :], _ = found.run()
 
     def scalar_spec(x):
         if backend.scalars is not None:
@@ -488,6 +589,8 @@ def _slots(backend: Backend):
 
     @jax.custom_batching.custom_vmap
     def one(*arguments):
+        if backend.loop:
+            return _loop(backend, *arguments)
         signals, small = machine(backend, *jax.tree.map(lambda x: x[None], arguments))
         return signals[0], small[0]
 

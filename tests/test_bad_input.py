@@ -73,8 +73,8 @@ def quiet_place(tmp_path_factory):
 NAMES = [
     "workdir", "dataset", "data_dir", "train_examples", "model", "optimizer", "learning_rates", "weight_decay", "batch_size",
     "epochs", "schedule", "compute_dtype", "slots", "seed", "checkpoint_minutes", "selfcheck", "max_evaluations", "max_parts",
-    "elite_size", "elite_probability", "mutations", "initial", "operands", "unaries", "binaries", "lag", "stop_epochs",
-    "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
+    "elite_size", "elite_probability", "tournament", "mutations", "initial", "operands", "unaries", "binaries", "lag",
+    "stop_epochs", "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
 ]  # fmt: skip
 VALUES = [
     "", "0", "1", "-1", "2", "3", "1.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400", "9" * 30, "-" + "9" * 30, "abc",

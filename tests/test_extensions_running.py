@@ -42,9 +42,8 @@ class Pool:
         meanwhile()
         return [outcome for m in self._members for outcome in m.poll()]
 
-    def suspend(self) -> None:
-        for member in self._members:
-            member.suspend()
+    def suspend(self) -> list:
+        return [outcome for m in self._members for outcome in m.suspend()]
 
     def close(self) -> None:
         self.closed = True

@@ -1,6 +1,7 @@
 """Searches and evaluations from Python: they go on when they are called again, and say what came out."""
 
 import contextlib
+import csv
 import re
 import signal
 import sqlite3
@@ -15,7 +16,7 @@ from bpevo.runs import RunError
 
 SMALL = dict(
     dataset="digits", model="mlp-8", train_examples=64, batch_size=32, epochs=2, slots=4, learning_rates=[0.4, 0.1],
-    top=2, repeats=2, elite_size=3, lag=4, selfcheck=False,
+    top=2, repeats=2, elite_size=3, lag=4, selfcheck=False, metrics="csv",
 )  # fmt: skip
 
 
@@ -54,13 +55,31 @@ def test_it_goes_on_when_it_is_called_again(searched):
         bpevo.Search(workdir, **SMALL | {"epochs": 3}, max_evaluations=26).run()
 
 
+def lines_of(folder) -> list[tuple[str, str]]:
+    """(training, stage) of each line of the metrics."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [(line["training"], line["stage"]) for line in csv.DictReader(file)]
+
+
+def trained(found) -> list[tuple[str, str]]:
+    """What they should be: a line per epoch, in order of finishing."""
+    return [(str(n), row.stage) for n, row in enumerate(found.rows, 1) for _ in range(row.epochs)]
+
+
+def test_metrics_hold_every_epoch_once_also_of_a_run_that_went_on(searched):
+    workdir, _ = searched
+    more = bpevo.Search(workdir, **SMALL, max_evaluations=26).run()
+    assert lines_of(workdir) == trained(more)
+
+
 def test_an_evaluation_takes_the_searchs_rules_or_ones_own(searched):
     pytest.importorskip("pandas")
     workdir, _ = searched
     settings = dict(
         rules=["unit_fro(g)", "min(g, fa)"], scenario="mine", top=1, repeats=2, selection_repeats=1, slots=4
     )
-    found = bpevo.Evaluation(workdir, **settings, selfcheck=False).run()
+    found = bpevo.Evaluation(workdir, **settings, selfcheck=False, metrics="csv").run()
+    assert lines_of(workdir / "mine") == trained(found)
     assert found.is_evaluation and found.folder == workdir / "mine"
     board = found.leaderboard
     assert {"unit_fro(g)", "min(g, fa)", "g", "g | adam"} <= set(board.text)

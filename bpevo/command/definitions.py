@@ -6,7 +6,8 @@ from typing import Any
 
 from absl import flags
 
-from bpevo.evolution import CONTROLLERS
+from bpevo.evolution import CONTROLLERS, EvolutionSettings
+from bpevo.report.metrics import KINDS
 from bpevo.training import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 
 flags.disclaim_key_flags()  # they belong to the command that defines them: its --help shows them
@@ -76,6 +77,13 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
     define.float(
         "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
     )
+    define.enum(
+        "metrics",
+        None,
+        KINDS,
+        "Also write every training's curve and the running figures into the run's folder: metrics.csv, or an event file for "
+        "TensorBoard (needs tensorboardX).",
+    )
     define.bool("selfcheck", True, "Check first that this machine and this JAX compute right numbers.")
 
 
@@ -89,7 +97,8 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.string(
         "controller",
         "paper",
-        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
+        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search, regularised evolution by "
+        "tournaments among the youngest, tournaments within kinds of rules).",
     )
     define.integer(
         "max_evaluations",
@@ -100,10 +109,15 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer(
         "elite_size",
         None,
-        "N: parents come from the N best with probability p, else from the rest. Default: a tenth of the equations that "
-        "the budget affords, 10 to 1,000.",
+        "N: the first N equations are random; then parents come from the N best with probability p, else from the rest "
+        "(aging: from the N youngest). Default: a tenth of the equations that the budget affords, 10 to 1,000.",
     )
-    define.float("elite_probability", 0.7, "p.")
+    define.float("elite_probability", 0.7, "p, of --controller=paper.")
+    define.integer(
+        "tournament",
+        EvolutionSettings.tournament,
+        "Results of which the best is the parent, with --controller=aging and niches.",
+    )
     define.list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
     define.string(
         "initial", "random", "random (N equations), known (backprop and its kin), or a file, one equation per line."

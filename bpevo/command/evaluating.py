@@ -1,17 +1,23 @@
 """An evaluation from its plan to its verdict, whoever asks for it."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from bpevo import report
 from bpevo.command import plans, process, selfcheck
 from bpevo.evaluation import Evaluation, LocalWorkplace, standings, verdict
 from bpevo.evaluation.plan import FREE, SEMANTICS
-from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.runs import Row, RunDatabase, RunError, provenance
 
 
 def run(command: plans.EvaluationCommand, console: Console, interruption: process.Interruption | None = None) -> int:
     """Runs an evaluation; returns the exit code."""
     interruption = interruption or process.Interruption()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     if command.selfcheck:
         selfcheck.check()
     plan, training = command.evaluation, command.training
@@ -20,17 +26,28 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
         database.check_settings(command.fingerprint(), provenance.versions(), free=FREE)
         for line in (f"{training.dataset.source}; {len(plan.treatments)} rows", command.likeness):
             if line:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(line)
         workplace = LocalWorkplace(
             training, command.test_split, plan.max_parts, slots=command.slots, alignment=command.alignment
         )
-        evaluation = interruption.search = Evaluation(database, workplace, plan, report.Stages(console))
+        stages = report.Stages(console)
+        metrics: report.Metrics | None = None
+
+        def watching(stage: str, done: int, wanted: int, rows: Sequence[Row]) -> None:
+            stages(stage, done, wanted, rows)
+            if metrics:
+                metrics.add(rows, evaluation.occupancy)
+
+        evaluation = interruption.search = Evaluation(database, workplace, plan, watching)
+        if command.metrics:
+            controls = {str(t) for t in plan.controls}
+            metrics = report.Metrics(command.metrics, command.folder, evaluation.rows, controls.__contains__, say)
         code = 0
         try:
             evaluation.run()
         except KeyboardInterrupt:
             code = interruption.code
-            console.print("interrupted: every finished training is kept; the same command continues", highlight=False)
+            say("interrupted: every finished training is kept; the same command continues")
         table = standings(evaluation.rows, database.settings())
         console.print(report.standings_table(table, command.folder.name))
         for sentence in verdict(table):

@@ -1,6 +1,7 @@
 """The flags of a command, read once into typed plans. Everything is checked before anything compiles."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import pathlib
@@ -45,6 +46,7 @@ class SearchCommand:
     data_dir: str | None
     selfcheck: bool
     max_hours: float | None = None
+    metrics: str | None = None  # one of bpevo.report.metrics.KINDS
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
@@ -65,6 +67,7 @@ class EvaluationCommand:
     alignment: bool
     selfcheck: bool
     max_hours: float | None = None
+    metrics: str | None = None  # one of bpevo.report.metrics.KINDS
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
@@ -123,6 +126,8 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
     at_least("seed", values.seed, 0)
     if values.max_hours is not None and not 0 < values.max_hours < 10**5:
         raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
+    if values.metrics == "tensorboard" and not importlib.util.find_spec("tensorboardX"):
+        raise UsageError("--metrics=tensorboard needs tensorboardX: pip install tensorboardX, or write --metrics=csv")
     if values.seed >= 2**32:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
@@ -158,7 +163,7 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
 
 def search_plan(values: flags.FlagValues) -> SearchPlan:
     """Checks the search flags. Raises UsageError."""
-    for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
+    for name in ("max_evaluations", "max_parts", "elite_size", "tournament", "lag", "top", "repeats"):
         at_least(name, values[name].value, 1)
     if not 0 <= values.checkpoint_minutes < math.inf:
         raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
@@ -186,6 +191,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         settings = EvolutionSettings(
             elite_size=elite_size,
             elite_probability=values.elite_probability,
+            tournament=values.tournament,
             mutations=_numbers("mutations", values.mutations),
             rungs=rungs,
             seed=values.seed,
@@ -240,6 +246,7 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
         data_dir=values.data_dir,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
+        metrics=values.metrics,
     )
 
 
@@ -354,6 +361,7 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         alignment=values.alignment,
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
+        metrics=values.metrics,
     )
 
 

@@ -1,9 +1,9 @@
 """A search from its plan to its leaderboard, whoever asks for it."""
 
-import contextlib
 import dataclasses
 import os
 import shlex
+from collections.abc import Callable, Sequence
 
 import jax
 from rich.console import Console
@@ -11,8 +11,9 @@ from rich.console import Console
 from bpevo import report
 from bpevo.command import plans, process, selfcheck
 from bpevo.evolution import CONTROLLERS, SameFunction, SameText
-from bpevo.runs import RunDatabase, RunError, provenance
-from bpevo.search import SEMANTICS, Search, fork
+from bpevo.rules import parse
+from bpevo.runs import Row, RunDatabase, RunError, provenance
+from bpevo.search import CONTROL_KEYS, SEMANTICS, Search, fork
 from bpevo.workers import Checkpoints, LocalWorkers
 
 
@@ -37,8 +38,16 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         forecast = report.Forecast(plan, workers.trainer, say)
         forecast.start()
         interruption.notice = progress.notice
-        search = Search(database, controller, workers, plan, forecast.before(progress))
-        interruption.search = search
+        watches: list[Callable[[Search, Sequence[Row]], None]] = [forecast, progress]
+
+        def watching(search: Search, rows: Sequence[Row]) -> None:
+            for watch in watches:
+                watch(search, rows)
+
+        search = interruption.search = Search(database, controller, workers, plan, watching)
+        if command.metrics:
+            metrics = report.Metrics(command.metrics, command.workdir, search.rows, _is_control, say)
+            watches.append(lambda search, rows: metrics.add(rows, search.occupancy))
         code = 0
         try:
             with progress.running():
@@ -48,8 +57,6 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         except KeyboardInterrupt:
             code = interruption.code
             say("interrupted: every finished training is kept; the same command continues")
-            with contextlib.suppress(KeyboardInterrupt):
-                workers.suspend()
         if search.exhausted:
             say(search.exhausted)
         s = training.settings
@@ -63,6 +70,10 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         for line in [spent, *report.remarks(board, held_out, validation - held_out), *_next(command)]:
             say(line)
         return code
+
+
+def _is_control(text: str) -> bool:
+    return parse(text).key in CONTROL_KEYS
 
 
 def _next(command: plans.SearchCommand) -> list[str]:

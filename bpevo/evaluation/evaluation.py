@@ -34,6 +34,7 @@ class Evaluation:
         self._database, self._workplace, self._plan, self._watch = database, workplace, plan, watch
         self._max_parts = plan.max_parts
         self._driver = Driver(database)
+        self.occupancy = 0.0  # share of the present workers' slots' epochs so far that trained something
 
     @property
     def rows(self) -> Rows:
@@ -119,12 +120,15 @@ class Evaluation:
                 self._train(stage, program, missing, done, len(everything))
 
     def _train(self, stage: Stage, program: Program, missing: list[Job], done: int, wanted: int) -> None:
+        workers = self._workplace(stage == Stage.TEST, program)
+
         def stored(rows: list[Row]) -> None:
             nonlocal done
             done += len(rows)
+            self.occupancy = workers.occupancy
             self._watch(stage, done, wanted, rows)
 
-        self._driver.drain(iter(missing), self._workplace(stage == Stage.TEST, program), stored)
+        self._driver.drain(iter(missing), workers, stored)
 
     def _by_program(self, treatments: Iterable[Treatment]) -> dict[Program, list[Treatment]]:
         groups: dict[Program, list[Treatment]] = {}

@@ -2,11 +2,13 @@
 
 from bpevo.report.forecast import Forecast
 from bpevo.report.leaderboard import LeaderboardRow, leaderboard, plain, remarks, table
+from bpevo.report.metrics import Metrics
 from bpevo.report.progress import Progress, Stages
 from bpevo.report.tables import standings_table
 
 __all__ = [
     "Forecast",
+    "Metrics",
     "Progress",
     "LeaderboardRow",
     "Stages",

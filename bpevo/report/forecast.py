@@ -15,7 +15,6 @@ from bpevo.training import Trainer
 
 # A step moves about so many times the activations that it keeps for its backward pass (measured on CPU: 8 to 15).
 MOVED = 10
-Watch = Callable[[Search, Sequence[Row]], None]
 
 
 class Forecast:
@@ -60,19 +59,14 @@ class Forecast:
             "estimate that is refined after the first epochs"
         )
 
-    def before(self, watch: Watch) -> Watch:
-        """`watch`, preceded by one line of measured figures: after the second epoch, for the first one compiles."""
-
-        def watching(search: Search, rows: Sequence[Row]) -> None:
-            self._epochs += 1
-            if self._epochs == 1:
-                self._begin = time.monotonic()
-            elif self._epochs == 2:
-                assert self._begin is not None
-                self._say(self.measured(time.monotonic() - self._begin, search.rows.slot_epochs))
-            watch(search, rows)
-
-        return watching
+    def __call__(self, search: Search, rows: Sequence[Row]) -> None:
+        """Watches a Search: says measured figures after its second epoch, for the first one compiles."""
+        self._epochs += 1
+        if self._epochs == 1:
+            self._begin = time.monotonic()
+        elif self._epochs == 2:
+            assert self._begin is not None
+            self._say(self.measured(time.monotonic() - self._begin, search.rows.slot_epochs))
 
     def measured(self, seconds: float, done: int) -> str:
         """From the time of an epoch of all slots and the slot-epochs of what has ended."""

@@ -20,6 +20,7 @@ from bpevo.runs.lock import locked, same, unwritable
 from bpevo.runs.provenance import registered
 from bpevo.runs.ranking import judged
 from bpevo.runs.rows import Row, Rows
+from bpevo.training import EpochResult
 from bpevo.workers import Outcome
 
 SCHEMA_VERSION = 1
@@ -42,9 +43,9 @@ CREATE TABLE evaluations (
   learning_rate REAL NOT NULL,
   replicate INTEGER NOT NULL,       -- training seed = fold_in(root, replicate)
   proposal INTEGER REFERENCES proposals(id),
-  status TEXT NOT NULL,             -- done, stopped, diverged
+  status TEXT NOT NULL,             -- done, stopped, diverged, crashed
   reason TEXT NOT NULL,
-  accuracy REAL,                    -- after the last epoch, null if diverged
+  accuracy REAL,                    -- after the last epoch, null if diverged or crashed
   rungs INTEGER NOT NULL,
   curve TEXT NOT NULL,              -- JSON: a list per column, an entry per epoch
   seconds REAL NOT NULL,
@@ -243,11 +244,9 @@ class RunDatabase:
         return self._read("proposals", rows, proposal)
 
     def add_row(self, outcome: Outcome) -> Row:
-        columns = [
-            f.name for f in dataclasses.fields(outcome.curve[0]) if f.name not in ("epoch", "reason", "alignment")
-        ]
+        columns = [f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "reason", "alignment")]
         curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in columns}
-        for unit in outcome.curve[0].alignment:
+        for unit in outcome.curve[0].alignment if outcome.curve else ():
             for i, name in enumerate(("cosine", "norm_ratio")):
                 curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
         job = outcome.job

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from bpevo.runs.database import RunDatabase
 from bpevo.runs.rows import Row, Rows
-from bpevo.workers import Job, Workers
+from bpevo.workers import Job, Outcome, Workers
 
 
 class Driver:
@@ -41,6 +41,12 @@ class Driver:
                 if job.identity not in self._ended:
                     workers.submit(job)
 
+        def store(outcomes: list[Outcome]) -> None:
+            rows = [self._database.add_row(outcome) for outcome in outcomes]
+            self.rows += rows
+            self._ended |= {row.identity for row in rows}
+            stored(rows)
+
         self._draining = True
         while True:
             feed(ahead=False)
@@ -48,11 +54,9 @@ class Driver:
                 self._draining = False
                 return
             # While the devices work, the next jobs are drawn, as far as they depend on nothing that is to come.
-            rows = [self._database.add_row(outcome) for outcome in workers.poll(lambda: feed(ahead=True))]
-            self.rows += rows
-            self._ended |= {row.identity for row in rows}
-            stored(rows)
+            store(workers.poll(lambda: feed(ahead=True)))
             if self._stopping:
+                store(workers.suspend())
                 raise KeyboardInterrupt
 
     def stop(self) -> None:

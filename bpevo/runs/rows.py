@@ -17,9 +17,9 @@ class Row:
     learning_rate: float
     replicate: int
     proposal: int | None
-    status: str  # done, stopped, diverged
+    status: str  # done, stopped, diverged, crashed
     reason: str
-    accuracy: float | None  # after the last epoch; None if it diverged
+    accuracy: float | None  # after the last epoch; None if it diverged or crashed
     rungs: int
     curve: dict[str, list[float | None]]
     seconds: float

@@ -1,8 +1,20 @@
-"""Where trainings run: the protocol of workers, and the slots of this process's devices."""
+"""Where trainings run: the protocol of workers, the slots of this process's devices, and a pool of machines."""
 
 from bpevo.workers.checkpoints import Checkpoints
 from bpevo.workers.job import Job, Outcome, Stage
 from bpevo.workers.local import LocalWorkers
+from bpevo.workers.pool import Patience, Pool, PoolError, PoolLost
 from bpevo.workers.workers import Workers
 
-__all__ = ["Checkpoints", "Job", "LocalWorkers", "Outcome", "Stage", "Workers"]
+__all__ = [
+    "Checkpoints",
+    "Job",
+    "LocalWorkers",
+    "Outcome",
+    "Patience",
+    "Pool",
+    "PoolError",
+    "PoolLost",
+    "Stage",
+    "Workers",
+]

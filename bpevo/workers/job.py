@@ -39,7 +39,10 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended: status "done", "stopped" (below a bar) or "diverged" (with its reason)."""
+    """How a job ended: status "done", "stopped" (below a bar), "diverged" or "crashed" (with its reason).
+
+    What crashed brought down the workers that trained it: it has no curve and ranks as what diverged.
+    """
 
     job: Job
     status: str
@@ -49,8 +52,8 @@ class Outcome:
 
     @property
     def accuracy(self) -> float | None:
-        """Accuracy after the last epoch; None if it diverged."""
-        return None if self.status == "diverged" else self.curve[-1].eval_accuracy
+        """Accuracy after the last epoch; None if it diverged or crashed."""
+        return None if self.status in ("diverged", "crashed") else self.curve[-1].eval_accuracy
 
     @property
     def rungs(self) -> int:

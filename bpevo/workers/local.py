@@ -101,10 +101,11 @@ class LocalWorkers:
             self._save(self._checkpoints.seconds)
         return outcomes
 
-    def suspend(self) -> None:
+    def suspend(self) -> list[Outcome]:
         """Writes a checkpoint of every running training, if there are checkpoints and no poll was interrupted."""
         if self._checkpoints and self._whole:
             self._save(0.0)
+        return []
 
     def _start(self, slot: int, job: Job) -> None:
         saved = self._checkpoints.load(job, self.trainer.state_shapes) if self._checkpoints else None

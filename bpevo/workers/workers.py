@@ -42,8 +42,9 @@ class Workers(Protocol):
         The caller stores the outcomes before it polls again. Raises OutOfMemory or DeviceLost where no worker can go on.
         """
 
-    def suspend(self) -> None:
-        """Saves what running trainings have reached, where that can be kept: before an interrupted run ends."""
+    def suspend(self) -> list[Outcome]:
+        """Saves what running trainings have reached, where that can be kept, and returns what ended meanwhile: before an
+        interrupted run ends."""
 
     def close(self) -> None:
         """Gives up every job and what the workers hold. They are not used again."""

@@ -1,0 +1,306 @@
+"""The pool over a simulated fleet in virtual time: whatever happens to workers, every job ends once."""
+
+import collections
+import types
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from test_runs import DISTURBED, StandIn, rows, search
+
+from bpevo.bench import simulated
+from bpevo.bench.simulated import Misfortune, SimulatedFleet
+from bpevo.rules import parse
+from bpevo.training import Training
+from bpevo.workers import Job, LocalWorkers, Pool, PoolError, Stage
+from bpevo.workers.fleet import Epoch, Place, Prepare, Ready, Report
+
+EPOCHS, SLOTS, JOBS = 4, 4, 60
+NAMES = ("nodes", "start", "call", "kill")
+TRAINED = parse("g").to_equation(3)
+
+
+def job(number: int) -> Job:
+    return Job(
+        stage=Stage.SEARCH,
+        subject=str(number),
+        training=Training(TRAINED, 0.1, replicate=number),
+        bars=((2, 0.3),),
+        rung_epochs=(2,),
+        epochs=3 if number % 5 == 0 else None,
+    )
+
+
+def pool_on(fleet: SimulatedFleet, workers: int | None = None, kind: type[Pool] = Pool) -> Pool:
+    return kind(fleet, "recipe", workers, say=lambda line: None, clock=fleet.now)
+
+
+def trained(pool, polls: int = 20_000) -> list:
+    """The outcomes of all jobs, submitted as a search submits them."""
+    outcomes, jobs = [], iter(range(JOBS))
+    left = JOBS
+    for _ in range(polls):
+        while left and pool.wanted > 0:
+            pool.submit(job(next(jobs)))
+            left -= 1
+        if not left and pool.idle:
+            return outcomes
+        outcomes += pool.poll()
+    raise AssertionError(f"{len(outcomes)} outcomes, and no end")
+
+
+def results(outcomes) -> dict:
+    return {o.job.identity: (o.status, o.curve) for o in outcomes}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict:
+    """What one worker, to which nothing happens, makes of all jobs."""
+    return results(trained(LocalWorkers(simulated.StandIn(SLOTS, EPOCHS))))
+
+
+FATES = st.builds(
+    Misfortune,
+    dies=st.sampled_from([0, 0.02, 0.1]),
+    hangs=st.sampled_from([0, 0.02]),
+    twice=st.sampled_from([0, 0.3]),
+    halves=st.sampled_from([0, 0.05]),
+    fails=st.sampled_from([0, 0.1]),
+    leaves=st.sampled_from([0, 0.01]),
+)
+FLEETS = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 3), min_size=1)
+
+
+@settings(max_examples=100, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])
+@given(FLEETS, st.sampled_from([None, 1, 4]), FATES, st.integers(0, 2**32))
+def test_every_job_ends_once_and_as_undisturbed_whatever_happens_to_workers(undisturbed, nodes, workers, fate, seed):
+    fleet = SimulatedFleet(nodes, SLOTS, EPOCHS, fate, seed)
+    pool = pool_on(fleet, workers)
+    try:
+        outcomes = trained(pool)
+    except PoolError:
+        assert fate.fails  # three failed starts on the last node
+        return
+    assert len(outcomes) == JOBS and results(outcomes) == undisturbed
+    # What died or hung holds nothing any more.
+    assert pool.wanted == pool.capacity == pool.ahead and pool.idle
+    pool.close()
+    assert fleet.living == 0
+
+
+def disturbed(kind: type[Pool], seed: int) -> list:
+    fate = Misfortune(dies=0.1, hangs=0.1, twice=0.5)
+    return trained(pool_on(SimulatedFleet({"a": 2, "b": 2}, SLOTS, EPOCHS, fate, seed), kind=kind), polls=200_000)
+
+
+class Forgetful(Pool):
+    """Issues nothing again."""
+
+    def _lose(self, worker, lost):
+        jobs = self._members[worker].jobs
+        self._assigned -= len(jobs)
+        jobs.clear()
+        super()._lose(worker, lost)
+
+
+class Credulous(Pool):
+    """Takes every report, also a late one and one that came before."""
+
+    def _hear(self, seconds):
+        fleet, self._fleet = self._fleet, types.SimpleNamespace(**{n: getattr(self._fleet, n) for n in NAMES})
+        self._fleet.wait = lambda seconds: self._believed(fleet.wait(seconds))
+        super()._hear(seconds)
+        self._fleet = fleet
+
+    def _believed(self, answers):
+        for worker, number, answer in answers:
+            if isinstance(answer, Report) and self._expecting(worker, number) is None:
+                self._ended += answer.outcomes
+        return answers
+
+
+def test_the_disturbed_fleet_does_no_harm_to_the_pool(undisturbed):
+    for seed in range(3):
+        assert results(disturbed(Pool, seed)) == undisturbed
+
+
+def test_a_pool_that_issues_nothing_again_is_noticed(undisturbed):
+    assert any(len(disturbed(Forgetful, seed)) < JOBS for seed in range(3))
+
+
+def test_a_pool_that_takes_late_answers_is_noticed():
+    counts = collections.Counter()
+    for seed in range(3):
+        counts.update(o.job.identity for o in disturbed(Credulous, seed))
+    assert max(counts.values()) > 5
+
+
+def test_a_search_over_a_disturbed_pool_has_the_rows_of_this_process(tmp_path):
+    """The real head and database: StandIn's accuracies, whoever trains."""
+    fate = Misfortune(dies=0.05, hangs=0.02, twice=0.2, halves=0.02, leaves=0.01)
+    fleet = SimulatedFleet({"a": 2, "b": 1}, SLOTS, EPOCHS, fate, seed=1, make=StandIn)
+    search(tmp_path / "pool", DISTURBED, StandIn(1), workers=lambda _: pool_on(fleet))
+    search(tmp_path / "local", DISTURBED, StandIn(4))
+    assert fleet.deaths > 5 and rows(tmp_path / "pool") == rows(tmp_path / "local")
+
+
+def test_a_search_that_is_stopped_stores_the_epochs_under_way_and_goes_on(tmp_path):
+    fleet = SimulatedFleet({"a": 3}, SLOTS, EPOCHS, make=StandIn)
+
+    def stopping(made, fresh):
+        if len(made.rows) > 20:
+            made.stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "pool", DISTURBED, StandIn(1), stopping, workers=lambda _: pool_on(fleet))
+    assert fleet.unheard == 0
+    fleet = SimulatedFleet({"a": 1}, SLOTS, EPOCHS, make=StandIn)
+    search(tmp_path / "pool", DISTURBED, StandIn(1), workers=lambda _: pool_on(fleet))
+    search(tmp_path / "local", DISTURBED, StandIn(4))
+    assert rows(tmp_path / "pool") == rows(tmp_path / "local")
+
+
+def test_an_equation_that_crashes_ranks_as_one_that_diverged_and_the_search_goes_on(tmp_path):
+    search(tmp_path / "sound", DISTURBED, StandIn(4))
+    stored = rows(tmp_path / "sound")
+    parents = [parent for _, _, _, parent, *_ in stored["proposals"] if parent is not None]
+    culprit = max(parents, key=parents.count)
+    text = next(equation for number, equation, *_ in stored["proposals"] if number == culprit)
+    fleet = SimulatedFleet({"a": 2, "b": 1}, SLOTS, EPOCHS, make=StandIn, fatal={text})
+    made = search(tmp_path / "crashing", DISTURBED, StandIn(1), workers=lambda _: pool_on(fleet))
+    own = [row for row in made.rows if row.equation == text]
+    assert own and {row.status for row in own} == {"crashed"} and {row.accuracy for row in own} == {None}
+    assert (
+        not [p for p in made.proposals if p.parent == culprit] and len(made.proposals) >= len(stored["proposals"]) - 2
+    )
+    again = search(tmp_path / "crashing", DISTURBED, StandIn(1))
+    assert len(again.rows) == len(made.rows) and text not in {row.equation for row in again.leaders()}
+
+
+# What a job can do to workers.
+
+
+@pytest.mark.parametrize("nodes", [{"a": 1}, {"a": 2, "b": 1}, {"a": 1, "b": 1, "c": 3}])
+def test_what_brings_workers_down_crashes_alone_and_hurts_nothing_else(undisturbed, nodes):
+    fleet = SimulatedFleet(nodes, SLOTS, EPOCHS, fatal={"7", "30"})
+    made = trained(pool_on(fleet))
+    crashed = [o for o in made if o.status == "crashed"]
+    assert [o.job.subject for o in crashed] == ["7", "30"] and all(o.accuracy is None and not o.rungs for o in crashed)
+    whole = {k: v for k, v in undisturbed.items() if k not in results(crashed)}
+    assert results(o for o in made if o.status != "crashed") == whole
+    for subject in ("7", "30"):
+        assert len(fleet.crashed_on(subject)) == 2 and len(set(fleet.crashed_on(subject))) == min(2, len(nodes))
+
+
+def test_workers_whose_nodes_go_leave_no_job_suspected(undisturbed):
+    """However often: only deaths that a job may have caused count."""
+    fleet = SimulatedFleet({"a": 2, "b": 2}, SLOTS, EPOCHS, Misfortune(leaves=0.1), seed=2)
+    assert results(trained(pool_on(fleet))) == undisturbed and fleet.deaths > 20 and not fleet.alone
+
+
+# What workers and nodes can do to a pool.
+
+
+def test_a_node_where_three_workers_could_not_start_gets_no_more(undisturbed):
+    fleet = SimulatedFleet({"bad": 2, "good": 2}, SLOTS, EPOCHS, broken={"bad"})
+    assert results(trained(pool_on(fleet))) == undisturbed
+    assert 3 <= fleet.starts["bad"] <= 4
+
+
+def test_a_pool_without_a_node_that_works_says_why_and_ends():
+    pool = pool_on(SimulatedFleet({"bad": 2}, SLOTS, EPOCHS, broken={"bad"}))
+    with pytest.raises(PoolError, match="no machine can run workers; the last one that failed: simulated death"):
+        pool.meet()
+
+
+def test_workers_of_another_version_are_left_out_and_named(undisturbed):
+    said, fleet = [], SimulatedFleet({"a": 1, "b": 1}, SLOTS, EPOCHS, versions={"b": {"jax": "0.1", "device": "cpu"}})
+    pool = Pool(fleet, "recipe", versions=dict(simulated.VERSIONS), say=said.append, clock=fleet.now)
+    assert results(trained(pool)) == undisturbed
+    assert any("it is unlike the others: jax is 0.1, not simulated" in line for line in said)
+
+
+def test_the_first_worker_settles_what_the_others_must_be():
+    fleet = SimulatedFleet({"a": 1}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    pool.meet()
+    assert pool.versions == simulated.VERSIONS and pool.capacity == SLOTS
+
+
+def test_one_worker_of_a_node_compiles_before_the_others_begin():
+    fleet = SimulatedFleet({"a": 3, "b": 2}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    trained(pool)
+    for node, workers in (("a", 3), ("b", 2)):
+        calls = [(kind, worker) for n, worker, kind in fleet.calls if n == node]
+        assert [kind for kind, _ in calls[:3]] == [Prepare, Epoch, Prepare] and calls[0][1] == calls[1][1]
+        assert len({worker for _, worker in calls}) == workers
+
+
+def test_few_jobs_are_spread_over_the_workers():
+    fleet = SimulatedFleet({"a": 4}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    trained(pool)
+    fleet.calls.clear()
+    for number in range(JOBS, JOBS + 4):
+        pool.submit(job(number))
+    pool.poll()
+    assert len({worker for _, worker, kind in fleet.calls if kind is Epoch}) == 4
+
+
+def test_a_node_that_joins_is_used(undisturbed):
+    fleet = SimulatedFleet({"a": 1}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    pool.meet()
+    fleet.join("b", 2)
+    assert results(trained(pool)) == undisturbed and fleet.starts == {"a": 1, "b": 2} and pool.capacity == 3 * SLOTS
+
+
+def test_another_recipe_makes_every_worker_anew_and_none_is_replaced(undisturbed):
+    fleet = SimulatedFleet({"a": 2}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    trained(pool)
+    pool.use("another")
+    assert results(trained(pool)) == undisturbed and fleet.starts == {"a": 2}
+    assert [kind for *_, kind in fleet.calls].count(Prepare) == 4
+
+
+def test_a_pool_that_is_suspended_waits_for_the_epochs_under_way():
+    fleet = SimulatedFleet({"a": 2}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    trained(pool)
+    for number in range(JOBS, JOBS + 2 * SLOTS):
+        pool.submit(job(number))
+    outcomes = []
+    while not outcomes:  # the first of two workers has answered
+        outcomes += pool.poll()
+    others = pool.suspend()
+    before = len(fleet.calls)
+    assert others and pool.suspend() == [] and len(fleet.calls) == before
+
+
+def test_answers_that_nobody_expects_are_not_heard():
+    """By hand: an answer to no call, one of a worker that was given up, and the same one twice."""
+
+    class Fleet(SimulatedFleet):
+        def wait(self, seconds):
+            return queue.pop(0) if queue else []
+
+        def call(self, worker, number, request):
+            pass
+
+    fleet = Fleet({"a": 1}, SLOTS, EPOCHS)
+    pool = pool_on(fleet)
+    queue: list[list] = [[]]
+    pool.poll()
+    (worker,) = pool._members
+    ready = Ready(capacity=SLOTS, versions=simulated.VERSIONS)
+    place = Place(node="a", name="a")
+    queue[:] = [[(worker, 7, place), (worker + 1, 0, place), (worker, 0, place), (worker, 0, place)]]
+    pool.poll()
+    assert pool._members[worker].place == place and pool._calls == 1
+    queue[:] = [[(worker, 1, ready), (worker, 1, ready)]]
+    pool.submit(job(0))
+    pool.poll()
+    assert pool.capacity == SLOTS and pool._calls == 2

@@ -1,0 +1,208 @@
+"""The machine on tiles as Pallas kernels: K slots in one call, whatever their programs.
+
+A GPU runs its tiles in any order, so each pass is a kernel of its own and what a norm divides by is computed between them; a tile
+reads what its program asks for and nothing else. A TPU core runs its tiles one after the other, so one kernel has all passes;
+blocks are fetched ahead of time, so what a program does not read is mapped to a block that is there already. `interpret` runs
+either on a CPU, for tests.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from bpevo.rules import statistics
+from bpevo.rules import tiles as ti
+from bpevo.rules.program import Program
+from bpevo.rules.unit import State
+
+FLOATS = {"gpu": 4096, "tpu": 65536}  # of a tile: registers of a block of threads; a part of a core's fast memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How a platform runs the machine.
+
+    Args:
+        platform: "gpu" or "tpu".
+        interpret: On whatever device there is, slowly.
+        floats: Of a tile, at most, but for a batch that is larger.
+    """
+
+    platform: str
+    interpret: bool = False
+    floats: int = 0
+
+    def layout(self, batch: int, features: int) -> ti.Layout:
+        """Of values [batch, features]."""
+        most = max(1, (self.floats or FLOATS[self.platform]) // batch)
+        if self.platform == "gpu":  # blocks are powers of two
+            rows = _power(batch)
+            return ti.Layout(batch, features, rows, min(_power(features), _power(most + 1) // 2))
+        tile = features if features <= most else max(1, most // 128) * 128  # the last axis is laid out by 128
+        return ti.Layout(batch, features, batch, tile)
+
+    def __call__(self, program: Program, state: State, keys: jax.Array, stored: dict[str, jax.Array]):
+        """Signals [K, B, M] and the next states of K slots.
+
+        Everything has a leading slot axis: `keys` [K, draws, 2] uint32, `stored` values [K, B, M].
+        """
+        _, batch, features = next(iter(stored.values())).shape
+        layout = self.layout(batch, features)
+        grow = [(0, 0), (0, layout.rows - batch), (0, layout.tiles * layout.tile - features)]
+        values = [_padded(stored[name], grow) for name in ti.stored()]
+        rows = _padded(state["small"], [(0, 0), *grow[:1], *grow[:1], grow[2]])
+        integers, floats = jax.vmap(ti.Scalars.pack)(program, state)
+        run = _passes if self.platform == "gpu" else _at_once
+        signals, rows = run(layout, self.interpret, (integers, floats, keys), rows, values)
+        rows = lax.slice_in_dim(rows, 0, state["small"].shape[-1], axis=3)
+        step = state["step"] / jax.vmap(statistics.uses)(state) + 1
+        return signals[:, :batch, :features], state | {"small": rows, "step": step, "uses": jnp.ones_like(step)}
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (n - 1).bit_length()
+
+
+def _padded(x: jax.Array, grow: list[tuple[int, int]]) -> jax.Array:
+    return jnp.pad(x, grow) if any(after for _, after in grow) else x
+
+
+def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], rows: jax.Array, values: list[jax.Array]):
+    """A kernel a pass."""
+    slots, count = rows.shape[:2]
+    tile = pl.BlockSpec((None, layout.rows, layout.tile), lambda k, j: (k, 0, j))
+    line = pl.BlockSpec((None, None, 1, layout.rows), lambda k, j: (k, j, 0, 0))
+    state = pl.BlockSpec((None, count, 2, layout.tile), lambda k, j: (k, 0, 0, j))
+    lines = pl.BlockSpec((None, ti.PASSES, layout.rows), lambda k, j: (k, 0, 0))
+    whole = [pl.BlockSpec(x.shape, lambda k, j, n=x.ndim: (0,) * n) for x in scalars]
+
+    def kernel(number, integers, floats, keys, divisors, old, *references):
+        inputs, (signal, partial, new) = references[: len(values)], references[-3:]
+        k, j = pl.program_id(0), pl.program_id(1)
+        program = ti.Scalars(k, integers, floats, keys)
+        ends = program.integer("ends")
+
+        @pl.when(number <= ends)  # else what an earlier pass stored is right
+        def _():
+            arrays = dict(zip(ti.stored(), inputs, strict=True))
+            of_tile = ti.Tile(
+                layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors
+            )
+            signal[...], partial[0, :] = of_tile.run()
+
+    signals = jnp.zeros((slots, layout.rows, layout.tiles * layout.tile), jnp.float32)
+    partial = jnp.zeros((slots, layout.tiles, 1, layout.rows), jnp.float32)
+    divisors = jnp.ones((slots, ti.PASSES, layout.rows), jnp.float32)
+    for number in range(ti.PASSES):
+        arguments = *scalars, divisors, rows, *values, signals, partial
+        signals, partial, rows = pl.pallas_call(
+            functools.partial(kernel, number),
+            grid=(slots, layout.tiles),
+            in_specs=[*whole, lines, state, *[tile] * len(values), tile, line],
+            out_specs=[tile, line, state],
+            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (signals, partial, rows)],
+            input_output_aliases={len(arguments) - 2: 0, len(arguments) - 1: 1, len(scalars) + 1: 2},
+            interpret=interpret,
+            compiler_params=None if interpret else _triton(),
+            name="rule",
+        )(*arguments)
+        if number < ti.PASSES - 1:
+            divisors = divisors.at[:, number].set(
+                jax.vmap(functools.partial(_after, layout, number))(*scalars[:1], partial)
+            )
+    return signals, rows
+
+
+def _after(layout: ti.Layout, number: int, integers: jax.Array, partial: jax.Array) -> jax.Array:
+    """What the norm that ends a pass divides by."""
+    norm = ti.Scalars(0, integers[None], None, None).norm(number)
+    return ti.divisors(ti.merged(partial[:, 0], norm), norm, layout.batch)
+
+
+def _triton() -> Any:
+    from jax.experimental.pallas import triton
+
+    return triton.CompilerParams(num_warps=8, num_stages=1)
+
+
+def _at_once(
+    layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], rows: jax.Array, values: list[jax.Array]
+):
+    """One kernel for all passes: slots, passes and tiles are its grid, from the outermost to the innermost."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    slots, count = rows.shape[:2]
+    last = layout.tiles - 1
+
+    def place(integers, k):
+        return ti.Scalars(k, integers, None, None)
+
+    def reading(which: int):
+        def index(k, n, j, integers, floats, keys):
+            program = place(integers, k)
+            wanted = (program.integer("used", 0, which) > 0) & (n <= program.integer("ends"))
+            return k, 0, jnp.where(wanted, j, last)
+
+        return index
+
+    def of_state(k, n, j, integers, floats, keys):
+        program = place(integers, k)
+        return k, 0, 0, jnp.where((program.integer("statistics") > 0) & (n <= program.integer("ends")), j, last)
+
+    def writing(k, n, j, integers, floats, keys):  # nothing leaves before the last pass
+        ends = place(integers, k).integer("ends")
+        return k, 0, jnp.where(n == ends, j, jnp.where(n < ends, 0, last))
+
+    def writing_state(k, n, j, *scalars):
+        program = place(scalars[0], k)
+        _, _, tile = writing(k, n, j, *scalars)
+        return k, 0, 0, jnp.where(program.integer("statistics") > 0, tile, last)
+
+    def kernel(integers, floats, keys, old, *references):
+        inputs, (signal, new, divisors, line) = references[: len(values)], references[-4:]
+        k, number, j = (pl.program_id(axis) for axis in range(3))
+        program = ti.Scalars(k, integers, floats, keys)
+        ends = program.integer("ends")
+
+        @pl.when(number <= ends)
+        def _():
+            new[...] = old[...]
+            arrays = dict(zip(ti.stored(), inputs, strict=True))
+            of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
+            signal[...], found = of_tile.run()
+
+            @pl.when(number < ends)
+            def _():
+                norm = program.norm(number)
+                both = ti.merged(jnp.stack([line[0, :], found]), norm)
+                line[0, :] = jnp.where(j == 0, found, both)
+
+                @pl.when(j == last)
+                def _():
+                    divisors[number, :] = ti.divisors(line[0, :], norm, layout.batch)
+
+    block, state = (None, layout.rows, layout.tile), (None, count, 2, layout.tile)
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(slots, ti.PASSES, layout.tiles),
+            in_specs=[pl.BlockSpec(state, of_state), *(pl.BlockSpec(block, reading(i)) for i in range(len(values)))],
+            out_specs=[pl.BlockSpec(block, writing), pl.BlockSpec(state, writing_state)],
+            scratch_shapes=[
+                pltpu.VMEM((ti.PASSES, layout.rows), jnp.float32),
+                pltpu.VMEM((1, layout.rows), jnp.float32),
+            ],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(values[0].shape, jnp.float32), jax.ShapeDtypeStruct(rows.shape, jnp.float32)],
+        input_output_aliases={len(scalars): 1},
+        interpret=interpret,
+        name="rule",
+    )(*scalars, rows, *values)

@@ -120,7 +120,10 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     )
     define.list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
     define.string(
-        "initial", "random", "random (N equations), known (backprop and its kin), or a file, one equation per line."
+        "initial",
+        "random",
+        "random (N equations), known (backprop and its kin), or as --rules of an evaluation: names or texts separated by ';', or "
+        "a file, one per line.",
     )
     define.list("operands", [], "Only these, such as g,h,mean(g). Default: all.")
     define.list("unaries", [], "Only these, such as relu,clip (all its constants),clip:0.5. Default: all.")

@@ -4,7 +4,7 @@
 adds components to the language.
 """
 
-from bpevo.rules.canonical import without_idle
+from bpevo.rules.canonical import without_idle, without_one
 from bpevo.rules.compiled import CompiledRule, compile
 from bpevo.rules.components import (
     BINARIES,
@@ -23,7 +23,7 @@ from bpevo.rules.export import export
 from bpevo.rules.expression import Expression
 from bpevo.rules.extending import register
 from bpevo.rules.interpreter import InterpretedRule
-from bpevo.rules.named import NAMED, PAPER, TABLE_1, resolve
+from bpevo.rules.named import GROUPS, NAMED, PAPER, TABLE_1, listed, resolve
 from bpevo.rules.own import FunctionRule, UnitView
 from bpevo.rules.program import Program, assemble, blank_program
 from bpevo.rules.text import parse
@@ -32,6 +32,7 @@ from bpevo.rules.unit import Rule, Unit, UnitShapes, Values
 
 __all__ = [
     "BINARIES",
+    "GROUPS",
     "NAMED",
     "OPERANDS",
     "PAPER",
@@ -61,8 +62,10 @@ __all__ = [
     "compile",
     "export",
     "extensions",
+    "listed",
     "parse",
     "register",
     "resolve",
     "without_idle",
+    "without_one",
 ]

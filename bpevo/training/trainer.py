@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import chex
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
+from bpevo.training.graphs import graphs, without
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
 from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
 
@@ -120,18 +122,26 @@ class Trainer:
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
+        self._lowering = lowering
         self._program = slots(task.epoch, self._devices, lowering)
+        self.graphs = graphs(self._devices[0])
+        # Until an epoch has run in graphs: the states that slots were given, as a failure loses those on the devices.
+        self._given: dict[int, Sequence[np.ndarray]] | None = {} if self.graphs.options else None
         shapes = task.blank(order.rule, examples.mean.shape)
         self._place = jax.jit(_placed, donate_argnums=0, out_shardings=self._sharded)
         try:
             self._examples = jax.device_put(examples, replicated)
-            allocate = functools.partial(_zeros, shapes, self.capacity)
-            self._states = jax.block_until_ready(jax.jit(allocate, out_shardings=self._sharded)())
+            self._allocate = jax.jit(functools.partial(_zeros, shapes, self.capacity), out_shardings=self._sharded)
+            self._states = jax.block_until_ready(self._allocate())
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error) from error
         measured = task.measure_alignment
         self._units = task.units(order.rule, examples.mean.shape) if measured else []
         self.epochs_run = self.epochs_offered = 0
+
+    def compiled(self) -> jax.stages.Compiled:
+        """The program of an epoch, compiled for itself: XLA's account of it, and its text."""
+        return self._program.lower(self._placed_orders(), self._states, self._examples).compile()
 
     @property
     def bytes_per_slot(self) -> float | None:
@@ -139,8 +149,7 @@ class Trainer:
 
         Compiles the program if no epoch has run.
         """
-        program = self._program.lower(self._placed_orders(), self._states, self._examples).compile()
-        memory = program.memory_analysis()  # of one device
+        memory = self.compiled().memory_analysis()  # of one device
         if memory is None:
             return None
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -194,11 +203,16 @@ class Trainer:
         self._orders.epoch[slot], self._orders.active[slot] = epoch, True
         self._orders.held_out[slot] = training.held_out
         if epoch:
-            values = jax.tree.unflatten(jax.tree.structure(self._states), state)
+            if self._given is not None:
+                self._given[slot] = state
             try:
-                self._states = self._place(self._states, np.int32(slot), values)
+                self._put(slot, state)
             except jax.errors.JaxRuntimeError as error:
                 raise self._explained(error) from error
+
+    def _put(self, slot: int, state: Sequence[np.ndarray]) -> None:
+        values = jax.tree.unflatten(jax.tree.structure(self._states), state)
+        self._states = self._place(self._states, np.int32(slot), values)
 
     def stop(self, slot: int) -> None:
         """Frees a slot."""
@@ -261,9 +275,28 @@ class Trainer:
             with jax.transfer_guard("disallow"):
                 self._states, metrics = self._program(orders, self._states, self._examples)
             meanwhile()
-            return jax.device_get(metrics)
+            found = jax.device_get(metrics)
+            self._given = None
+            return found
+        except jax.errors.JaxRuntimeError as error:
+            failure = self._explained(error)
+            if self._given is None or isinstance(failure, OutOfMemory):
+                raise failure from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return self._run_without_graphs(reason, meanwhile)  # outside of the handler, which keeps the lost arrays alive
+
+    def _run_without_graphs(self, reason: str, meanwhile: Callable[[], None]) -> Metrics:
+        """The first epoch again, after it failed with graphs: not every convolution can be part of one."""
+        given, self._given, self.graphs = self._given or {}, None, without(reason)
+        warnings.warn(f"from now on the decisions of rules are taken {self.graphs.said}", RuntimeWarning, stacklevel=4)
+        self._program = slots(self.task.epoch, self._devices, self._lowering, options={})
+        try:
+            self._states = self._allocate()
+            for slot, state in given.items():
+                self._put(slot, state)
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error) from error
+        return self._run(meanwhile)
 
     def _placed_orders(self) -> Order:
         """A copy of the orders on the devices."""

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from bpevo.rules import statistics
 from bpevo.rules import tiles as ti
 from bpevo.rules.program import Program
+from bpevo.rules.tile_programs import PASSES, Scalars, stored
 from bpevo.rules.unit import State
 
 FLOATS = {"gpu": 4096, "tpu": 65536}  # of a tile: registers of a block of threads; a part of a core's fast memory
@@ -44,20 +45,20 @@ class Kernel:
         if self.platform == "gpu":  # blocks are powers of two
             rows = _power(batch)
             return ti.Layout(batch, features, rows, min(_power(features), _power(most + 1) // 2))
-        tile = features if features <= most else max(1, most // 128) * 128  # the last axis is laid out by 128
-        return ti.Layout(batch, features, batch, tile)
+        lanes = 1 if self.interpret else 128  # the last axis is laid out by so many
+        return ti.Layout(batch, features, batch, features if features <= most else max(1, most // lanes) * lanes)
 
-    def __call__(self, program: Program, state: State, keys: jax.Array, stored: dict[str, jax.Array]):
+    def __call__(self, program: Program, state: State, keys: jax.Array, arrays: dict[str, jax.Array]):
         """Signals [K, B, M] and the next states of K slots.
 
-        Everything has a leading slot axis: `keys` [K, draws, 2] uint32, `stored` values [K, B, M].
+        Everything has a leading slot axis: `keys` [K, draws, 2] uint32, `arrays` [K, B, M], of tile_programs.stored().
         """
-        _, batch, features = next(iter(stored.values())).shape
+        _, batch, features = next(iter(arrays.values())).shape
         layout = self.layout(batch, features)
         grow = [(0, 0), (0, layout.rows - batch), (0, layout.tiles * layout.tile - features)]
-        values = [_padded(stored[name], grow) for name in ti.stored()]
+        values = [_padded(arrays[name], grow) for name in stored()]
         rows = _padded(state["small"], [(0, 0), *grow[:1], *grow[:1], grow[2]])
-        integers, floats = jax.vmap(ti.Scalars.pack)(program, state)
+        integers, floats = jax.vmap(Scalars.pack)(program, state)
         run = _passes if self.platform == "gpu" else _at_once
         signals, rows = run(layout, self.interpret, (integers, floats, keys), rows, values)
         rows = lax.slice_in_dim(rows, 0, state["small"].shape[-1], axis=3)
@@ -75,54 +76,63 @@ def _padded(x: jax.Array, grow: list[tuple[int, int]]) -> jax.Array:
 
 
 def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], rows: jax.Array, values: list[jax.Array]):
-    """A kernel a pass."""
-    slots, count = rows.shape[:2]
+    """A kernel a pass, the same one."""
+    (slots, count), integers = rows.shape[:2], scalars[0]
     tile = pl.BlockSpec((None, layout.rows, layout.tile), lambda k, j: (k, 0, j))
     line = pl.BlockSpec((None, None, 1, layout.rows), lambda k, j: (k, j, 0, 0))
     state = pl.BlockSpec((None, count, 2, layout.tile), lambda k, j: (k, 0, 0, j))
-    lines = pl.BlockSpec((None, ti.PASSES, layout.rows), lambda k, j: (k, 0, 0))
-    whole = [pl.BlockSpec(x.shape, lambda k, j, n=x.ndim: (0,) * n) for x in scalars]
+    lines = pl.BlockSpec((None, PASSES, layout.rows), lambda k, j: (k, 0, 0))
 
-    def kernel(number, integers, floats, keys, divisors, old, *references):
+    def whole(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec(x.shape, lambda k, j: (0,) * x.ndim)
+
+    def kernel(which, integers, floats, keys, divisors, old, *references):
         inputs, (signal, partial, new) = references[: len(values)], references[-3:]
-        k, j = pl.program_id(0), pl.program_id(1)
-        program = ti.Scalars(k, integers, floats, keys)
+        number, k, j = which[0], pl.program_id(0), pl.program_id(1)
+        program = Scalars(k, integers, floats, keys)
         ends = program.integer("ends")
 
         @pl.when(number <= ends)  # else what an earlier pass stored is right
         def _():
-            arrays = dict(zip(ti.stored(), inputs, strict=True))
-            of_tile = ti.Tile(
-                layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors
-            )
+            arrays = dict(zip(stored(), inputs, strict=True))
+            of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
             signal[...], partial[0, :] = of_tile.run()
 
-    signals = jnp.zeros((slots, layout.rows, layout.tiles * layout.tile), jnp.float32)
-    partial = jnp.zeros((slots, layout.tiles, 1, layout.rows), jnp.float32)
-    divisors = jnp.ones((slots, ti.PASSES, layout.rows), jnp.float32)
-    for number in range(ti.PASSES):
-        arguments = *scalars, divisors, rows, *values, signals, partial
+    def one_pass(number, carry):
+        divisors, rows, signals, partial = carry
+        before = jnp.full(1, number, jnp.int32), *scalars
+        arguments = *before, divisors, rows, *values, signals, partial
         signals, partial, rows = pl.pallas_call(
-            functools.partial(kernel, number),
+            kernel,
             grid=(slots, layout.tiles),
-            in_specs=[*whole, lines, state, *[tile] * len(values), tile, line],
+            in_specs=[*map(whole, before), lines, state, *[tile] * len(values), tile, line],
             out_specs=[tile, line, state],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (signals, partial, rows)],
-            input_output_aliases={len(arguments) - 2: 0, len(arguments) - 1: 1, len(scalars) + 1: 2},
+            input_output_aliases={len(arguments) - 2: 0, len(arguments) - 1: 1, len(before) + 1: 2},
             interpret=interpret,
             compiler_params=None if interpret else _triton(),
             name="rule",
         )(*arguments)
-        if number < ti.PASSES - 1:
-            divisors = divisors.at[:, number].set(
-                jax.vmap(functools.partial(_after, layout, number))(*scalars[:1], partial)
-            )
-    return signals, rows
+        after = jax.vmap(functools.partial(_after, layout, number))(integers, partial)
+        return lax.dynamic_update_index_in_dim(divisors, after, number, 1), rows, signals, partial
+
+    carry = (
+        jnp.ones((slots, PASSES, layout.rows), jnp.float32),
+        rows,
+        jnp.zeros((slots, layout.rows, layout.tiles * layout.tile), jnp.float32),
+        jnp.zeros((slots, layout.tiles, 1, layout.rows), jnp.float32),
+    )
+    if interpret:
+        carry = lax.fori_loop(0, PASSES, one_pass, carry)
+    else:  # no loop, which the host would take part in
+        for number in range(PASSES):
+            carry = one_pass(number, carry)
+    return carry[2], carry[1]
 
 
 def _after(layout: ti.Layout, number: int, integers: jax.Array, partial: jax.Array) -> jax.Array:
     """What the norm that ends a pass divides by."""
-    norm = ti.Scalars(0, integers[None], None, None).norm(number)
+    norm = Scalars(0, integers[None], None, None).norm(number)
     return ti.divisors(ti.merged(partial[:, 0], norm), norm, layout.batch)
 
 
@@ -142,7 +152,7 @@ def _at_once(
     last = layout.tiles - 1
 
     def place(integers, k):
-        return ti.Scalars(k, integers, None, None)
+        return Scalars(k, integers, None, None)
 
     def reading(which: int):
         def index(k, n, j, integers, floats, keys):
@@ -168,13 +178,13 @@ def _at_once(
     def kernel(integers, floats, keys, old, *references):
         inputs, (signal, new, divisors, line) = references[: len(values)], references[-4:]
         k, number, j = (pl.program_id(axis) for axis in range(3))
-        program = ti.Scalars(k, integers, floats, keys)
+        program = Scalars(k, integers, floats, keys)
         ends = program.integer("ends")
 
         @pl.when(number <= ends)
         def _():
             new[...] = old[...]
-            arrays = dict(zip(ti.stored(), inputs, strict=True))
+            arrays = dict(zip(stored(), inputs, strict=True))
             of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
             signal[...], found = of_tile.run()
 
@@ -193,11 +203,11 @@ def _at_once(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
-            grid=(slots, ti.PASSES, layout.tiles),
+            grid=(slots, PASSES, layout.tiles),
             in_specs=[pl.BlockSpec(state, of_state), *(pl.BlockSpec(block, reading(i)) for i in range(len(values)))],
             out_specs=[pl.BlockSpec(block, writing), pl.BlockSpec(state, writing_state)],
             scratch_shapes=[
-                pltpu.VMEM((ti.PASSES, layout.rows), jnp.float32),
+                pltpu.VMEM((PASSES, layout.rows), jnp.float32),
                 pltpu.VMEM((1, layout.rows), jnp.float32),
             ],
         ),

@@ -6,10 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from bpevo.rules import formulas, tiles
+from bpevo.rules import formulas
 from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.kernels import Kernel
 from bpevo.rules.program import Program
+from bpevo.rules.tile_programs import stored
 from bpevo.rules.unit import State, Unit, UnitShapes
 
 
@@ -21,7 +22,7 @@ class TiledRule:
     Agrees with InterpretedRule up to rounding, and has its state. Under vmap all mapped units are one call of the kernel.
 
     Args:
-        program: From `assemble`, one that `tiles.takes`; its leaves may be traced, and stacked over candidates.
+        program: From `assemble`, one that `takes` accepts; its leaves may be traced, and stacked over candidates.
         kernel: How it runs.
     """
 
@@ -52,7 +53,7 @@ class TiledRule:
                 found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
             return found[name]
 
-        values = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in tiles.stored()}
+        values = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in stored()}
         assert unit.key is not None
         draws = jnp.arange(program.load.shape[0])  # at most one an instruction
         keys = jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, unit.key))(draws))

@@ -2,8 +2,8 @@
 
 A tile is the whole batch times some features of the values of type X, as matrices [B, M]. Statistics and column norms are local
 to it. What needs all tiles (norms of entries, rows and matrices) ends a *pass*: each tile gives a line of partial results, [B];
-the lines of all tiles make what the norm divides by, and the next pass computes again up to there and goes on. `takes` says
-which programs fit: values of type X alone, and fewer than PASSES such norms. bpevo.rules.kernels runs tiles on devices.
+the lines of all tiles make what the norm divides by, and the next pass computes again up to there and goes on. Programs
+that fit: bpevo.rules.tile_programs. Their kernels: bpevo.rules.kernels.
 """
 
 import dataclasses
@@ -17,91 +17,13 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from bpevo.rules import components, formulas, statistics
+from bpevo.rules import formulas, statistics
 from bpevo.rules import program as p
-from bpevo.rules.components import BINARIES, EPSILON, OPERANDS, UNARIES, Affine, Component
-from bpevo.rules.expression import BinaryNode, Expression, OperandNode, UnaryNode
-from bpevo.rules.program import Program
-from bpevo.rules.types import BASES
-from bpevo.rules.unit import State
+from bpevo.rules.components import BINARIES, EPSILON, OPERANDS, Affine
+from bpevo.rules.tile_programs import Scalars
 
-PASSES = 4  # 99 % of random equations have at most three norms that need all tiles
-_X = BASES.index("X")
 _COL, _ELEM, _ROW = (p.AXES.index(axis) for axis in ("col", "elem", "row"))
 _LARGEST_FROM, _TWO, _NINF = (p.ORDERS.index(order) for order in ("inf", "2", "ninf"))
-
-
-def takes(program: Program) -> bool:
-    """Whether the machine on tiles runs this program (of NumPy arrays); InterpretedRule runs every one."""
-    known, live = p.codes(), range(int(program.length))
-    fits = all(
-        not program.feedback[t]
-        and known.combines[program.combine[t]] != p.MULTIPLY
-        and _is_x(known.loads[program.load[t]])
-        and all(program.base[t, i] == _X for i in range(int(program.turns[t])))
-        for t in live
-    )
-    return fits and int(barriers(program).sum()) < PASSES
-
-
-def _is_x(load: str) -> bool:
-    return load in (p.ACCUMULATOR, p.NOTHING) or OPERANDS[load].base == "X"
-
-
-def _live(program: Program, function: str) -> Any:
-    """shape=[T, 2], bool: where a program does this. Of NumPy or traced arrays."""
-    runs = (np.arange(2) < program.turns[:, None]) & (np.arange(program.turns.shape[0]) < program.length)[:, None]
-    return runs & (program.function == p.codes().functions.index(function))
-
-
-def barriers(program: Program) -> Any:
-    """shape=[T, 2], bool: the functions that end a pass."""
-    of_columns = (program.detail[..., 1] == _COL) & (program.detail[..., 2] == 0)
-    return _live(program, p.NORM) & ~of_columns
-
-
-def _elementwise(node: Expression) -> bool:
-    """Whether a formula needs of each entry only that entry of other operands of type X."""
-    match node:
-        case OperandNode():
-            return OPERANDS[node.name].base == "X"
-        case UnaryNode():
-            entry = UNARIES[node.name]
-            return bool(entry.fn or entry.affine) and _elementwise(node.x)
-        case BinaryNode():
-            binary = BINARIES[node.name]
-            return _elementwise(node.left) and (
-                binary.structure == "left" or bool(binary.fn) and _elementwise(node.right)
-            )
-    return False
-
-
-@functools.cache
-def _made_of(registered: tuple[Component, ...]) -> dict[str, frozenset[str]]:
-    """Of every operand of type X, those that must be arrays for it: itself, or what its formula is made of."""
-    assert registered == components.extensions()
-
-    def arrays(name: str) -> frozenset[str]:
-        node = formulas.definition(name)
-        if node is None or not _elementwise(node):
-            return frozenset([name])
-        return frozenset().union(*(arrays(n.name) for n in formulas.live(node) if isinstance(n, OperandNode)))
-
-    return {name: arrays(name) for name, operand in OPERANDS.items() if operand.base == "X"}
-
-
-def stored() -> list[str]:
-    """Operands that a kernel gets as arrays [B, M]; it makes all others of type X of them."""
-    made_of = _made_of(components.extensions())
-    return [name for name in made_of if name in made_of[name]]
-
-
-def used(program: Program) -> jax.Array:
-    """shape=[len(stored())], int32: whether a program reads each of them."""
-    made_of = _made_of(components.extensions())
-    table = np.array([[name in made_of.get(load, ()) for name in stored()] for load in p.codes().loads])
-    live = jnp.arange(program.load.shape[0]) < program.length
-    return jnp.any(jnp.asarray(table)[program.load] & live[:, None], 0).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,65 +38,6 @@ class Layout:
     @property
     def tiles(self) -> int:
         return -(-self.features // self.tile)
-
-
-class Scalars:
-    """A program's numbers in two small arrays, [T, …] int32 and float32, read one at a time inside the kernel."""
-
-    FLOATS = {"constant": 2, "affine": 5, "weight": 1, "uses": 1}
-
-    def __init__(self, slot, integers, floats, keys):
-        self._slot, self._integers, self._floats, self._keys = slot, integers, floats, keys
-
-    @classmethod
-    def pack(cls, program: Program, state: State) -> tuple[jax.Array, jax.Array]:
-        """Of one program and its state."""
-        t = program.load.shape[0]
-        uses = statistics.uses(state)
-        weight = statistics.weight_of_step(state["step"] / uses + 1)
-        whole = {
-            "length": jnp.reshape(program.length, 1),
-            "ends": jnp.reshape(jnp.sum(barriers(program)), 1),
-            "norms": _norms(program),
-            "used": used(program),
-            "statistics": jnp.reshape(jnp.any(_live(program, p.STATISTIC)), 1),
-            "weight": jnp.reshape(weight, 1),
-            "uses": jnp.reshape(uses, 1),
-        }
-
-        def columns(fields: dict[str, int], dtype) -> jax.Array:
-            values = [
-                jnp.broadcast_to(whole[n], (t, width)) if n in whole else jnp.reshape(getattr(program, n), (t, width))
-                for n, width in fields.items()
-            ]
-            return jnp.concatenate([jnp.asarray(v, dtype) for v in values], 1)
-
-        return columns(_integers(), jnp.int32), columns(cls.FLOATS, jnp.float32)
-
-    def integer(self, name: str, t=0, i=0):
-        return self._integers[self._slot, t, _place(_integers(), name) + i]
-
-    def real(self, name: str, t=0, i=0):
-        return self._floats[self._slot, t, _place(self.FLOATS, name) + i]
-
-    def norm(self, number) -> p.Norm:
-        """The norm that ends a pass."""
-        return p.Norm(*(self.integer("norms", 0, 3 * number + k) for k in range(3)))
-
-    def key(self, number) -> tuple[jax.Array, jax.Array]:
-        """The two words of the key of a draw."""
-        return self._keys[self._slot, number, 0], self._keys[self._slot, number, 1]
-
-
-def _integers() -> dict[str, int]:
-    """Columns of the integers: of an instruction; and, the same in every line, of the program."""
-    of_instruction = {"load": 1, "turns": 1, "function": 2, "average": 2, "detail": 6, "combine": 1}
-    return of_instruction | {"length": 1, "ends": 1, "norms": 3 * PASSES, "used": len(stored()), "statistics": 1}
-
-
-def _place(fields: dict[str, int], name: str) -> int:
-    names = list(fields)
-    return sum(fields[n] for n in names[: names.index(name)])
 
 
 class Rows:
@@ -273,8 +136,8 @@ class Tile:
         """As jax.random.uniform of the key folded by the draw's number: entry i depends on the key and i alone."""
         rows, columns = self._indices()
         entry = jnp.where(average, 0 * rows, rows * self._layout.features) + columns
-        uniform = _uniform(self._scalars.key(noise.number), entry.astype(jnp.uint32))
-        return _switch(noise.which, [lambda e=e: e.fn(value, c, uniform) for e in self._codes.noisy])
+        numbers = uniform(self._scalars.key(noise.number), entry.astype(jnp.uint32))
+        return _switch(noise.which, [functools.partial(e.fn, value, c, numbers) for e in self._codes.noisy if e.fn])
 
     def _norm(self, value: jax.Array, line: jax.Array, average, barrier, norm: p.Norm):
         """(value / (norm + ε), line, norms passed)."""
@@ -335,7 +198,8 @@ class Tile:
                 return jnp.broadcast_to(statistic.average(m, var)[None], self._shape)
             return (value - m[None]) / statistic.divisor(m, var)[None]
 
-        return _switch(what, [lambda s=s: taken(s) for s in self._codes.statistics]), line, passed, m, var
+        found = _switch(what, [functools.partial(taken, statistic) for statistic in self._codes.statistics])
+        return found, line, passed, m, var
 
 
 def _switch(index, branches: Sequence[Callable[[], Any]]):
@@ -356,7 +220,7 @@ def _finished(r: jax.Array, order) -> jax.Array:
     return jnp.where(order == _TWO, jnp.sqrt(jnp.abs(r)), r)
 
 
-def _uniform(key: tuple[jax.Array, jax.Array], entry: jax.Array) -> jax.Array:
+def uniform(key: tuple[jax.Array, jax.Array], entry: jax.Array) -> jax.Array:
     """U[0, 1) of 23 bits of the entries of an array: the numbers of jax.random.uniform with partitionable Threefry."""
     k0, k1 = key
     words = [k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA)]
@@ -369,13 +233,6 @@ def _uniform(key: tuple[jax.Array, jax.Array], entry: jax.Array) -> jax.Array:
         x0, x1 = x0 + words[(block + 1) % 3], x1 + words[(block + 2) % 3] + np.uint32(block + 1)
     bits = ((x0 ^ x1) >> np.uint32(9)) | np.uint32(0x3F800000)
     return lax.bitcast_convert_type(bits, jnp.float32) - 1.0
-
-
-def _norms(program: Program) -> jax.Array:
-    """shape=[3 PASSES]: order, axis and of_sums of each norm that ends a pass."""
-    ends = barriers(program).reshape(-1)
-    hit = ends & (jnp.cumsum(ends) - 1 == jnp.arange(PASSES)[:, None])
-    return jnp.sum(jnp.where(hit[..., None], program.detail.reshape(-1, 3), 0), 1).reshape(-1)
 
 
 def _by_maximum(norm: p.Norm) -> jax.Array:

@@ -73,8 +73,8 @@ def test_a_search_shows_one_line_of_progress_and_its_table(executed):
 def test_what_is_saved_is_what_it_shows(executed):
     saved = code(read())
     for kept, new in zip(saved, code(executed[0]), strict=True):
-        forms = [[form for o in cell.outputs for form in o.get("data", {}) if form in SHOWN] for cell in (kept, new)]
-        assert forms[0] == forms[1] and (not new.outputs or kept.outputs), kept.source
+        forms = [{form for o in cell.outputs for form in o.get("data", {}) if form in SHOWN} for cell in (kept, new)]
+        assert forms[0] == forms[1] and bool(kept.outputs) == bool(new.outputs), kept.source
     assert [cell.execution_count for cell in saved] == list(range(1, len(saved) + 1))
     assert {"text/latex", "image/svg+xml", "image/png", "text/html"} <= {
         form for cell in saved for o in cell.outputs for form in o.get("data", {})

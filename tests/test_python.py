@@ -58,9 +58,11 @@ def test_it_goes_on_when_it_is_called_again(searched):
 
 
 def lines_of(folder) -> list[tuple[str, str]]:
-    """(training, stage) of each line of the metrics."""
+    """(training, stage) of each line of the metrics; each knows how busy the slots were."""
     with open(folder / "metrics.csv", newline="") as file:
-        return [(line["training"], line["stage"]) for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    assert all(0.2 < float(line["occupancy"]) <= 1 for line in lines)
+    return [(line["training"], line["stage"]) for line in lines]
 
 
 def trained(found) -> list[tuple[str, str]]:

@@ -100,7 +100,7 @@ class Memory:
 
 
 def digest(what: Any) -> bytes:
-    """Of anything that JSON can hold."""
+    """A digest of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).digest()[:16]
 
 

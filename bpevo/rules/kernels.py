@@ -16,11 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from bpevo.rules import statistics
 from bpevo.rules import tiles as ti
-from bpevo.rules.program import Program
 from bpevo.rules.tile_programs import PASSES, Scalars, stored
-from bpevo.rules.unit import State
 
 FLOATS = {"gpu": 4096, "tpu": 65536}  # of a tile: registers of a block of threads; a part of a core's fast memory
 
@@ -48,22 +45,20 @@ class Kernel:
         lanes = 1 if self.interpret else 128  # the last axis is laid out by so many
         return ti.Layout(batch, features, batch, features if features <= most else max(1, most // lanes) * lanes)
 
-    def __call__(self, program: Program, state: State, keys: jax.Array, arrays: dict[str, jax.Array]):
-        """Signals [K, B, M] and the next states of K slots.
+    def __call__(self, scalars: Sequence[jax.Array], rows: jax.Array, arrays: dict[str, jax.Array]):
+        """Signals [K, B, M] and the next rows of state [K, rows, 2, at least M] of K slots.
 
-        Everything has a leading slot axis: `keys` [K, draws, 2] uint32, `arrays` [K, B, M], of tile_programs.stored().
+        Everything has a leading slot axis: `scalars` of tile_programs.pack, `arrays` [K, B, M] of tile_programs.stored.
         """
         _, batch, features = next(iter(arrays.values())).shape
         layout = self.layout(batch, features)
-        grow = [(0, 0), (0, layout.rows - batch), (0, layout.tiles * layout.tile - features)]
+        beyond = layout.tiles * layout.tile
+        grow = [(0, 0), (0, layout.rows - batch), (0, beyond - features)]
         values = [_padded(arrays[name], grow) for name in stored()]
-        rows = _padded(state["small"], [(0, 0), *grow[:1], *grow[:1], grow[2]])
-        integers, floats = jax.vmap(Scalars.pack)(program, state)
+        padded = _padded(rows, [(0, 0), (0, 0), (0, 0), (0, max(0, beyond - rows.shape[-1]))])
         run = _passes if self.platform == "gpu" else _at_once
-        signals, rows = run(layout, self.interpret, (integers, floats, keys), rows, values)
-        rows = lax.slice_in_dim(rows, 0, state["small"].shape[-1], axis=3)
-        step = state["step"] / jax.vmap(statistics.uses)(state) + 1
-        return signals[:, :batch, :features], state | {"small": rows, "step": step, "uses": jnp.ones_like(step)}
+        signals, new = run(layout, self.interpret, scalars, padded, values)
+        return signals[:, :batch, :features], lax.slice_in_dim(new, 0, rows.shape[-1], axis=3)
 
 
 def _power(n: int) -> int:

@@ -96,41 +96,14 @@ def used(program: Program) -> jax.Array:
 class Scalars:
     """A program's numbers in two small arrays, [T, …] int32 and float32, read one at a time inside the kernel."""
 
-    FLOATS = {"constant": 2, "affine": 5, "weight": 1, "uses": 1}
-
     def __init__(self, slot, integers, floats, keys):
         self._slot, self._integers, self._floats, self._keys = slot, integers, floats, keys
-
-    @classmethod
-    def pack(cls, program: Program, state: State) -> tuple[jax.Array, jax.Array]:
-        """Of one program and its state."""
-        t = program.load.shape[0]
-        uses = statistics.uses(state)
-        weight = statistics.weight_of_step(state["step"] / uses + 1)
-        whole = {
-            "length": jnp.reshape(program.length, 1),
-            "ends": jnp.reshape(jnp.sum(barriers(program)), 1),
-            "norms": _norms(program),
-            "used": used(program),
-            "statistics": jnp.reshape(jnp.any(_live(program, p.STATISTIC)), 1),
-            "weight": jnp.reshape(weight, 1),
-            "uses": jnp.reshape(uses, 1),
-        }
-
-        def columns(fields: dict[str, int], dtype) -> jax.Array:
-            values = [
-                jnp.broadcast_to(whole[n], (t, width)) if n in whole else jnp.reshape(getattr(program, n), (t, width))
-                for n, width in fields.items()
-            ]
-            return jnp.concatenate([jnp.asarray(v, dtype) for v in values], 1)
-
-        return columns(_integers(), jnp.int32), columns(cls.FLOATS, jnp.float32)
 
     def integer(self, name: str, t=0, i=0):
         return self._integers[self._slot, t, _place(_integers(), name) + i]
 
     def real(self, name: str, t=0, i=0):
-        return self._floats[self._slot, t, _place(self.FLOATS, name) + i]
+        return self._floats[self._slot, t, _place(_FLOATS, name) + i]
 
     def norm(self, number) -> p.Norm:
         """The norm that ends a pass."""
@@ -139,6 +112,9 @@ class Scalars:
     def key(self, number) -> tuple[jax.Array, jax.Array]:
         """The two words of the key of a draw."""
         return self._keys[self._slot, number, 0], self._keys[self._slot, number, 1]
+
+
+_FLOATS = {"constant": 2, "affine": 5, "weight": 1, "uses": 1}
 
 
 def _integers() -> dict[str, int]:
@@ -157,3 +133,29 @@ def _norms(program: Program) -> jax.Array:
     ends = barriers(program).reshape(-1)
     hit = ends & (jnp.cumsum(ends) - 1 == jnp.arange(PASSES)[:, None])
     return jnp.sum(jnp.where(hit[..., None], program.detail.reshape(-1, 3), 0), 1).reshape(-1)
+
+
+def pack(program: Program, state: State, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of one program, its state and the unit's key what `Scalars` reads: int32 and float32 [T, …], uint32 [T, 2]."""
+    t, uses = program.load.shape[0], statistics.uses(state)
+    whole = {
+        "length": program.length,
+        "ends": jnp.sum(barriers(program)),
+        "norms": _norms(program),
+        "used": used(program),
+        "statistics": jnp.any(_live(program, p.STATISTIC)),
+        "weight": statistics.weight_of_step(state["step"] / uses + 1),
+        "uses": uses,
+    }
+
+    def columns(fields: dict[str, int], dtype) -> jax.Array:
+        values = [
+            jnp.broadcast_to(jnp.reshape(whole[n], -1), (t, width))
+            if n in whole
+            else jnp.reshape(getattr(program, n), (t, width))
+            for n, width in fields.items()
+        ]
+        return jnp.concatenate([jnp.asarray(v, dtype) for v in values], 1)
+
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(t))  # at most one draw an instruction
+    return columns(_integers(), jnp.int32), columns(_FLOATS, jnp.float32), jax.random.key_data(keys)

@@ -6,11 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from bpevo.rules import formulas
+from bpevo.rules import formulas, statistics
 from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.kernels import Kernel
 from bpevo.rules.program import Program
-from bpevo.rules.tile_programs import stored
+from bpevo.rules.tile_programs import pack, stored
 from bpevo.rules.unit import State, Unit, UnitShapes
 
 
@@ -53,12 +53,12 @@ class TiledRule:
                 found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
             return found[name]
 
-        values = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in stored()}
+        arrays = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in stored()}
         assert unit.key is not None
-        draws = jnp.arange(program.load.shape[0])  # at most one an instruction
-        keys = jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, unit.key))(draws))
-        signal, state = _over_slots(self.kernel)(program, state, keys, values)
-        return signal.reshape(unit.shapes.X), state
+        scalars = pack(program, state, unit.key)
+        signal, rows = _over_slots(self.kernel)(scalars, state["small"], arrays)
+        step = state["step"] / statistics.uses(state) + 1
+        return signal.reshape(unit.shapes.X), state | {"small": rows, "step": step, "uses": jnp.float32(1)}
 
 
 @functools.cache

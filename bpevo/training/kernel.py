@@ -1,6 +1,7 @@
 """The kernel that runs equations as data on an accelerator, if it computes there what it should."""
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpevo.rules import InterpretedRule, Kernel, Rule, TiledRule, Unit, Values, assemble, parse
+from bpevo.training.graphs import graphs
 
 # Between them: a norm that ends a pass, lines, a statistic, noise, and an average.
 TRIED = ("unit_fro(g) * sgn(bn(dh))", "mul_noise(unit_row1(fa), 0.1) + mean(dfa)", "min(unit_mat1(g), clip(h, 1.0))")
@@ -28,18 +30,19 @@ def _tried(device: jax.Device) -> Found:
     kernel = Kernel(device.platform)
     try:
         with jax.default_device(device):
-            right = agrees(kernel)
+            right = agrees(kernel, graphs(device).options)
     except Exception as error:  # whatever jax, the compiler or the driver raises: the interpreter runs every equation
         return Found(None, f"interpreted: {(str(error).splitlines() or [type(error).__name__])[0]}")
     return Found(kernel, "in a kernel") if right else Found(None, "interpreted: the kernel computed other numbers")
 
 
-def agrees(kernel: Kernel) -> bool:
-    """Whether two steps of three slots come out as the interpreter computes them."""
+def agrees(kernel: Kernel, options: Mapping[str, str] | None = None) -> bool:
+    """Whether two steps of three slots come out as the interpreter computes them; `options` are XLA's for the kernel."""
     programs = [assemble(parse(text).to_equation(3)) for text in TRIED]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *programs)
     with jax.default_matmul_precision("float32"):
-        found = jax.jit(jax.vmap(lambda program: _two_steps(TiledRule(program, kernel))))(stacked)
+        in_kernel = jax.vmap(lambda program: _two_steps(TiledRule(program, kernel)))
+        found = jax.jit(in_kernel, compiler_options=dict(options or {}))(stacked)
         expected = [jax.jit(_two_steps)(InterpretedRule(program)) for program in programs]
     return all(np.allclose(a, b, 1e-3, 1e-5) for a, b in zip(found, expected, strict=True))
 

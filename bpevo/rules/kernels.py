@@ -91,7 +91,11 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
         def _():
             arrays = dict(zip(stored(), inputs, strict=True))
             of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
-            signal[...], partial[0, :] = of_tile.run()
+            value, partial[0, :] = of_tile.run()
+
+            @pl.when(number == ends)
+            def _():
+                signal[...] = value
 
     def one_pass(number, carry):
         divisors, rows, signals, partial = carry
@@ -106,7 +110,7 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
             input_output_aliases={len(arguments) - 2: 0, len(arguments) - 1: 1, len(before) + 1: 2},
             interpret=interpret,
             compiler_params=None if interpret else _triton(),
-            name="rule",
+            name="rule" if interpret else f"rule_pass_{number}",
         )(*arguments)
         after = jax.vmap(functools.partial(_after, layout, number))(integers, partial)
         return lax.dynamic_update_index_in_dim(divisors, after, number, 1), rows, signals, partial

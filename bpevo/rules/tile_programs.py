@@ -79,16 +79,19 @@ def _made_of(registered: tuple[Component, ...]) -> dict[str, frozenset[str]]:
     return {name: arrays(name) for name, operand in OPERANDS.items() if operand.base == "X"}
 
 
+def made_of(load: str) -> frozenset[str]:
+    """The arrays that a kernel reads where a program loads this."""
+    return _made_of(components.extensions()).get(load, frozenset())
+
+
 def stored() -> list[str]:
     """Operands that a kernel gets as arrays [B, M]; it makes all others of type X of them."""
-    made_of = _made_of(components.extensions())
-    return [name for name in made_of if name in made_of[name]]
+    return [name for name in OPERANDS if name in made_of(name)]
 
 
 def used(program: Program) -> jax.Array:
     """shape=[len(stored())], int32: whether a program reads each of them."""
-    made_of = _made_of(components.extensions())
-    table = np.array([[name in made_of.get(load, ()) for name in stored()] for load in p.codes().loads])
+    table = np.array([[name in made_of(load) for name in stored()] for load in p.codes().loads])
     live = jnp.arange(program.load.shape[0]) < program.length
     return jnp.any(jnp.asarray(table)[program.load] & live[:, None], 0).astype(jnp.int32)
 

@@ -100,6 +100,26 @@ def test_memory_on_the_chip_is_counted_apart_and_a_copy_beside_the_kernels_is_no
     assert (counts.kernels, counts.bytes, counts.fast_bytes) == (1, 2 * MATRIX, 2 * MATRIX)
 
 
+def test_an_asynchronous_slice_moves_the_slice_and_an_asynchronous_fusion_what_it_would_otherwise():
+    counts = account(
+        """  %x = f32[8,16]{1,0} parameter(0)
+  %i = s32[] constant(3)
+  %s = ((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2], [0:16]}
+  %e = f32[2,16]{1,0:S(1)} slice-done(%s)
+  %f = ((f32[8,16]{1,0}, s32[]), f32[1,16]{1,0}, u32[]) fusion-start(%x, %i), kind=kLoop, calls=%fused
+  ROOT %d = f32[1,16]{1,0} fusion-done(%f)""",
+        """%fused (p: f32[8,16], q: s32[]) -> f32[1,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,16]{1,0} dynamic-slice(%p, %q, %zero), dynamic_slice_sizes={1,16}
+}
+""",
+    ).counts()
+    row, index = 4 * 16, 4
+    assert (counts.kernels, counts.bytes, counts.fast_bytes) == (1, 2 * row + (row + index + row), 2 * row)
+
+
 LOOP = """%body (t: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
   %t = (s32[], f32[8,16]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0
@@ -225,6 +245,15 @@ ALONG_5 = 13
             "f32[2,8,8]{2,1,0} convolution(%l, %r), window={size=2 lhs_dilate=2}, dim_labels=0bf_0io->0bf",
             2 * 2 * 8 * 16 * 8,
         ),
+        (  # the same as a sum over 5 x 4 positions and 3 samples; windows go by the number of their axis
+            "f32[2,6,7,1,1]{4,3,2,1,0} convolution(%a, %c), window={size=5x2x4 lhs_dilate=1x2x1}, dim_labels=1f02b_1i02o->1bf02",
+            2 * 2 * (5 * 4 * 3) * 6 * 7,
+        ),
+        (  # three groups of one feature each
+            "f32[2,5,5,6]{3,2,1,0} convolution(%i, %g), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, "
+            "feature_group_count=3",
+            2 * 2 * ALONG_5**2 * 1 * 6,
+        ),
         ("f32[8,16]{1,0} negate(%x)", 0),
     ],
 )  # fmt: skip
@@ -235,6 +264,9 @@ def test_flops_are_those_of_products(line, flops):
   %o = f32[2,5,5,4]{{3,2,1,0}} parameter(3)
   %l = f32[2,8,16]{{2,1,0}} parameter(4)
   %r = f32[2,16,8]{{2,1,0}} parameter(5)
+  %a = f32[2,3,5,4,6]{{4,3,2,1,0}} parameter(6)
+  %c = f32[2,3,5,4,7]{{4,3,2,1,0}} parameter(7)
+  %g = f32[3,3,1,6]{{3,2,1,0}} parameter(8)
   ROOT %y = {line}"""
     assert account(text).counts().flops == flops
 

@@ -99,6 +99,17 @@ def test_the_table_shows_every_program_and_what_it_compares(here):
     assert figures["weights"]["turns"]["instructions"] == pytest.approx(slots_instructions(4))
 
 
+def test_what_a_compiler_refuses_is_told_and_the_rest_is_compiled(here, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 17 of 16 GiB\nmore")
+
+    row = described.Row("slots", [], Counts(), Counts())
+    monkeypatch.setattr(described, "backprop", full)
+    monkeypatch.setattr(described, "interpreted", lambda *_: [row])
+    found = list(described.measure(SETTING, "here", [1, 2], 0))
+    assert found == [f"backprop, K = {k}: RESOURCE_EXHAUSTED: 17 of 16 GiB" for k in (1, 2)] + [row, row]
+
+
 def slots_instructions(count: int) -> float:
     programs = [InterpretedRule.of(e).program for e in engines.equations(count)]
     return sum(int(p.length) for p in programs) / count

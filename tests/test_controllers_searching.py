@@ -127,6 +127,12 @@ def test_every_kind_of_rule_has_as_many_children_however_many_results_it_has_and
     assert parents(NichesController, EvolutionSettings(), [result(0, "g - g", 0.9)]).keys() == {None}
 
 
+def test_the_size_of_tournaments_is_recorded_where_it_is_not_the_default():
+    """So a run of before there were any can be continued."""
+    assert "tournament" not in plan().fingerprint()["evolution"]
+    assert plan(tournament=3).fingerprint()["evolution"]["tournament"] == 3
+
+
 def test_a_tournament_of_no_one_is_refused():
     with pytest.raises(ValueError, match="tournament must be at least 1, not 0"):
         EvolutionSettings(tournament=0)

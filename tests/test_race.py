@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_evolution import equation
-from test_runs import EPOCHS, StandIn
+from test_runs import EPOCHS, StandIn, epoch_result
 
 from bpevo.bench.race import page, protocol, running, statistics
 from bpevo.bench.race.memory import Memory, RememberingWorkers, program
@@ -17,7 +17,7 @@ from bpevo.evolution import Change, Proposal
 from bpevo.rules import without_idle
 from bpevo.runs import Row, Rows
 from bpevo.training import Training, TrainingPlan
-from bpevo.workers import Job, LocalWorkers, Stage
+from bpevo.workers import Job, LocalWorkers, Outcome, Stage
 
 # Statistics.
 
@@ -145,8 +145,8 @@ def memory(tmp_path):
         yield opened
 
 
-def job(text: str, epochs: int | None = None, rate: float = 0.1, replicate: int = 0) -> Job:
-    training = Training(equation(text), rate, replicate=replicate)
+def job(text: str, epochs: int | None = None, rate: float = 0.1, replicate: int = 0, held_out: bool = False) -> Job:
+    training = Training(equation(text), rate, replicate=replicate, held_out=held_out)
     return Job(stage=Stage.TRIAL if epochs else Stage.SEARCH, subject=text, training=training, epochs=epochs)
 
 
@@ -203,8 +203,52 @@ def test_other_seeds_tasks_rates_and_replicates_are_other_trainings_and_idle_gen
     outcomes([job("g")], memory)
     for changed in ({"seed": 1}, {"task": b"other"}):
         assert outcomes([job("g")], memory, **changed)[1] == 1
-    assert outcomes([job("g", rate=0.2), job("g", replicate=1)], memory)[1] == 2
+    assert outcomes([job("g", rate=0.2), job("g", replicate=1), job("g", held_out=True)], memory)[1] == 3
     assert program(equation("left(g, h)")) == program(equation("left(g, relu(fa))")) != program(equation("h"))
+
+
+# How good a rule is.
+
+
+class ByRate:
+    """Workers by whose hand a training's accuracy is that of its rate, or on held out examples another."""
+
+    def __init__(self, of_rate: dict[float, float | None]):
+        self.jobs, self._of_rate, self._open = [], of_rate, []
+
+    @property
+    def idle(self) -> bool:
+        return not self._open
+
+    def submit(self, job) -> None:
+        self.jobs.append(job.training)
+        self._open.append(job)
+
+    def poll(self, meanwhile=lambda: None) -> list:
+        ended, self._open = self._open[::-1], []
+        return [self._outcome(job) for job in ended]
+
+    def _outcome(self, job) -> Outcome:
+        accuracy = self._of_rate.get(job.training.learning_rate, 0.1)
+        if job.training.held_out:
+            accuracy = 0.77 if job.training.replicate % 2 else None
+        curve = (epoch_result(EPOCHS, accuracy or 0.0, "" if accuracy else "loss not finite", 0.0),)
+        return Outcome(
+            job=job, status="done" if accuracy else "diverged", reason=curve[0].reason, curve=curve, seconds=0.0
+        )
+
+
+def test_a_rule_is_tuned_on_validation_and_scored_at_its_best_rate_on_new_seeds_and_held_out_examples():
+    workers = ByRate({3.2: 0.8, 6.4: None, 1.6: 0.7})
+    found = running.score("unit_fro(g)", workers)
+    tuned, fresh = ([t for t in workers.jobs if t.held_out == held_out] for held_out in (False, True))
+    assert {t.learning_rate for t in tuned} == {0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4}  # the grid grew until 3.2 was inside
+    assert len(tuned) == 7 * protocol.TUNING and len({t.replicate for t in tuned}) == protocol.TUNING
+    assert {t.learning_rate for t in fresh} == {3.2} and len({t.replicate for t in fresh}) == protocol.FRESH
+    assert not {t.replicate for t in fresh} & {t.replicate for t in tuned}
+    assert found == running.Score(rate=3.2, at_edge=False, fresh=(None, 0.77) * (protocol.FRESH // 2))
+    lost = running.score("unit_fro(g)", ByRate({0.1 * 2**i: None for i in range(-9, 9)}))
+    assert lost == running.Score(rate=None, at_edge=False, fresh=(None,) * protocol.FRESH)
 
 
 # A whole race.
@@ -263,7 +307,7 @@ def result(values, unseen=0.5) -> dict:
     return {"points": points, "unseen": {"elsewhere": score | {"fresh": [unseen, None]}}}
 
 
-def made_up() -> page.Race:
+def made_up(planned: int = 3) -> page.Race:
     results = {}
     for seed in range(4):
         shift = 0.1 * seed
@@ -272,7 +316,7 @@ def made_up() -> page.Race:
         results["aging", seed] = result([50, 70, 90 + shift, 92, 95 + 2 * shift])
         results["backprop", seed] = result([94] * 5)
     del results["random", 3]  # not done yet
-    return page.Race(name="made up", budget=1600, results=results)
+    return page.Race(name="made up", budget=1600, planned=planned, results=results)
 
 
 def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved():
@@ -289,6 +333,10 @@ def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved()
     assert curve["1/16"] == "50.00 ± 0.00" and curve["all"] == "90.10 ± 0.25" and curve["equations"] == "50"
     unseen = page.unseen_rows(race)
     assert ["elsewhere", "aging", "25.00 ± 0.00", "+0.00 ± 0.00", "50%"] in unseen
+
+
+def test_there_is_no_verdict_before_all_seeds_are_done():
+    assert page.verdict(made_up(planned=4)) == ["No verdict yet: 3 of 4 search seeds are done."]
 
 
 def test_the_page_of_a_race_holds_curves_tables_and_what_was_measured_and_nothing_from_elsewhere():

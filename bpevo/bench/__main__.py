@@ -193,7 +193,7 @@ def main(argv: list[str]) -> None:
         targets.quiet()
     try:
         configure_jax()
-        _measure(Console(width=None if sys.stdout.isatty() else 150))
+        _measure(Console(width=None if sys.stdout.isatty() else 220 if flags.FLAGS.compile_for else 150))
     except RunError as error:
         sys.exit(process.fail("bpevo.bench", error))
 

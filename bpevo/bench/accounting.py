@@ -256,16 +256,17 @@ def _trips(computations: dict[str, Computation], loop: Instruction) -> int | Non
 
 
 def _kernel(computations: dict[str, Computation], i: Instruction, within: Computation) -> Counts:
+    """What an instruction that is neither control flow nor free does; of an asynchronous pair its start."""
     collective = i.opcode.removesuffix("-start") in _COLLECTIVES
     if i.opcode == "custom-call" and '"AllocateBuffer"' in i.attributes:
         return Counts()
-    if i.opcode == "fusion":
+    if i.opcode in ("fusion", "fusion-start"):
         fused = computations[i.called("calls")]
         moved, flops = _fusion_moves(fused), sum(_flops(computations, j, fused) for j in fused.values())
     else:
         moved, flops = _moves(i, within), _flops(computations, i, within)
     slow, fast = _by_memory(moved)
-    kernel = not i.opcode.endswith("-start")  # a copy beside the kernels
+    kernel = i.opcode == "fusion-start" or not i.opcode.endswith("-start")  # the others are copies beside the kernels
     return Counts(bytes=slow, fast_bytes=fast, flops=flops, kernels=kernel, collectives=collective)
 
 
@@ -276,8 +277,12 @@ def _by_memory(moves: Moves) -> tuple[int, int]:
     return sum(n for n, fast in moves if not fast), sum(n for n, fast in moves if fast)
 
 
+def _all(arrays: Sequence[hlo.Array]) -> Moves:
+    return [(a.bytes, a.fast) for a in arrays]
+
+
 def _whole(type_: str) -> Moves:
-    return [(a.bytes, a.fast) for a in hlo.arrays(type_)]
+    return _all(hlo.arrays(type_))
 
 
 def _size(type_: str) -> int:
@@ -292,15 +297,19 @@ def _like(type_: str, of: str) -> Moves:
 def _moves(i: Instruction, within: Computation) -> Moves:
     """What an instruction that is a kernel of its own moves."""
     operands = [within[name].type for name in dict.fromkeys(i.operands)]
-    if i.opcode == "copy-start":
-        return _whole(operands[0]) + [(a.bytes, a.fast) for a in hlo.arrays(i.type)[:1]]
-    if i.opcode == "dynamic-update-slice":  # in place
-        return _like(operands[1], operands[1]) + _like(operands[1], i.type)
-    if i.opcode == "scatter":
+    if i.opcode == "copy-start":  # its type is (result, operand, context)
+        return _whole(operands[0]) + _all(hlo.arrays(i.type)[:1])
+    opcode, result = i.opcode.removesuffix("-start"), _whole(i.type)
+    if opcode != i.opcode and opcode not in _COLLECTIVES:  # its type is ((operands), result, context)
+        result = _all(hlo.arrays(i.type)[sum(len(hlo.arrays(within[name].type)) for name in i.operands) : -1])
+    size = sum(n for n, _ in result)
+    if opcode == "dynamic-update-slice":  # in place
+        return _like(operands[1], operands[1]) + [(_size(operands[1]), any(fast for _, fast in result))]
+    if opcode == "scatter":
         return [m for o in operands[1:] for m in _whole(o)] + _like(operands[-1], i.type)
-    if i.opcode in _PARTS:
-        return _like(i.type, operands[0]) + _whole(i.type)
-    return [m for o in operands for m in _whole(o)] + _whole(i.type)
+    if opcode in _PARTS:
+        return [(size, any(a.fast for a in hlo.arrays(operands[0])))] + result
+    return [m for o in operands for m in _whole(o)] + result
 
 
 def _fusion_moves(fused: Computation) -> Moves:
@@ -346,7 +355,7 @@ def _dims(type_: str) -> tuple[int, ...]:
 
 
 def _flops(computations: dict[str, Computation], i: Instruction, within: Computation) -> float:
-    if i.opcode == "fusion":
+    if i.opcode in ("fusion", "fusion-start"):
         inner = computations[i.called("calls")]
         return sum(_flops(computations, j, inner) for j in inner.values())
     types = [within[name].type for name in i.operands]

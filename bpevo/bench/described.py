@@ -1,9 +1,10 @@
 """The search's programs, compiled for accelerators that are not there, and what they would do in a step."""
 
 import dataclasses
+import functools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -110,16 +111,16 @@ def program(setting: engines.Setting, rule: Rule, capacity: int, devices: Sequen
     )
 
 
-def backprop(setting: engines.Setting, capacity: int, devices: Sequence[jax.Device]) -> Row:
+def backprop(setting: engines.Setting, capacity: int, devices: Sequence[jax.Device]) -> list[Row]:
     """Slots that all train with backprop."""
     made = program(setting, compile("g"), capacity, devices)
-    return Row(f"backprop, K = {capacity}", [made], made.counts(), made.counts())
+    return [Row(f"backprop, K = {capacity}", [made], made.counts(), made.counts())]
 
 
-def specialised(setting: engines.Setting, equations: Sequence[Equation], devices: Sequence[jax.Device]) -> Row:
+def specialised(setting: engines.Setting, equations: Sequence[Equation], devices: Sequence[jax.Device]) -> list[Row]:
     """A program for each equation."""
     made = [program(setting, compile(e), len(devices), devices) for e in equations]
-    return _row(f"specialised, {len(made)} rules", made, [p.counts() for p in made])
+    return [_row(f"specialised, {len(made)} rules", made, [p.counts() for p in made])] if made else []
 
 
 def interpreted(
@@ -142,18 +143,24 @@ def _row(name: str, programs: Sequence[Program], each: Sequence[Counts]) -> Row:
     return Row(name, programs, mean, max(each, key=lambda c: c.bytes + c.fast_bytes))
 
 
-def measure(
-    setting: engines.Setting, target: str, capacities: Sequence[int], first: int, done: Callable[[Row], None]
-) -> None:
-    """Compiles everything for a target, a row after the other: `done` gets each. Raises RunError (see targets)."""
+def measure(setting: engines.Setting, target: str, capacities: Sequence[int], first: int) -> Iterator[Row | str]:
+    """Compiles everything for a target: rows as they come, and in words what its compiler refused, as where memory ends.
+
+    Raises RunError (see targets).
+    """
     devices = targets.described(target)
     equations = engines.equations(SAMPLE)
-    for capacity in capacities:
-        if capacity % len(devices) == 0:
-            done(backprop(setting, capacity, devices))
-    if first:
-        done(specialised(setting, equations[:first], devices))
-    for capacity in capacities:
-        if capacity % len(devices) == 0:
-            for row in interpreted(setting, capacity, equations, first, devices):
-                done(row)
+    capacities = [k for k in capacities if k % len(devices) == 0]
+    parts: list[tuple[str, Callable[[], Sequence[Row]]]] = [
+        *((f"backprop, K = {k}", functools.partial(backprop, setting, k, devices)) for k in capacities),
+        (f"specialised, {first} rules", functools.partial(specialised, setting, equations[:first], devices)),
+        *(
+            (f"slots, K = {k}", functools.partial(interpreted, setting, k, equations, first, devices))
+            for k in capacities
+        ),
+    ]
+    for name, compile_part in parts:
+        try:
+            yield from compile_part()
+        except jax.errors.JaxRuntimeError as error:
+            yield f"{name}: {(str(error).splitlines() or ['refused'])[0]}"

@@ -27,13 +27,15 @@ def tell(
     figures: dict[str, Any] = {}
     for name in names:
         rows: list[Row] = []
-
-        def done(row: Row, name: str = name, rows: list[Row] = rows) -> None:
-            rows.append(row)
-            console.print(f"{name}: {row.name.strip()}: {row.mean.bytes / MIB:,.0f} MiB a step", highlight=False)
-
-        described.measure(setting, name, capacities, first, done)
-        console.print(_table(setting, name, rows))
+        for found in described.measure(setting, name, capacities, first):
+            if isinstance(found, Row):
+                rows.append(found)
+            told = (
+                found if isinstance(found, str) else f"{found.name.strip()}: {found.mean.bytes / MIB:,.0f} MiB a step"
+            )
+            console.print(f"{name}: {told}", highlight=False, markup=False)
+        if rows:
+            console.print(_table(setting, name, rows))
         figures[name] = [_figures(row) for row in rows]
     equations = engines.equations(described.SAMPLE)
     whole = sample.habits(sample.groups(equations, len(equations))[0])

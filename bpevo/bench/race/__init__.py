@@ -14,7 +14,7 @@ FRESH new seeds on examples that nothing was chosen by; a training that diverges
 95 % t-interval; at all of the budget one-sided paired t-tests (the pairs share a search seed, hence the seeds of all trainings)
 of every arm against the arm `paper` and against the arm `random`, all of a data set together Holm-corrected. *Savings* of an
 arm: the share of the budget at which its mean curve (linear in the logarithm of the budget) first reaches the final mean of
-`paper`, with a 95 % bootstrap interval over search seeds.
+`paper`, with a 95 % bootstrap interval over search seeds. No verdict before all seeds are done.
 
 **Secondary.** The final rules, tuned and scored likewise on networks and a data set that the search never saw, with the share of
 their trainings that diverged. Tuned backprop stands beside all of it.

@@ -2,8 +2,7 @@
 
 Searches of every arm on every data set, from as many search seeds, one after the other; bpevo.bench.race says what is measured.
 The report, race.html and race.md in --workdir, is written anew whenever all arms have finished a seed. Starting again on the
-same folder continues; several processes may share it, with other --first. A search's own database is in a temporary folder:
-TMPDIR=/dev/shm keeps it in memory.
+same folder continues. A search's own database is in a temporary folder: TMPDIR=/dev/shm keeps it in memory.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log l
 from absl import app, flags
 from rich.console import Console
 
-from bpevo import data
+from bpevo import data, models
 from bpevo.bench.race import page, protocol, running
 from bpevo.bench.race.memory import Memory, digest
 from bpevo.command import process
@@ -34,8 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "equations", 2000, "The budget: what so many equations cost with trials.", lower_bound=protocol.LAG
     )
-    flags.DEFINE_integer("seeds", 20, "Search seeds of each arm.", lower_bound=1)
-    flags.DEFINE_integer("first", 0, "The first search seed.", lower_bound=0)
+    flags.DEFINE_integer("seeds", 20, "Search seeds of each arm; no verdict before all are done.", lower_bound=1)
     flags.DEFINE_integer("slots", 8, "Candidates in training at once; results do not depend on it.", lower_bound=1)
 
 
@@ -59,7 +57,8 @@ class Course:
 
     def report(self) -> page.Race:
         budget = self.setting.budget(flags.FLAGS.equations)
-        return page.Race(name=self.setting.name, budget=budget, results=self._memory.results(self.race))
+        results = self._memory.results(self.race)
+        return page.Race(name=self.setting.name, budget=budget, planned=flags.FLAGS.seeds, results=results)
 
 
 def write(folder: pathlib.Path, courses: list[Course], console: Console) -> None:
@@ -79,7 +78,7 @@ def race(memory: Memory, folder: pathlib.Path, console: Console) -> None:
     values = flags.FLAGS
     names = values.datasets or [name for name in protocol.SETTINGS if protocol.importable(name)]
     arms = [running.BACKPROP, *values.arms]
-    seeds = range(values.first, values.first + values.seeds)
+    seeds = range(values.seeds)
     courses = [Course(name, memory) for name in names]
     open_ = [
         (seed, course, arm)
@@ -118,6 +117,11 @@ def main(argv: list[str]) -> int:
     ):
         if unknown := [each for each in given if each not in known]:
             return process.fail(command, f"--{name}={unknown[0]} must be one of {', '.join(known)}")
+    try:
+        for name in values.unseen_models:
+            models.by_name(name)
+    except ValueError as error:
+        return process.fail(command, f"--unseen_models: {error}")
     configure_jax()
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
     folder = pathlib.Path(values.workdir)

@@ -37,7 +37,7 @@ REPLICATES = 20_000  # of a search seed, which shift those of its jobs: more tha
 
 
 class Memory:
-    """An open file. Several processes may share it."""
+    """An open file."""
 
     def __init__(self, connection: sqlite3.Connection):
         self._connection = connection

@@ -35,6 +35,7 @@ class Race:
 
     name: str
     budget: float  # slot-epochs
+    planned: int  # search seeds
     results: Results
 
     @property
@@ -127,8 +128,10 @@ def unseen_rows(race: Race) -> list[list[str]]:
 
 
 def verdict(race: Race) -> list[str]:
-    """In sentences."""
+    """In sentences. Who looks often enough sees a difference where there is none: nothing is said before all seeds are done."""
     count, said = len(race.seeds), []
+    if count < race.planned:
+        return [f"No verdict yet: {count} of {race.planned} search seeds are done."]
     for reference in REFERENCES:
         against = [c for c in race.comparisons() if c.reference == reference]
         better = [f"{c.arm} ({c.difference.pairs.mean:+.2f} points, p {c.p:.3f})" for c in against if c.better]
@@ -136,7 +139,7 @@ def verdict(race: Race) -> list[str]:
             beaten = "; ".join(better) if better else "none of the arms"
             said.append(f"Better than {reference} at all of the budget over {count} search seeds: {beaten}.")
     if not said:
-        said.append(f"No comparison: {count} search seeds of {', '.join(race.arms)} are done.")
+        said.append("No comparison: it needs two search seeds, and the arm paper or random.")
     return said
 
 
@@ -215,7 +218,8 @@ def report_html(races: Sequence[Race], versions: str) -> str:
             escaped = [("", [html.escape(c) for c in row]) for row in cells]
             sections += [page.heading(3, title), page.table(columns, escaped)]
         finals = [("", [page.equation(rule), *map(html.escape, rest)]) for rule, *rest in _finals(race)]
-        sections += [page.heading(3, "The best final rules"), page.table(FINAL_COLUMNS, finals)]
+        title = "The final rules that did best, by a figure that flatters for being chosen by"
+        sections += [page.heading(3, title), page.table(FINAL_COLUMNS, finals)]
     sections.append(page.heading(2, "What was measured"))
     sections += [page.paragraph(part.replace("**", "")) for part in (protocol_text.__doc__ or "").split("\n\n")]
     return page.page("A race of controllers", sections)

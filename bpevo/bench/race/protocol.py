@@ -16,7 +16,7 @@ VERSION = 1  # of the protocol: raised whenever the same race would give other f
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the budget
 RATES, ONE_RATE = (0.8, 0.2, 0.05), (0.2,)
 TUNING_RATES = (1.6, 0.8, 0.4, 0.2, 0.1)  # from where the grid of a rule grows
-TUNING, FRESH = 2, 10  # seeds of each rate, and at the best one
+TUNING, FRESH = 5, 10  # seeds of each rate, and at the best one
 MAX_PARTS, LAG = 3, 16
 KIND_PROBES = 2  # probes that a rule's kind takes
 
@@ -121,7 +121,7 @@ class Arm:
         return KIND_PROBES if self.controller == "niches" else 0
 
     def plan(self, setting: Setting, equations: int, seed: int) -> SearchPlan:
-        """Of a search without an end: the budget ends it."""
+        """The plan of a search without an end: the budget ends it."""
         spent = setting.budget(equations)
         affords = int(spent / (budget.epochs_of(len(self.rates), setting.epochs, setting.trial_epochs) + setting.probe))
         return SearchPlan(

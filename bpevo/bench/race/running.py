@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from bpevo.bench.race.memory import Memory, RememberingWorkers, digest
@@ -26,7 +27,7 @@ from bpevo.runs import Row, Rows, RunDatabase, judged, ranked
 from bpevo.runs.provenance import versions
 from bpevo.search import CONTROL_KEYS, Search
 from bpevo.training import Training
-from bpevo.workers import Job, LocalWorkers, Stage
+from bpevo.workers import Job, LocalWorkers, Stage, Workers
 
 _NUMERICS = ("jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")  # of versions: what decides numbers
 FIRST_TUNING, FIRST_FRESH = 1000, 3000  # replicates, as in an evaluation
@@ -39,6 +40,9 @@ class Score:
     rate: float | None  # None: it diverged at every rate
     at_edge: bool
     fresh: tuple[float | None, ...]  # None: diverged
+
+
+NOTHING = Score(rate=None, at_edge=False, fresh=(None,) * FRESH)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,9 @@ class Track:
     """A setting with its program, compiled once."""
 
     def __init__(self, setting: Setting, memory: Memory, slots: int | None):
-        self.setting, self._memory, self._slots = setting, memory, slots
+        self.setting, self._memory = setting, memory
         self._training = setting.training()
-        settled = {name: versions()[name] for name in _NUMERICS}
+        settled = {name: versions()[name] for name in _NUMERICS} | {"device": jax.local_devices()[0].device_kind}
         self.task = digest(self._training.fingerprint() | settled)
         self._trainer = self._training.trainer(MAX_PARTS, slots)
 
@@ -76,35 +80,6 @@ class Track:
             search = Search(database, budgeted, workers, plan, lambda _, rows: spending.add(rows))
             search.run()
             return leaders(search.proposals, search.rows, spending, self.setting.budget(equations)), workers
-
-    def score(self, rule: str, workers: RememberingWorkers) -> Score:
-        """Tunes a rule and trains it on new seeds."""
-        equation = parse(rule).to_equation(MAX_PARTS)
-        tried: dict[float, list[float | None]] = {}
-        while rates := next_rates(TUNING_RATES, tried):
-            replicates = range(FIRST_TUNING, FIRST_TUNING + TUNING)
-            jobs = [_job(Stage.TUNING, equation, rate, replicate) for rate in rates for replicate in replicates]
-            accuracies = accuracies_of(jobs, workers)
-            for i, rate in enumerate(rates):
-                tried[rate] = accuracies[i * TUNING : (i + 1) * TUNING]
-        best = best_rate(tried)
-        if best is None:
-            return Score(rate=None, at_edge=False, fresh=(None,) * FRESH)
-        replicates = range(FIRST_FRESH, FIRST_FRESH + FRESH)
-        jobs = [_job(Stage.TEST, equation, best, replicate, held_out=True) for replicate in replicates]
-        edge = at_edge(TUNING_RATES, tried)
-        return Score(rate=best, at_edge=edge, fresh=tuple(accuracies_of(jobs, workers)))
-
-    def points(self, leading: Sequence[tuple[int, Row | None]], workers: RememberingWorkers) -> list[Point]:
-        nothing = Score(rate=None, at_edge=False, fresh=(None,) * FRESH)
-        found = []
-        for equations, row in leading:
-            if row is None:
-                found.append(Point(equations=equations, rule="", search=0.0, score=nothing))
-            else:
-                score, own = self.score(row.equation, workers), row.accuracy or 0.0
-                found.append(Point(equations=equations, rule=row.equation, search=own, score=score))
-        return found
 
 
 class Spending:
@@ -166,8 +141,27 @@ def leaders(
     return found
 
 
-def accuracies_of(jobs: Sequence[Job], workers: RememberingWorkers) -> list[float | None]:
-    """Of each job in turn; None: it diverged."""
+def score(rule: str, workers: Workers) -> Score:
+    """Tunes a rule and trains it on new seeds."""
+    equation = parse(rule).to_equation(MAX_PARTS)
+    tried: dict[float, list[float | None]] = {}
+    while rates := next_rates(TUNING_RATES, tried):
+        replicates = range(FIRST_TUNING, FIRST_TUNING + TUNING)
+        jobs = [_job(Stage.TUNING, equation, rate, replicate) for rate in rates for replicate in replicates]
+        accuracies = accuracies_of(jobs, workers)
+        for i, rate in enumerate(rates):
+            tried[rate] = accuracies[i * TUNING : (i + 1) * TUNING]
+    best = best_rate(tried)
+    if best is None:
+        return NOTHING
+    replicates = range(FIRST_FRESH, FIRST_FRESH + FRESH)
+    jobs = [_job(Stage.TEST, equation, best, replicate, held_out=True) for replicate in replicates]
+    edge = at_edge(TUNING_RATES, tried)
+    return Score(rate=best, at_edge=edge, fresh=tuple(accuracies_of(jobs, workers)))
+
+
+def accuracies_of(jobs: Sequence[Job], workers: Workers) -> list[float | None]:
+    """Accuracies of the jobs in turn; None: it diverged."""
     for job in jobs:
         workers.submit(job)
     ended: dict[Any, float | None] = {}
@@ -191,13 +185,18 @@ def run(
     if arm is None:
         workers = track.workers(seed)
         rule = NAMED[BACKPROP]
-        points = [Point(equations=0, rule=rule, search=0.0, score=track.score(rule, workers))] * len(FRACTIONS)
+        points = [Point(equations=0, rule=rule, search=0.0, score=score(rule, workers))] * len(FRACTIONS)
     else:
         leading, workers = track.search(arm, equations, seed)
-        points = track.points(leading, workers)
+        points = [
+            Point(equations=count, rule=row.equation, search=row.accuracy or 0.0, score=score(row.equation, workers))
+            if row
+            else Point(equations=count, rule="", search=0.0, score=NOTHING)
+            for count, row in leading
+        ]
     elsewhere = {}
     for other in unseen if points[-1].rule else ():
-        elsewhere[other.setting.name] = dataclasses.asdict(other.score(points[-1].rule, other.workers(seed)))
+        elsewhere[other.setting.name] = dataclasses.asdict(score(points[-1].rule, other.workers(seed)))
     last = points[-1]
     say(f"{last.equations:,} equations, {workers.trained:,} of {workers.asked:,} trainings not remembered: {last.rule}")
     return {"points": [dataclasses.asdict(p) for p in points], "unseen": elsewhere}

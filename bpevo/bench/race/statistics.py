@@ -59,7 +59,7 @@ class Savings:
 
 
 def savings(fractions: Sequence[float], values: np.ndarray, reference: np.ndarray, seed: int = 0) -> Savings:
-    """Of mean curves; seeds are drawn with replacement, the same for both.
+    """Savings by mean curves; seeds are drawn with replacement, the same for both.
 
     Args:
       fractions: shares of the budget [points].

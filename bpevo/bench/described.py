@@ -12,7 +12,8 @@ import numpy as np
 
 from bpevo.bench import engines, sample, targets, thunks
 from bpevo.bench.accounting import Account, Counts, Habits
-from bpevo.rules import Equation, InterpretedRule, Rule, blank_program, compile
+from bpevo.rules import Equation, InterpretedRule, Kernel, Rule, TiledRule, assemble, blank_program, compile, takes
+from bpevo.rules.kernels import PLATFORMS
 from bpevo.training import Examples, Task, TrainingSettings
 from bpevo.training.graphs import COMMAND_BUFFERS, LEAST
 from bpevo.training.slots import shardings, slots
@@ -123,13 +124,35 @@ def specialised(setting: engines.Setting, equations: Sequence[Equation], devices
     return [_row(f"specialised, {len(made)} rules", made, [p.counts() for p in made])] if made else []
 
 
-def interpreted(
+def in_slots(
     setting: engines.Setting, capacity: int, equations: Sequence[Equation], first: int, devices: Sequence[jax.Device]
 ) -> list[Row]:
-    """The slots with equations as data: for groups of `equations`, and for the `first` alone, as the specialised ones."""
-    made = program(setting, InterpretedRule(blank_program(3)), capacity, devices)
+    """The slots with equations as data, as a search has them on such devices: for groups of `equations`, and for the `first`
+    alone, as the specialised ones. Where there is a kernel, for those that it takes."""
+    name, rule = f"slots, K = {capacity}", interpreter()
+    if devices[0].platform in PLATFORMS:
+        rule = TiledRule(blank_program(3), Kernel(devices[0].platform))
+        equations, first = (
+            [e for e in equations if takes(assemble(e))],
+            sum(takes(assemble(e)) for e in equations[:first]),
+        )
+        name += f", {len(equations)} equations in a kernel"
+    return _of_data(name, program(setting, rule, capacity, devices), capacity, equations, first)
+
+
+def beside(setting: engines.Setting, equations: Sequence[Equation], devices: Sequence[jax.Device]) -> list[Row]:
+    """The program of a search for what its kernel does not take, a slot: as if it were all equations."""
+    made = program(setting, interpreter(), len(devices), devices)
+    return _of_data("interpreter, K = 1", made, 1, equations, 0)
+
+
+def interpreter() -> Rule:
+    return InterpretedRule(blank_program(3))
+
+
+def _of_data(name: str, made: Program, capacity: int, equations: Sequence[Equation], first: int) -> list[Row]:
     groups = [made.counts(sample.habits(group)) for group in sample.groups(equations, capacity)]
-    rows = [_row(f"slots, K = {capacity}, {len(groups)} groups", [made], groups)]
+    rows = [_row(f"{name}, {len(groups)} groups", [made], groups)]
     if first:
         same = made.counts(sample.habits(sample.groups(equations[:first], first)[0]))
         rows.append(Row(f"  the {first} rules", [made], same, same))
@@ -154,9 +177,11 @@ def measure(setting: engines.Setting, target: str, capacities: Sequence[int], fi
     parts: list[tuple[str, Callable[[], Sequence[Row]]]] = [
         *((f"backprop, K = {k}", functools.partial(backprop, setting, k, devices)) for k in capacities),
         (f"specialised, {first} rules", functools.partial(specialised, setting, equations[:first], devices)),
+        *((f"slots, K = {k}", functools.partial(in_slots, setting, k, equations, first, devices)) for k in capacities),
         *(
-            (f"slots, K = {k}", functools.partial(interpreted, setting, k, equations, first, devices))
-            for k in capacities
+            [("interpreter, K = 1", functools.partial(beside, setting, equations, devices))]
+            if devices[0].platform in PLATFORMS
+            else []
         ),
     ]
     for name, compile_part in parts:

@@ -72,7 +72,7 @@ def kernels(programs: Sequence[Program]) -> dict[str, Parts]:
 
     def of_pass(n: int) -> Parts:
         """As bpevo.rules.kernels._passes: a load reads the arrays it needs, statistics read and write a row each."""
-        reads = [mean(lambda run, name=name: run.reads(name, n)) for name in names]
+        reads = [sum(run.reads(name, n) for run in taken) / len(taken) for name in names]
         last = mean(lambda run: run.ends == n)
         read, written = (
             mean(lambda run: run.statistics(n) / rows),
@@ -80,7 +80,7 @@ def kernels(programs: Sequence[Program]) -> dict[str, Parts]:
         )
         return Parts([1, 1, 1, 1, 1, read, *reads, 0, 0], [last, mean(lambda run: run.ends >= n), written])
 
-    used = [mean(lambda run, name=name: (run.reads(name, run.ends) > 0) * (run.ends + 1)) for name in names]
+    used = [sum((run.reads(name, run.ends) > 0) * (run.ends + 1) for run in taken) / len(taken) for name in names]
     state = mean(lambda run: (run.statistics(run.ends) > 0) * (run.ends + 1))
     of_state = mean(lambda run: run.statistics(run.ends) > 0)
     at_once = {"rule": Parts([1, 1, 1, state, *used], [1, of_state])}  # as _at_once: blocks of what a program reads

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from bpevo.rules import tiles as ti
 from bpevo.rules.tile_programs import PASSES, Scalars, stored
 
+PLATFORMS = ("gpu", "tpu")
 FLOATS = {"gpu": 4096, "tpu": 65536}  # of a tile: registers of a block of threads; a part of a core's fast memory
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpevo.rules import InterpretedRule, Kernel, Rule, TiledRule, Unit, Values, assemble, parse
+from bpevo.rules.kernels import PLATFORMS
 from bpevo.training.graphs import graphs
 
 # Between them: a norm that ends a pass, lines, a statistic, noise, and an average.
@@ -22,7 +23,7 @@ class Found(NamedTuple):
 
 def kernel_of(device: jax.Device) -> Found:
     """The kernel of a device's platform. On an accelerator it is tried, once in a process."""
-    return _tried(device) if device.platform in ("gpu", "tpu") else Found(None, "")
+    return _tried(device) if device.platform in PLATFORMS else Found(None, "")
 
 
 @functools.cache

@@ -89,7 +89,8 @@ def program(setting: engines.Setting, rule: Rule, capacity: int, devices: Sequen
     shared = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), examples)
     epoch = slots(work.epoch, devices, "vmap", options=options(devices))
     clocks = time.perf_counter(), time.process_time()
-    lowered = epoch.lower(stacked(engines.order_of(rule)), stacked(work.blank(rule, examples.mean.shape)), shared)
+    with targets.as_if_on(devices[0]):
+        lowered = epoch.lower(stacked(engines.order_of(rule)), stacked(work.blank(rule, examples.mean.shape)), shared)
     with tempfile.TemporaryDirectory() as folder:
         gpu = devices[0].platform == "gpu"
         compiled = lowered.compile({"xla_dump_to": folder} if gpu else None)

@@ -9,6 +9,7 @@ import pytest
 from conftest import STEPS, UnitSteps
 
 from bpevo import rules
+from bpevo.bench import sample
 from bpevo.evolution import SearchSpace
 from bpevo.rules import NAMED, Kernel, TiledRule, assemble, takes
 from bpevo.rules.tile_programs import stored
@@ -133,3 +134,17 @@ def test_noise_in_a_tile_is_that_of_jax_bit_for_bit():
 
 def test_arrays_are_the_operands_that_no_tile_can_make():
     assert stored() == ["hp", "h", "gh", "fah", "dfah", "dh"]
+
+
+def test_the_account_of_a_kernel_by_hand():
+    """One slot has no norm and reads gh and dh (for g) and a statistic; another ends a pass after g and reads fah then."""
+    programs = [assemble(equation(t)) for t in ("g + mean(dh)", "unit_fro(g) + fah")]
+    found = sample.kernels(programs)
+    rows = 10  # of state, with up to three parts
+    at_once, first, second, third = (found[name] for name in ("rule", "rule_pass_0", "rule_pass_1", "rule_pass_2"))
+    assert stored() == ["hp", "h", "gh", "fah", "dfah", "dh"]
+    assert first.operands[6:12] == [0, 0, (1 + 1) / 2, 0, 0, (2 + 1) / 2]  # dh: for g and for its mean; for g
+    assert first.operands[5] == pytest.approx(1 / rows / 2) == first.results[2] and first.results[:2] == [0.5, 1]
+    assert second.operands[6:12] == [0, 0, 0.5, 0.5, 0, 0.5] and second.results == [0.5, 0.5, 0]
+    assert not any(third.operands[5:]) and not any(third.results)
+    assert at_once.operands[3:] == [0.5, 0, 0, (1 + 2) / 2, 2 / 2, 0, (1 + 2) / 2] and at_once.results == [1, 0.5]

@@ -56,10 +56,11 @@ class Kernel:
         beyond = layout.tiles * layout.tile
         grow = [(0, 0), (0, layout.rows - batch), (0, beyond - features)]
         values = [_padded(arrays[name], grow) for name in stored()]
-        padded = _padded(rows, [(0, 0), (0, 0), (0, 0), (0, max(0, beyond - rows.shape[-1]))])
+        own = _padded(rows[..., :features], [(0, 0), (0, 0), *grow[::2]])  # rows are as long as the longest type's
         run = _passes if self.platform == "gpu" else _at_once
-        signals, new = run(layout, self.interpret, scalars, padded, values)
-        return signals[:, :batch, :features], lax.slice_in_dim(new, 0, rows.shape[-1], axis=3)
+        signals, own = run(layout, self.interpret, scalars, own, values)
+        new = lax.dynamic_update_slice_in_dim(rows, own[..., :features], 0, 3)
+        return signals[:, :batch, :features], new
 
 
 def _power(n: int) -> int:

@@ -292,9 +292,8 @@ def test_noise_is_fresh_each_step_other_in_each_unit_and_the_same_again():
     assert not np.array_equal(state["b"]["rule"]["noise"], state["c"]["rule"]["noise"])
 
 
-def test_stateless_rules_have_no_constants():
-    state = evolve(two_layers, "g").init(jax.random.key(0), TWO, X)
-    assert all(x.ndim == 0 for x in jax.tree.leaves(state))  # counters at most
+def test_a_rule_without_statistics_constants_and_noise_keeps_nothing():
+    assert evolve(two_layers, "g").init(jax.random.key(0), TWO, X) == {}
 
 
 # Loops, branches, transformations.
@@ -471,6 +470,19 @@ WRONG = [
 def test_what_cannot_train_gets_one_clear_error(network, rule, params, kind, message):
     with pytest.raises(kind, match=message):
         evolve(network, rule).init(jax.random.key(0), params, X)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"where": "nope"}, "where= takes a function, such as lambda unit: .*, not 'nope'"),
+        ({"logits": 0}, "logits= takes a function, such as lambda out: .*, not 0"),
+        ({"apply": TWO}, "takes a function of parameters and inputs, such as model.apply, not {"),
+    ],
+)
+def test_what_is_no_function_is_refused_at_once(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        evolve(**{"apply": two_layers, "rule": "g"} | arguments)
 
 
 def test_products_that_hold_no_unit_are_left_alone_with_the_reason():

@@ -88,6 +88,10 @@ class _Machine:
         self._step = state["step"] / self._uses + 1
         self._w = statistics.weight_of_step(self._step)
 
+    def _zeros(self, *shape: int) -> jax.Array:
+        """Float32; inside `jax.shard_map` they vary as the unit's values do, so that branches and loops have one type."""
+        return jnp.zeros_like(self._unit.values.b_next, shape=shape)
+
     def _flat(self, x: jax.Array) -> jax.Array:
         return _pad(x, self._n)
 
@@ -111,7 +115,7 @@ class _Machine:
                 value, feedback = _loop("feedback", program.feedback[t], renew, (value, feedback))
             return _switch("combine", program.combine[t], self._combines(t), accumulator, value), small, feedback
 
-        start = jnp.zeros(self._n, jnp.float32), self._state["small"], self._state["F"]
+        start = self._zeros(self._n), self._state["small"], self._state["F"]
         accumulator, small, feedback = _loop("instructions", program.length, instruction, start)
         new = {"small": small, "F": feedback, "step": self._step, "uses": jnp.float32(1)}
         return self._native(accumulator, "X"), new
@@ -120,7 +124,7 @@ class _Machine:
         """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
         found: dict[str, jax.Array] = {}
         for used, name in zip(self._program.uses, self._codes.products, strict=True):
-            blank = jnp.zeros(self._shapes.of(OPERANDS[name].base), jnp.float32)
+            blank = self._zeros(*self._shapes.of(OPERANDS[name].base))
             compute = functools.partial(self._operand, found.copy(), name)
             found[name] = _switch(f"compute_{name}", used, [lambda blank=blank: blank, compute])
         return found
@@ -136,7 +140,7 @@ class _Machine:
         def load(name: str):
             return lambda: self._flat(self._operand(products, name))
 
-        return [lambda: accumulator, lambda: jnp.zeros(self._n, jnp.float32), *map(load, OPERANDS)]
+        return [lambda: accumulator, lambda: self._zeros(self._n), *map(load, OPERANDS)]
 
     def _function(self, t, i, carry):
         """Applies function i of instruction t; carry is (value, state)."""
@@ -224,7 +228,7 @@ class _Machine:
             def branch():
                 x = self._matrix(value, name)
                 if name in WEIGHTS:
-                    return _pad(x, length), jnp.zeros(length, jnp.float32)
+                    return _pad(x, length), self._zeros(length)
                 mean = jnp.mean(x, 0)
                 spread = jnp.mean((x - mean[None]) ** 2, 0)
                 mean, spread = jnp.where(average, x[0], mean), jnp.where(average, 0.0, spread)

@@ -17,11 +17,9 @@ from bpevo.rules.tiles import uniform
 
 KEY = jax.random.key(5)
 SLOTS = 8
-# The batches of 5 and 4 are padded to 8 and 4 on a GPU; tiles are of two features and of seven, which do not divide all.
+# On a GPU the batch of 5 is padded to 8 and tiles are of two features; on a TPU tiles of seven features do not divide all.
 KERNELS = {
     ("gpu", "dense"): Kernel("gpu", True, 10),
-    ("gpu", "conv_stride_2"): Kernel("gpu", True, 64),
-    ("tpu", "dense"): Kernel("tpu", True, 15),
     ("tpu", "conv_stride_2"): Kernel("tpu", True, 28),
 }
 

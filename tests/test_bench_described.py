@@ -85,7 +85,7 @@ def test_the_table_shows_every_program_and_what_it_compares(here):
     figures = described_table.tell(dataclasses.replace(SETTING, model="mlp-8"), ["here"], [2], 2, console)
     text = console.export_text()
     rows = {row["name"]: row for row in figures["compiled"]["here"]}
-    assert list(rows) == ["backprop, K = 2", "specialised, 2 rules", "slots, K = 2, 2 groups", "the 2 rules"]
+    assert list(rows) == ["backprop, K = 2", "specialised, K = 2, 2 rules", "slots, K = 2, 2 groups", "the 2 rules"]
     slots, same = rows["slots, K = 2, 2 groups"], rows["the 2 rules"]
     assert slots["worst"]["bytes"] >= slots["mean"]["bytes"] > rows["backprop, K = 2"]["mean"]["bytes"]
     assert slots["mean"]["guessed"] == 0 and slots["mean"]["branches"] > 5 and slots["written"][0] > 5
@@ -107,7 +107,7 @@ def test_what_a_compiler_refuses_is_told_and_the_rest_is_compiled(here, monkeypa
     monkeypatch.setattr(described, "backprop", full)
     monkeypatch.setattr(described, "in_slots", lambda *_: [row])
     found = list(described.measure(SETTING, "here", [1, 2], 0))
-    assert found == [f"backprop, K = {k}: RESOURCE_EXHAUSTED: 17 of 16 GiB" for k in (1, 2)] + [row, row]
+    assert found == [f for k in (1, 2) for f in (f"backprop, K = {k}: RESOURCE_EXHAUSTED: 17 of 16 GiB", row)]
 
 
 def slots_instructions(count: int) -> float:

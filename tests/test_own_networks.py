@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from test_training import CLASSES, PARTS, SEED, SPLIT, make_task, parameters, ru
 
 from bpevo import data, layers, models
 from bpevo.rules import InterpretedRule, blank_program
+from bpevo.runs import RunDatabase, RunError
 from bpevo.training import Trainer, TrainingSettings, to_examples
 
 SETTINGS = TrainingSettings(model="mlp-6-6", weight_decay=0.1, batch_size=10, epochs=2)
@@ -47,7 +50,7 @@ def constants_of(model: str):
 
 
 @pytest.mark.parametrize(
-    "own, ours", [("own_networks:MLP", "mlp-6-6"), pytest.param("own_networks:WRN", "wrn-10-1", marks=pytest.mark.slow)]
+    "own, ours", [("own_networks:MLP", "mlp-6-6"), pytest.param("own_networks:WRN", "wrn-10-1", marks=pytest.mark.long)]
 )
 def test_a_plain_flax_network_gives_the_numbers_of_models(own, ours):
     """In the compiled slots with interpreted rules: losses, accuracies, every parameter and the angles of signals."""
@@ -134,10 +137,34 @@ def _kernels(variables):
 def test_the_fingerprint_follows_the_parameters_shapes():
     shape = (4, 4, 1)
     first = models.fingerprint("own_networks:gelu", 4, shape)
-    assert first == models.fingerprint("own_networks:gelu", 4, shape) and set(first) == {"model_crc32"}
+    assert first == models.fingerprint("own_networks:gelu", 4, shape)
+    assert set(first) == {"model_crc32", "model_code_crc32"}
     assert models.fingerprint("own_networks:gelu", 5, shape) != first
     assert models.fingerprint("own_networks:NNX", 4, shape) != first
     assert models.fingerprint("mlp-8", 4, shape) == {}
+
+
+def test_the_fingerprint_follows_what_is_computed():
+    shape, first = (4, 4, 1), models.fingerprint("own_networks:gelu", 4, (4, 4, 1))
+    initial = lambda *_: nn.initializers.constant(0.5)  # noqa: E731
+    for name, other in (("gelu", nn.relu), ("BatchNorm", functools.partial(nn.BatchNorm, momentum=0.5))):
+        with mock.patch.object(own_networks.nn, name, other):
+            changed = models.fingerprint("own_networks:gelu", 4, shape)
+        assert (
+            changed["model_crc32"] == first["model_crc32"] and changed["model_code_crc32"] != first["model_code_crc32"]
+        )
+    before = models.fingerprint("own_networks:MLP", 4, shape)
+    with mock.patch.object(own_networks.nn.initializers, "normal", initial):
+        after = models.fingerprint("own_networks:MLP", 4, shape)
+    assert after["model_crc32"] == before["model_crc32"] and after != before
+
+
+def test_a_networks_trace_is_compared_within_one_release_of_jax(tmp_path):
+    with RunDatabase.writing(tmp_path) as database:
+        database.check_settings({"model_code_crc32": 1}, {"jax": "1", "flax": "1"}, ())
+        with pytest.raises(RunError, match="model_code_crc32: 1 in the run, 2 now"):
+            database.check_settings({"model_code_crc32": 2}, {"jax": "1", "flax": "1"}, ())
+        database.check_settings({"model_code_crc32": 2}, {"jax": "2", "flax": "1"}, ())
 
 
 @pytest.mark.parametrize(

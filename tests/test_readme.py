@@ -30,7 +30,7 @@ def test_the_lines_for_a_network_of_ones_own_run(capsys):
         for code in (*codes[1:3], unit_by_unit):
             exec(code, scope)  # our own README
     assert "params/Dense_0/kernel" in capsys.readouterr().out
-    assert scope["logits"].shape == (32, 10) and scope["train_state"].step == 0
+    assert scope["logits"].shape == (32, 10) and scope["train_state"].step == 1
 
 
 @pytest.mark.parametrize("name", [*OPERANDS, *UNARIES, *BINARIES])

@@ -119,17 +119,19 @@ def backprop(setting: engines.Setting, capacity: int, devices: Sequence[jax.Devi
     return [Row(f"backprop, K = {capacity}", [made], made.counts(), made.counts())]
 
 
-def specialised(setting: engines.Setting, equations: Sequence[Equation], devices: Sequence[jax.Device]) -> list[Row]:
-    """A program for each equation."""
-    made = [program(setting, compile(e), len(devices), devices) for e in equations]
-    return [_row(f"specialised, {len(made)} rules", made, [p.counts() for p in made])] if made else []
+def specialised(
+    setting: engines.Setting, capacity: int, equations: Sequence[Equation], devices: Sequence[jax.Device]
+) -> list[Row]:
+    """A program for each equation, which all its slots train with."""
+    made = [program(setting, compile(e), capacity, devices) for e in equations]
+    return [_row(f"specialised, K = {capacity}, {len(made)} rules", made, [p.counts() for p in made])] if made else []
 
 
 def in_slots(
     setting: engines.Setting, capacity: int, equations: Sequence[Equation], first: int, devices: Sequence[jax.Device]
 ) -> list[Row]:
     """The slots with equations as data, as a search has them on such devices: for groups of `equations`, and for the `first`
-    alone, as the specialised ones. Where there is a kernel, for those that it takes."""
+    alone, those of `specialised`. Where there is a kernel, for those that it takes."""
     name, rule = f"slots, K = {capacity}", interpreter()
     if devices[0].platform in PLATFORMS:
         rule = TiledRule(blank_program(3), Kernel(devices[0].platform))
@@ -175,16 +177,15 @@ def measure(setting: engines.Setting, target: str, capacities: Sequence[int], fi
     devices = targets.described(target)
     equations = engines.equations(SAMPLE)
     capacities = [k for k in capacities if k % len(devices) == 0]
-    parts: list[tuple[str, Callable[[], Sequence[Row]]]] = [
-        *((f"backprop, K = {k}", functools.partial(backprop, setting, k, devices)) for k in capacities),
-        (f"specialised, {first} rules", functools.partial(specialised, setting, equations[:first], devices)),
-        *((f"slots, K = {k}", functools.partial(in_slots, setting, k, equations, first, devices)) for k in capacities),
-        *(
-            [("interpreter, K = 1", functools.partial(beside, setting, equations, devices))]
-            if devices[0].platform in PLATFORMS
-            else []
-        ),
-    ]
+    parts: list[tuple[str, Callable[[], Sequence[Row]]]] = []
+    for k in capacities:
+        parts += [
+            (f"backprop, K = {k}", functools.partial(backprop, setting, k, devices)),
+            (f"specialised, K = {k}", functools.partial(specialised, setting, k, equations[:first], devices)),
+            (f"slots, K = {k}", functools.partial(in_slots, setting, k, equations, first, devices)),
+        ]
+    if devices[0].platform in PLATFORMS:
+        parts.append(("interpreter, K = 1", functools.partial(beside, setting, equations, devices)))
     for name, compile_part in parts:
         try:
             yield from compile_part()

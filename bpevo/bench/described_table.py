@@ -53,7 +53,7 @@ def _table(setting: engines.Setting, name: str, rows: Sequence[Row]) -> Table:
         "MiB moved": lambda r: f"{r.mean.bytes / MIB:,.0f}",
         "worst": lambda r: f"{r.worst.bytes / MIB:,.0f}",
         "on the chip": lambda r: f"{r.mean.fast_bytes / MIB:,.0f}",
-        "vs backprop": lambda r: f"{_moved(r) / _moved(rows[0]):.2f}x",
+        "vs first": lambda r: f"{_moved(r) / _moved(rows[0]):.2f}x",
         "kernels": lambda r: f"{r.mean.kernels:,.0f}",
         "written cond/loops": lambda r: "/".join(map(str, r.programs[0].account.written(r.programs[0].steps))),
         "decisions": lambda r: f"{r.mean.branches + r.mean.turns:,.0f}",

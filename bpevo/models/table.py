@@ -95,12 +95,13 @@ def by_name(name: str, classes: int = 10, rule: Rule | str | None = None, dtype:
 
 
 def fingerprint(name: str, classes: int, sample: tuple[int, ...]) -> dict[str, int]:
-    """What tells a network of one's own from an edited one, by its parameters on samples of that shape; else nothing.
+    """What tells a network of one's own from an edited one, by its parameters and its trace on samples of that shape; else
+    nothing.
 
     Raises ValueError where it cannot be trained on them.
     """
     model = by_name(name, classes)
-    return {"model_crc32": model.crc32(sample)} if isinstance(model, Own) else {}
+    return model.fingerprint(sample) if isinstance(model, Own) else {}
 
 
 def _forms() -> str:

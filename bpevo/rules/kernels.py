@@ -38,7 +38,7 @@ class Kernel:
     floats: int = 0
 
     def layout(self, batch: int, features: int) -> ti.Layout:
-        """Of values [batch, features]."""
+        """The blocks of values [batch, features]."""
         most = max(1, (self.floats or FLOATS[self.platform]) // batch)
         if self.platform == "gpu":  # blocks are powers of two
             rows = _power(batch)

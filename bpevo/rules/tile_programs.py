@@ -139,7 +139,7 @@ def _norms(program: Program) -> jax.Array:
 
 
 def pack(program: Program, state: State, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of one program, its state and the unit's key what `Scalars` reads: int32 and float32 [T, …], uint32 [T, 2]."""
+    """What `Scalars` reads, of one program, its state and the unit's key: int32 and float32 [T, …], uint32 [T, 2]."""
     t, uses = program.load.shape[0], statistics.uses(state)
     whole = {
         "length": program.length,

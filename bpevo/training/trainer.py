@@ -161,7 +161,7 @@ class Trainer:
         return self._programs[-1].lower(orders, self._states, self._examples).compile()
 
     def _make_programs(self, options: Mapping[str, int | str] | None = None) -> list[jax.stages.Wrapped]:
-        """Of an epoch: for the slots beside the kernel, and, where there is one, for those in it.
+        """The programs of an epoch: for the slots beside the kernel, and, where there is one, for those in it.
 
         Each is compiled when a slot first needs it. Beside the kernel slots train one after the other: there are few.
         """

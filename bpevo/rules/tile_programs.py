@@ -67,7 +67,7 @@ def _elementwise(node: Expression) -> bool:
 
 @functools.cache
 def _made_of(registered: tuple[Component, ...]) -> dict[str, frozenset[str]]:
-    """Of every operand of type X, those that must be arrays for it: itself, or what its formula is made of."""
+    """The arrays that every operand of type X needs: itself, or what its formula is made of."""
     assert registered == components.extensions()
 
     def arrays(name: str) -> frozenset[str]:

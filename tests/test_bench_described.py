@@ -105,7 +105,7 @@ def test_what_a_compiler_refuses_is_told_and_the_rest_is_compiled(here, monkeypa
 
     row = described.Row("slots", [], Counts(), Counts())
     monkeypatch.setattr(described, "backprop", full)
-    monkeypatch.setattr(described, "interpreted", lambda *_: [row])
+    monkeypatch.setattr(described, "in_slots", lambda *_: [row])
     found = list(described.measure(SETTING, "here", [1, 2], 0))
     assert found == [f for k in (1, 2) for f in (f"backprop, K = {k}: RESOURCE_EXHAUSTED: 17 of 16 GiB", row)]
 
@@ -123,19 +123,20 @@ def needs(plugin: str):
 TELL = """
 from bpevo.bench import described, engines, sample, targets
 targets.quiet()
-from bpevo.rules import InterpretedRule, blank_program
+from bpevo.rules import InterpretedRule, Kernel, TiledRule, assemble, blank_program, takes
 setting = engines.Setting("tiny", "mlp-8", 8, 1, 16, 2)
-target, capacity = {target!r}, {capacity}
+target, capacity, in_kernel = {target!r}, {capacity}, {in_kernel}
 devices = targets.described(target)
-made = described.program(setting, InterpretedRule(blank_program(3)), capacity, devices)
-counts = made.counts(sample.habits(sample.groups(engines.equations(4), 4)[0]))
+rule = TiledRule(blank_program(3), Kernel(devices[0].platform)) if in_kernel else InterpretedRule(blank_program(3))
+made = described.program(setting, rule, capacity, devices)
+counts = made.counts(sample.habits(sample.groups([e for e in engines.equations(4) if takes(assemble(e))], 4)[0]))
 print(len(devices), made.slots, made.account.written(made.steps), counts)
 """
 
 
-def compiled(target: str, capacity: int) -> tuple[int, int, tuple[int, int], Counts]:
+def compiled(target: str, capacity: int, in_kernel: bool) -> tuple[int, int, tuple[int, int], Counts]:
     """(devices, slots of each, conditionals and loops in the text, a slot's step), from a process of its own."""
-    command = [sys.executable, "-c", TELL.format(target=target, capacity=capacity)]
+    command = [sys.executable, "-c", TELL.format(target=target, capacity=capacity, in_kernel=in_kernel)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr[-2000:]
     devices, slots, first, second, rest = done.stdout.split(maxsplit=4)
@@ -145,20 +146,33 @@ def compiled(target: str, capacity: int) -> tuple[int, int, tuple[int, int], Cou
     return int(devices), int(slots), (int(first.strip("(,")), int(second.rstrip(")"))), Counts(**fields)
 
 
+TPU, GPU = needs("libtpu"), needs("jax_cuda12_plugin")
+
+
 @pytest.mark.parametrize(
     ("target", "capacity"),
-    [pytest.param("v5e", 2, marks=needs("libtpu")), pytest.param("v5e:2x2", 8, marks=needs("libtpu"))],
+    [
+        pytest.param("v5e", 2, marks=TPU),
+        pytest.param("v5e:2x2", 8, marks=TPU),
+        pytest.param("h100", 2, marks=GPU),
+    ],
 )
-def test_slots_compile_for_a_tpu_with_no_collective_in_a_step(target, capacity):
-    devices, slots, (conditionals, _), counts = compiled(target, capacity)
+def test_slots_in_a_kernel_decide_nothing_and_exchange_nothing(target, capacity):
+    devices, slots, written, counts = compiled(target, capacity, in_kernel=True)
     assert devices * slots == capacity and counts.collectives == 0
+    assert written == (0, 0) and counts.branches == counts.turns == counts.decisions == counts.guessed == 0
+    assert counts.bytes + counts.fast_bytes > 1e4 and counts.flops > 0
+
+
+@pytest.mark.parametrize("target", [pytest.param("v5e", marks=TPU)])
+def test_what_stands_beside_the_kernel_compiles_for_a_tpu(target):
+    _, _, (conditionals, _), counts = compiled(target, 1, in_kernel=False)
     assert conditionals > 5 and counts.branches > 5 and counts.guessed == 0 and counts.flops > 0
-    assert counts.bytes + counts.fast_bytes > 1e4
 
 
-@pytest.mark.parametrize("target", [pytest.param("h100", marks=needs("jax_cuda12_plugin"))])
+@pytest.mark.parametrize("target", [pytest.param("h100", marks=GPU)])
 @pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="needs graphs that hold loops")
 def test_on_an_h100_every_decision_that_depends_on_data_is_in_a_graph(target):
-    _, _, (conditionals, _), counts = compiled(target, 2)
+    _, _, (conditionals, _), counts = compiled(target, 2, in_kernel=False)
     assert conditionals > 5 and counts.branches > 5 and counts.turns > 1 and counts.guessed == 0
     assert counts.decisions == 0

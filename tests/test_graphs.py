@@ -10,6 +10,7 @@ from bpevo import doctor
 from bpevo.bench import engines
 from bpevo.rules import compile
 from bpevo.training import Trainer, Training, graphs, slots, trainer
+from bpevo.training.kernel import Found
 
 REFUSED = {"xla_gpu_enable_command_buffer": "NONSENSE"}  # by XLA, when it compiles
 
@@ -92,8 +93,10 @@ def test_the_doctor_says_who_decides(monkeypatch):
     decide(monkeypatch, lambda options: np.ones(3))
     monkeypatch.setattr(doctor.jax, "local_devices", lambda: [Gpu()])
     monkeypatch.setattr(doctor.provenance, "versions", lambda: {"jax": "0.12.0", "cores": "2"})
+    monkeypatch.setattr(doctor, "kernel_of", lambda device: Found(None, "interpreted"))
     found = {what: state for what, state, _ in doctor.machine()}
-    assert found["device 0"] == "stand-in, uses the machine's memory, rules' decisions taken in CUDA graphs"
+    said = "rules run interpreted, their decisions taken in CUDA graphs"
+    assert found["device 0"] == f"stand-in, uses the machine's memory, {said}"
 
 
 SETTING = engines.Setting("tiny", "mlp-8", 8, 1, 16, 2)

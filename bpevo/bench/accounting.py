@@ -30,6 +30,7 @@ _FREE = frozenset(
     )
 ) | {"add-dependency", "async-update", "domain"}
 _PARTS = ("dynamic-slice", "slice", "gather")  # read as much of their first operand as they give
+_WRITTEN = ('custom_call_target="__gpu$xla.gpu.triton"', 'custom_call_target="tpu_custom_call"')
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -65,6 +66,13 @@ class Counts:
         return Counts().plus(self, 1 / divisor)
 
 
+class Parts(NamedTuple):
+    """How often a kernel moves each of its operands and results as a whole; less than once where it moves parts of it."""
+
+    operands: Sequence[float]
+    results: Sequence[float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Habits:
     """How often what depends on data runs: by the last scope in the name of a conditional or loop that is a key here.
@@ -74,6 +82,7 @@ class Habits:
 
     branches: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     turns: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a loop each time it runs
+    kernels: Mapping[str, "Parts"] = dataclasses.field(default_factory=dict)  # by the name that the source gives them
 
     def shares(self, label: str, count: int) -> Sequence[float] | None:
         name = _last(label, self.branches)
@@ -148,16 +157,19 @@ class _Static(NamedTuple):
 
     own: Counts
     calls: Sequence[Instruction]
+    written: Sequence[tuple[Instruction, Sequence[str]]]  # the project's own kernels, with the types of their operands
 
 
 def _static(computations: dict[str, Computation], name: str) -> _Static:
-    own, calls = Counts(), []
+    own, calls, written = Counts(), [], []
     for i in computations[name].values():
         if i.opcode in ("while", "conditional", "call", "async-start"):
             calls.append(i)
+        elif i.opcode == "custom-call" and any(target in i.attributes for target in _WRITTEN):
+            written.append((i, [computations[name][operand].type for operand in i.operands]))
         elif i.opcode not in _FREE and not i.opcode.endswith("-done"):
             own = own.plus(_kernel(computations, i, computations[name]))
-    return _Static(own, calls)
+    return _Static(own, calls, written)
 
 
 class _Counting:
@@ -166,9 +178,11 @@ class _Counting:
         self.computation = functools.cache(self._computation)
 
     def _computation(self, name: str) -> Counts:
-        own, calls = self._account.static(name)
+        own, calls, written = self._account.static(name)
         for i in calls:
             own = own.plus(self._call(i))
+        for i, operands in written:
+            own = own.plus(self._written(i, operands))
         return own
 
     def _call(self, i: Instruction) -> Counts:
@@ -177,6 +191,14 @@ class _Counting:
         if i.opcode == "conditional":
             return self._conditional(i)
         return self.computation(i.called("to_apply") or i.called("calls"))
+
+    def _written(self, i: Instruction, operands: Sequence[str]) -> Counts:
+        results = [array.bytes for array in hlo.arrays(i.type)]
+        name = _last(i.label, self._habits.kernels)
+        parts = Parts([1.0] * len(operands), [1.0] * len(results)) if name is None else self._habits.kernels[name]
+        moved = [(_size(t), share) for t, share in zip(operands, parts.operands, strict=True)]
+        moved += zip(results, parts.results, strict=True)
+        return Counts(bytes=sum(n * share for n, share in moved), kernels=1, guessed=name is None)
 
     def _decides(self, i: Instruction, branches: float, turns: float, known: bool) -> Counts:
         count = branches + turns

@@ -12,7 +12,8 @@ import numpy as np
 
 from bpevo.bench import engines, sample, targets, thunks
 from bpevo.bench.accounting import Account, Counts, Habits
-from bpevo.rules import Equation, InterpretedRule, Rule, blank_program, compile
+from bpevo.rules import Equation, InterpretedRule, Kernel, Rule, TiledRule, assemble, blank_program, compile, takes
+from bpevo.rules.kernels import PLATFORMS
 from bpevo.training import Examples, Task, TrainingSettings
 from bpevo.training.graphs import COMMAND_BUFFERS, LEAST
 from bpevo.training.slots import shardings, slots
@@ -88,7 +89,8 @@ def program(setting: engines.Setting, rule: Rule, capacity: int, devices: Sequen
     shared = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), examples)
     epoch = slots(work.epoch, devices, "vmap", options=options(devices))
     clocks = time.perf_counter(), time.process_time()
-    lowered = epoch.lower(stacked(engines.order_of(rule)), stacked(work.blank(rule, examples.mean.shape)), shared)
+    with targets.as_if_on(devices[0]):
+        lowered = epoch.lower(stacked(engines.order_of(rule)), stacked(work.blank(rule, examples.mean.shape)), shared)
     with tempfile.TemporaryDirectory() as folder:
         gpu = devices[0].platform == "gpu"
         compiled = lowered.compile({"xla_dump_to": folder} if gpu else None)
@@ -125,13 +127,35 @@ def specialised(
     return [_row(f"specialised, K = {capacity}, {len(made)} rules", made, [p.counts() for p in made])] if made else []
 
 
-def interpreted(
+def in_slots(
     setting: engines.Setting, capacity: int, equations: Sequence[Equation], first: int, devices: Sequence[jax.Device]
 ) -> list[Row]:
-    """The slots with equations as data: for groups of `equations`, and for the `first` alone, those of `specialised`."""
-    made = program(setting, InterpretedRule(blank_program(3)), capacity, devices)
+    """The slots with equations as data, as a search has them on such devices: for groups of `equations`, and for the `first`
+    alone, those of `specialised`. Where there is a kernel, for those that it takes."""
+    name, rule = f"slots, K = {capacity}", interpreter()
+    if devices[0].platform in PLATFORMS:
+        rule = TiledRule(blank_program(3), Kernel(devices[0].platform))
+        equations, first = (
+            [e for e in equations if takes(assemble(e))],
+            sum(takes(assemble(e)) for e in equations[:first]),
+        )
+        name += f", {len(equations)} equations in a kernel"
+    return _of_data(name, program(setting, rule, capacity, devices), capacity, equations, first)
+
+
+def beside(setting: engines.Setting, equations: Sequence[Equation], devices: Sequence[jax.Device]) -> list[Row]:
+    """The program of a search for what its kernel does not take, a slot: as if it were all equations."""
+    made = program(setting, interpreter(), len(devices), devices)
+    return _of_data("interpreter, K = 1", made, 1, equations, 0)
+
+
+def interpreter() -> Rule:
+    return InterpretedRule(blank_program(3))
+
+
+def _of_data(name: str, made: Program, capacity: int, equations: Sequence[Equation], first: int) -> list[Row]:
     groups = [made.counts(sample.habits(group)) for group in sample.groups(equations, capacity)]
-    rows = [_row(f"slots, K = {capacity}, {len(groups)} groups", [made], groups)]
+    rows = [_row(f"{name}, {len(groups)} groups", [made], groups)]
     if first:
         same = made.counts(sample.habits(sample.groups(equations[:first], first)[0]))
         rows.append(Row(f"  the {first} rules", [made], same, same))
@@ -158,8 +182,10 @@ def measure(setting: engines.Setting, target: str, capacities: Sequence[int], fi
         parts += [
             (f"backprop, K = {k}", functools.partial(backprop, setting, k, devices)),
             (f"specialised, K = {k}", functools.partial(specialised, setting, k, equations[:first], devices)),
-            (f"slots, K = {k}", functools.partial(interpreted, setting, k, equations, first, devices)),
+            (f"slots, K = {k}", functools.partial(in_slots, setting, k, equations, first, devices)),
         ]
+    if devices[0].platform in PLATFORMS:
+        parts.append(("interpreter, K = 1", functools.partial(beside, setting, equations, devices)))
     for name, compile_part in parts:
         try:
             yield from compile_part()

@@ -1,9 +1,12 @@
 """Accelerators by name: what their makers publish of them, and their compilers, which need no device."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -49,6 +52,8 @@ ACCELERATORS = {
         _tpu("v6e", "tpu v6 lite", "1x1", 1640e9, 918e12),
     )
 }
+
+_CORES = {"tpu": 1, "gpu": 132}  # of the described devices
 
 # XLA's description of a GPU: what its compiler asks of a device.
 _HOPPER = """
@@ -134,3 +139,13 @@ def described(text: str) -> list[jax.Device]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"the installed compiler does not know {text}: {reason}") from error
     return list(found.devices)[: None if ":" in text else 1]
+
+
+def as_if_on(device: jax.Device) -> contextlib.AbstractContextManager[Any]:
+    """While programs are lowered for a described device: the project's kernels ask which one it is."""
+    if device.platform == "cpu":
+        return contextlib.nullcontext()
+    told = {"device_kind": device.device_kind, "num_cores": _CORES[device.platform], "platform": device.platform}
+    make: Any = jax.sharding.AbstractDevice  # jax before 0.12 asks for less
+    device_in_words = make(**{k: v for k, v in told.items() if k in inspect.signature(make).parameters})
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device_in_words))

@@ -23,10 +23,13 @@ from bpevo.rules.export import export
 from bpevo.rules.expression import Expression
 from bpevo.rules.extending import register
 from bpevo.rules.interpreter import InterpretedRule
+from bpevo.rules.kernels import Kernel
 from bpevo.rules.named import GROUPS, NAMED, PAPER, TABLE_1, listed, resolve
 from bpevo.rules.own import FunctionRule, UnitView
 from bpevo.rules.program import Program, assemble, blank_program
 from bpevo.rules.text import parse
+from bpevo.rules.tile_programs import takes
+from bpevo.rules.tiled import TiledRule
 from bpevo.rules.types import InfeasibleEquation, RuleSyntaxError
 from bpevo.rules.unit import Rule, Unit, UnitShapes, Values
 
@@ -47,11 +50,13 @@ __all__ = [
     "FunctionRule",
     "InfeasibleEquation",
     "InterpretedRule",
+    "Kernel",
     "Operand",
     "Program",
     "Rule",
     "RuleSyntaxError",
     "Statistic",
+    "TiledRule",
     "Unary",
     "Unit",
     "UnitShapes",
@@ -66,6 +71,7 @@ __all__ = [
     "parse",
     "register",
     "resolve",
+    "takes",
     "without_idle",
     "without_one",
 ]

@@ -13,6 +13,7 @@ import jax
 from bpevo.rules import extensions
 from bpevo.rules.components import Component
 from bpevo.training import usable_cpus
+from bpevo.training.kernel import kernel_of
 
 MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS", "registered")  # of `versions`: what is no release
 
@@ -35,6 +36,7 @@ def versions() -> dict[str, str]:
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "XLA_FLAGS": " ".join(sorted(xla_flags)),
         "registered": " ".join(f"{c.name}:{_checksum(c):08x}" for c in extensions()),
+        "rules": kernel_of(devices[0]).said or "interpreted",
     }
 
 
@@ -63,7 +65,7 @@ def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
         shown = {n: versions.get(n, "unknown") for n in ("bpevo", "jax", "jaxlib", "flax", "optax")}
         shown |= {"device": versions.get("device", "").partition(" x ")[2] or "unknown"}
         shown |= {"matmul precision": versions.get("matmul precision", "default")}
-        shown |= {"registered": versions.get("registered") or "none"}
+        shown |= {"registered": versions.get("registered") or "none", "rules": versions.get("rules") or "interpreted"}
         return shown | {"XLA_FLAGS": versions.get("XLA_FLAGS") or "none"}
 
     old, new = kinds(before), kinds(now)

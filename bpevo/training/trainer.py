@@ -10,8 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
+from bpevo.rules import (
+    CompiledRule,
+    Equation,
+    Expression,
+    InterpretedRule,
+    Kernel,
+    TiledRule,
+    assemble,
+    blank_program,
+    takes,
+)
 from bpevo.training.graphs import graphs, without
+from bpevo.training.kernel import kernel_of
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
 from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
 
@@ -75,6 +86,7 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
         rule: CompiledRule | None = None,
+        kernel: Kernel | None = None,
     ):
         """Places examples and empty slots on the devices; the first epoch compiles.
 
@@ -87,6 +99,7 @@ class Trainer:
           devices: all local ones where None.
           lowering: "map" or "vmap" (bpevo.training.slots); the device's default where None.
           rule: the program is specialised to it and trains nothing else.
+          kernel: runs the equations that it takes; the device's own where None. Others train in a second program.
 
         Raises:
           OutOfMemory: the slots do not fit.
@@ -96,7 +109,8 @@ class Trainer:
         chex.assert_shape(examples.train_labels, (task.examples,))
         chex.assert_shape(examples.eval_images, (*examples.eval_labels.shape, *examples.mean.shape))
         self._remake = functools.partial(
-            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering, rule=rule
+            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering, rule=rule,
+            kernel=kernel,
         )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
         blank = rule or InterpretedRule(blank_program(max_parts))
@@ -123,7 +137,9 @@ class Trainer:
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
         self._lowering = lowering
-        self._program = slots(task.epoch, self._devices, lowering)
+        self.kernel = None if rule else kernel or kernel_of(self._devices[0]).kernel
+        self._in_kernel = np.zeros(self.capacity, bool)  # slots whose equation it takes
+        self._programs = self._make_programs()
         self.graphs = graphs(self._devices[0])
         # Until an epoch has run in graphs: the states that slots were given, as a failure loses those on the devices.
         self._given: dict[int, Sequence[np.ndarray]] | None = {} if self.graphs.options else None
@@ -141,7 +157,16 @@ class Trainer:
 
     def compiled(self) -> jax.stages.Compiled:
         """The program of an epoch, compiled for itself: XLA's account of it, and its text."""
-        return self._program.lower(self._placed_orders(), self._states, self._examples).compile()
+        orders = self._placed_orders(self.kernel is not None, self._orders.active)
+        return self._programs[-1].lower(orders, self._states, self._examples).compile()
+
+    def _make_programs(self, options: Mapping[str, int | str] | None = None) -> list[jax.stages.Wrapped]:
+        """The programs of an epoch: for the slots beside the kernel, and, where there is one, for those in it.
+
+        Each is compiled when a slot first needs it. Beside the kernel slots train one after the other: there are few.
+        """
+        make = functools.partial(slots, self.task.epoch, self._devices, options=options)
+        return [make(self._lowering)] if self.kernel is None else [make("map"), make(self._lowering)]
 
     @property
     def bytes_per_slot(self) -> float | None:
@@ -191,7 +216,9 @@ class Trainer:
         """
         if self.rule is None:
             assert isinstance(training.equation, Equation)
-            jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, assemble(training.equation))
+            program = assemble(training.equation)
+            jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, program)
+            self._in_kernel[slot] = self.kernel is not None and takes(program)
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
@@ -270,14 +297,19 @@ class Trainer:
         return OutOfMemory(f"{self.capacity} slots do not fit in the device's memory; try --slots={fits}")
 
     def _run(self, meanwhile: Callable[[], None]) -> Metrics:
+        found: list[tuple[np.ndarray, Metrics]] = []
         try:
-            orders = self._placed_orders()
-            with jax.transfer_guard("disallow"):
-                self._states, metrics = self._program(orders, self._states, self._examples)
+            for in_kernel, program in enumerate(self._programs):
+                mine = self._orders.active & (self._in_kernel == bool(in_kernel))
+                if mine.any():
+                    orders = self._placed_orders(bool(in_kernel), mine)
+                    with jax.transfer_guard("disallow"):
+                        self._states, metrics = program(orders, self._states, self._examples)
+                    found.append((mine, metrics))
             meanwhile()
-            found = jax.device_get(metrics)
+            together = functools.reduce(_together, [(mine, jax.device_get(metrics)) for mine, metrics in found])
             self._given = None
-            return found
+            return together[1]
         except jax.errors.JaxRuntimeError as error:
             failure = self._explained(error)
             if self._given is None or isinstance(failure, OutOfMemory):
@@ -289,7 +321,7 @@ class Trainer:
         """The first epoch again, after it failed with graphs: not every convolution can be part of one."""
         given, self._given, self.graphs = self._given or {}, None, without(reason)
         warnings.warn(f"from now on the decisions of rules are taken {self.graphs.said}", RuntimeWarning, stacklevel=4)
-        self._program = slots(self.task.epoch, self._devices, self._lowering, options={})
+        self._programs = self._make_programs(options={})
         try:
             self._states = self._allocate()
             for slot, state in given.items():
@@ -298,9 +330,22 @@ class Trainer:
             raise self._explained(error) from error
         return self._run(meanwhile)
 
-    def _placed_orders(self) -> Order:
-        """A copy of the orders on the devices."""
-        return jax.device_put(jax.tree.map(np.array, self._orders), self._sharded)
+    def _placed_orders(self, in_kernel: bool, active: np.ndarray) -> Order:
+        """A copy of the orders on the devices, for one of the programs."""
+        orders = jax.tree.map(np.array, self._orders.replace(active=active))
+        if in_kernel:
+            assert self.kernel is not None
+            orders = orders.replace(rule=TiledRule(orders.rule.program, self.kernel))
+        return jax.device_put(orders, self._sharded)
+
+
+def _together(some: tuple[np.ndarray, Metrics], others: tuple[np.ndarray, Metrics]) -> tuple[np.ndarray, Metrics]:
+    """The metrics of two sets of slots, each right in its own."""
+
+    def chosen(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(others[0].reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
+    return some[0] | others[0], jax.tree.map(chosen, some[1], others[1])
 
 
 def _zeros(shapes, capacity: int):

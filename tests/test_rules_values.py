@@ -240,7 +240,7 @@ def test_statistics_belong_to_a_position_not_to_an_operand(units):
     state = rule.init(units["dense"].shapes)
     assert [m.shape for m in state["m"]] == [(1, 4)] * 3
     assert [m.shape for m in rules.compile("b_next @ bn(W).T").init(units["conv_same"].shapes)["m"]] == [(3, 3, 2, 3)]
-    assert rules.compile("left(g, bn(h))").init(units["dense"].shapes)["m"] == []
+    assert rules.compile("left(g, bn(h))").init(units["dense"].shapes) == {}
 
 
 def test_first_step_uses_exactly_its_own_batch():

@@ -322,7 +322,7 @@ def test_every_equation_runs_in_the_one_compiled_program(trainers):
     assert len(equations) == 20
     for start in range(0, 20, 4):
         run(trainers[4], {k: Training(e, 0.1) for k, e in enumerate(equations[start : start + 4])})
-    assert trainers[4]._program._cache_size() == 1
+    assert trainers[4]._programs[0]._cache_size() == 1
 
 
 def test_rules_of_table_1_train_on_an_mlp(trainers):
@@ -337,9 +337,11 @@ def test_rules_of_table_1_train_on_an_mlp(trainers):
 def test_an_implicit_transfer_during_training_is_an_error(trainers, monkeypatch):
     trainer = trainers[4]
     trainer.start(0, training("g"))
-    monkeypatch.setattr(
-        trainer, "_program", lambda orders, states, examples: (states, jnp.sin(np.ones(3)) + orders.epoch[0])
-    )
+
+    def transferring(orders, states, examples):
+        return states, jnp.sin(np.ones(3)) + orders.epoch[0]
+
+    monkeypatch.setattr(trainer, "_programs", [transferring])
     with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
         trainer.advance()
     trainer.stop(0)
@@ -351,7 +353,7 @@ def test_running_out_of_memory_is_told_with_fewer_slots_to_try(trainers, monkeyp
 
     trainer = trainers[4]
     trainer.start(0, training("g"))
-    monkeypatch.setattr(trainer, "_program", full)
+    monkeypatch.setattr(trainer, "_programs", [full])
     with pytest.raises(OutOfMemory, match="4 slots do not fit.*--slots=2"):
         trainer.advance()
     trainer.stop(0)
@@ -466,4 +468,4 @@ def test_rules_of_table_1_train_on_a_wide_resnet(wide_resnet):
             assert result.reason in REASONS
             assert result.reason or np.isfinite([result.train_loss, result.eval_loss]).all(), texts[start + slot]
             wide_resnet.stop(slot)
-    assert wide_resnet._program._cache_size() == 1
+    assert wide_resnet._programs[0]._cache_size() == 1

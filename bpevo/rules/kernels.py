@@ -3,7 +3,7 @@
 A GPU runs its tiles in any order, so each pass is a kernel of its own and what a norm divides by is computed between them; a tile
 reads what its program asks for and nothing else. A TPU core runs its tiles one after the other, so one kernel has all passes;
 blocks are fetched ahead of time, so what a program does not read is mapped to a block that is there already. `interpret` runs
-either on a CPU, for tests.
+either on a CPU, for tests. Pallas is imported where a kernel is made: importing it adds settings to jax.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
 from bpevo.rules import tiles as ti
 from bpevo.rules.tile_programs import PASSES, Scalars, stored
@@ -74,13 +73,15 @@ def _padded(x: jax.Array, grow: list[tuple[int, int]]) -> jax.Array:
 
 def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], rows: jax.Array, values: list[jax.Array]):
     """A kernel a pass, the same one."""
+    from jax.experimental import pallas as pl
+
     (slots, count), integers = rows.shape[:2], scalars[0]
     tile = pl.BlockSpec((None, layout.rows, layout.tile), lambda k, j: (k, 0, j))
     line = pl.BlockSpec((None, None, 1, layout.rows), lambda k, j: (k, j, 0, 0))
     state = pl.BlockSpec((None, count, 2, layout.tile), lambda k, j: (k, 0, 0, j))
     lines = pl.BlockSpec((None, PASSES, layout.rows), lambda k, j: (k, 0, 0))
 
-    def whole(x: jax.Array) -> pl.BlockSpec:
+    def whole(x: jax.Array) -> Any:
         return pl.BlockSpec(x.shape, lambda k, j: (0,) * x.ndim)
 
     def kernel(which, integers, floats, keys, divisors, old, *references):
@@ -147,6 +148,7 @@ def _at_once(
     layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], rows: jax.Array, values: list[jax.Array]
 ):
     """One kernel for all passes: slots, passes and tiles are its grid, from the outermost to the innermost."""
+    from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
     slots, count = rows.shape[:2]

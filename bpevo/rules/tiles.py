@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
 
 from bpevo.rules import formulas, statistics
 from bpevo.rules import program as p
@@ -51,9 +50,10 @@ class Rows:
         return self._old[row, 0, :], self._old[row, 1, :]
 
     def write(self, row, really, mean, var) -> None:
-        @pl.when(really & self._last)
-        def _():
+        def store():
             self._new[row, 0, :], self._new[row, 1, :] = mean, var
+
+        lax.cond(really & self._last, store, lambda: None)
 
 
 class Tile:

@@ -198,7 +198,7 @@ class _Counting:
         parts = Parts([1.0] * len(operands), [1.0] * len(results)) if name is None else self._habits.kernels[name]
         moved = [(_size(t), share) for t, share in zip(operands, parts.operands, strict=True)]
         moved += zip(results, parts.results, strict=True)
-        return Counts(bytes=sum(n * share for n, share in moved), kernels=1, guessed=name is None)
+        return Counts(bytes=float(sum(n * share for n, share in moved)), kernels=1, guessed=name is None)
 
     def _decides(self, i: Instruction, branches: float, turns: float, known: bool) -> Counts:
         count = branches + turns

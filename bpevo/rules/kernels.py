@@ -3,11 +3,12 @@
 A GPU runs its tiles in any order, so each pass is a kernel of its own and what a norm divides by is computed between them; a tile
 reads what its program asks for and nothing else. A TPU core runs its tiles one after the other, so one kernel has all passes;
 blocks are fetched ahead of time, so what a program does not read is mapped to a block that is there already. `interpret` runs
-either on a CPU, for tests. Pallas is imported where a kernel is made: importing it adds settings to jax.
+either on a CPU, for tests. Pallas is imported when there is a kernel.
 """
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,13 @@ class Kernel:
     platform: str
     interpret: bool = False
     floats: int = 0
+
+    def __post_init__(self):
+        # Adds settings to jax, so that whatever was traced before is traced again: not in the middle of a program.
+        importlib.import_module("jax.experimental.pallas")
+        importlib.import_module(
+            "jax.experimental.pallas.tpu" if self.platform == "tpu" else "jax.experimental.pallas.triton"
+        )
 
     def layout(self, batch: int, features: int) -> ti.Layout:
         """The blocks of values [batch, features]."""
@@ -186,10 +194,19 @@ def _at_once(
 
         @pl.when(number <= ends)
         def _():
-            new[...] = old[...]
             arrays = dict(zip(stored(), inputs, strict=True))
+
+            @pl.when(number == ends)
+            def _():
+                new[...] = old[...]
+
             of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
-            signal[...], found = of_tile.run()
+            value, found = of_tile.run()
+
+            # A block that does not leave yet stays as it is: new rows share the old ones' memory.
+            @pl.when(number == ends)
+            def _():
+                signal[...] = value
 
             @pl.when(number < ends)
             def _():

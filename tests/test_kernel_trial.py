@@ -43,7 +43,7 @@ def outcome(monkeypatch, result):
 def test_a_kernel_that_agrees_is_used_and_tried_once(monkeypatch):
     seen, device = outcome(monkeypatch, True), Gpu()
     assert trial.kernel_of(device) == trial.kernel_of(device) == (Kernel("gpu"), "in a kernel")
-    assert seen == [Kernel("gpu")]
+    assert seen == [Kernel("gpu", floats=trial.FLOATS)]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,11 @@ def test_a_kernel_that_fails_leaves_the_interpreter_and_a_reason(monkeypatch, re
     assert trial.kernel_of(Gpu()) == (None, said)
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_trial_needs_more_than_one_tile(platform):
+    assert Kernel(platform, floats=trial.FLOATS).layout(*trial.SHAPE).tiles == 3
+
+
 def test_the_doctor_says_how_rules_run(monkeypatch):
     outcome(monkeypatch, False)
     monkeypatch.setattr(doctor.jax, "local_devices", lambda: [Gpu()])
@@ -67,7 +72,7 @@ def test_the_doctor_says_how_rules_run(monkeypatch):
 
 
 def test_the_trial_agrees_with_what_it_should_and_notices_what_it_should_not(monkeypatch):
-    assert trial.agrees(Kernel("tpu", interpret=True))
+    assert trial.agrees(Kernel("tpu", interpret=True, floats=trial.FLOATS))
     right = trial.TiledRule.signal
 
     def wrong(self, unit, state):
@@ -75,4 +80,4 @@ def test_the_trial_agrees_with_what_it_should_and_notices_what_it_should_not(mon
         return signal * 1.01, state
 
     monkeypatch.setattr(trial.TiledRule, "signal", wrong)
-    assert not trial.agrees(Kernel("tpu", interpret=True))
+    assert not trial.agrees(Kernel("tpu", interpret=True, floats=trial.FLOATS))

@@ -1,5 +1,6 @@
 """The kernel that runs equations as data on an accelerator, if it computes there what it should."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from bpevo.training.graphs import graphs
 # Between them: a norm that ends a pass, lines, a statistic, noise, and an average.
 TRIED = ("unit_fro(g) * sgn(bn(dh))", "mul_noise(unit_row1(fa), 0.1) + mean(dfa)", "min(unit_mat1(g), clip(h, 1.0))")
 
+SHAPE, FLOATS = (16, 384), 2048  # of the trial's signals, and of a tile: three tiles on a GPU and on a TPU
+
 
 class Found(NamedTuple):
     kernel: Kernel | None
@@ -28,10 +31,10 @@ def kernel_of(device: jax.Device) -> Found:
 
 @functools.cache
 def _tried(device: jax.Device) -> Found:
-    kernel = Kernel(device.platform)
     try:
+        kernel = Kernel(device.platform)
         with jax.default_device(device):
-            right = agrees(kernel, graphs(device).options)
+            right = agrees(dataclasses.replace(kernel, floats=FLOATS), graphs(device).options)
     except Exception as error:  # whatever jax, the compiler or the driver raises: the interpreter runs every equation
         return Found(None, f"interpreted: {(str(error).splitlines() or [type(error).__name__])[0]}")
     return Found(kernel, "in a kernel") if right else Found(None, "interpreted: the kernel computed other numbers")
@@ -49,13 +52,13 @@ def agrees(kernel: Kernel, options: Mapping[str, str] | None = None) -> bool:
 
 
 def _two_steps(rule: Rule) -> jax.Array:
-    """The second of two signals of a dense unit, [16, 24]."""
+    """The second of two signals of a dense unit."""
     rng = np.random.default_rng(0)
 
     def drawn(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    batch, inputs, outputs, classes = 16, 24, 8, 4
+    (batch, inputs), outputs, classes = SHAPE, 8, 4
     hp = drawn(batch, inputs)
     values = Values(
         hp=hp, h=jax.nn.relu(hp), dh=(hp > 0).astype(jnp.float32), hp_next=drawn(batch, outputs),

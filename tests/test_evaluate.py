@@ -20,6 +20,7 @@ from bpevo.evaluation import (
     EvaluationPlan,
     LocalWorkplace,
     Program,
+    Recipes,
     Treatment,
     standings,
     verdict,
@@ -396,7 +397,7 @@ DISGUISES = ("gh * dh", "(b_next @ W.T) * dh", "-(-g)", "(2.0*g) - g", "max(g, g
 
 def workplace_of(command: plans.EvaluationCommand) -> LocalWorkplace:
     parts = command.evaluation.max_parts
-    return LocalWorkplace(command.training, command.test_split, parts, command.slots, command.alignment)
+    return LocalWorkplace(Recipes(command.training, command.test_split, parts, command.slots, command.alignment))
 
 
 @pytest.fixture(scope="module")

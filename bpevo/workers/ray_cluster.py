@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import sys
 from collections.abc import Mapping
 
@@ -22,13 +21,8 @@ class Cluster:
 
     def __init__(self, address: str | None):
         """Raises ConnectionError."""
-        self.lost = False
-        self._environment = dict[str, str | None]()
         options = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
         if address is None:
-            # Others on this machine can reach a loopback address: only this process and its workers know the token.
-            self._set("RAY_AUTH_MODE", "token")
-            self._set("RAY_AUTH_TOKEN", secrets.token_hex(32))
             # "local": without it Ray would join whatever cluster it finds.
             options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
             options |= {"object_store_memory": STORE, "_node_ip_address": LOOPBACK}
@@ -47,15 +41,6 @@ class Cluster:
     def close(self) -> None:
         with contextlib.suppress(Exception):  # what is left of a broken cluster is no reason to lose an exit code
             ray.shutdown()
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    def _set(self, name: str, value: str) -> None:
-        self._environment[name] = os.environ.get(name)
-        os.environ[name] = value
 
 
 def needs(workers: int | None) -> dict[str, float]:

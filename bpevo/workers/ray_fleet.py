@@ -54,13 +54,16 @@ class RayFleet:
         """
         self._begin, self._needs = begin, dict(needs)
         own = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
-        self._class = ray.remote(_Actor).options(
-            num_cpus=needs.get("CPU", 0),
-            num_gpus=needs.get("GPU", 0),
-            resources=own or None,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": dict(environment)},
+        self._class, self._options = (
+            ray.remote(_Actor),
+            {
+                "num_cpus": needs.get("CPU", 0),
+                "num_gpus": needs.get("GPU", 0),
+                "resources": own or None,
+                "max_restarts": 0,
+                "max_task_retries": 0,
+                "runtime_env": {"env_vars": dict(environment)},
+            },
         )
         self._names = itertools.count()
         self._actors: dict[int, Any] = {}
@@ -79,7 +82,7 @@ class RayFleet:
     def start(self, *, alone: bool, without: Collection[str]) -> int:
         where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(without))})"}} if without else {}
         worker = next(self._names)
-        self._actors[worker] = actor = self._class.options(**where).remote(self._begin, alone)
+        self._actors[worker] = actor = self._class.options(**self._options, **where).remote(self._begin, alone)
         self._calls[actor.place.remote()] = worker, 0
         return worker
 

@@ -19,6 +19,8 @@ from bpevo.data.tfds_reader import data_root
 from bpevo.runs import RunDatabase, RunError, printable, provenance
 from bpevo.search import SEMANTICS
 from bpevo.training import NUMERICS
+from bpevo.training.graphs import graphs
+from bpevo.training.kernel import kernel_of
 
 EXIT_WRONG = 1
 LEAST_FREE = 2**30  # bytes on a disk below which it is told
@@ -37,7 +39,9 @@ def machine() -> Iterator[Finding]:
         memory = device.memory_stats() or {}
         limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
         state = f"{_size(used)} of {_size(limit)} in use" if limit else "uses the machine's memory"
-        yield f"device {device.id}", f"{device.device_kind}, {state}", ""
+        said = graphs(device).said
+        decisions = f", rules run {kernel_of(device).said}, their decisions taken {said}" if said else ""
+        yield f"device {device.id}", f"{device.device_kind}, {state}{decisions}", ""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     yield "memory", f"{_size(pages)}, {versions['cores']} cores", ""
     try:

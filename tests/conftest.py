@@ -56,11 +56,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The soak test runs only when it is asked for by its marker."""
-    if "soak" not in config.option.markexpr:
+    """What takes long runs only when it is asked for by its marker."""
+    for name, reason in (("soak", "an hour: run with -m soak -s -n 0"), ("long", "minutes: run with -m long -n 0")):
         for item in items:
-            if item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="an hour: run with -m soak -s -n 0"))
+            if name not in config.option.markexpr and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 STEPS = 3

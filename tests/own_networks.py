@@ -35,13 +35,43 @@ class MLP(nn.Module):
         return x
 
 
+def he(fan_in):
+    return nn.initializers.normal((2 / fan_in) ** 0.5)
+
+
+class WRN(nn.Module):
+    """models.WideResNet(10, 1) in plain Flax."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        def conv(x, features, kernel, stride):
+            init = he(kernel * kernel * x.shape[-1])
+            return nn.Conv(features, (kernel, kernel), stride, use_bias=False, kernel_init=init)(x)
+
+        def activated(x):
+            return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+
+        x = conv(x, 16, 3, 1)
+        for features, stride in ((16, 1), (32, 2), (64, 2)):
+            first = activated(x)
+            y = conv(activated(conv(first, features, 3, stride)), features, 3, 1)
+            x = (x if x.shape[-1] == features else conv(first, features, 1, stride)) + y
+        return nn.Dense(self.classes, kernel_init=he(x.shape[-1]))(activated(x).mean((1, 2)))
+
+
 class NNX(nnx.Module):
-    def __init__(self, classes, rngs):
+    def __init__(self, classes, rngs, dropout=0.2):
         self.first, self.last = nnx.Linear(16, 6, rngs=rngs), nnx.Linear(6, classes, rngs=rngs)
-        self.norm, self.dropout = nnx.BatchNorm(6, rngs=rngs), nnx.Dropout(0.2, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(6, rngs=rngs), nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, x):
         return self.last(self.dropout(nnx.gelu(self.norm(self.first(x.reshape(x.shape[0], -1))))))
+
+
+def steady(classes, rngs):
+    return NNX(classes, rngs, dropout=0.0)
 
 
 class Net(nn.Module):
@@ -70,6 +100,11 @@ def integers():
 
 def scalar():
     return Net("scalar")
+
+
+def wide():
+    """R_L of its last layer would have 84 million entries."""
+    return nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(21 * 10**6), nn.Dense(4)])
 
 
 def features():

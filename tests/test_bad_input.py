@@ -73,21 +73,22 @@ def quiet_place(tmp_path_factory):
 NAMES = [
     "workdir", "dataset", "data_dir", "train_examples", "model", "optimizer", "learning_rates", "weight_decay", "batch_size",
     "epochs", "schedule", "compute_dtype", "slots", "seed", "checkpoint_minutes", "selfcheck", "max_evaluations", "max_parts",
-    "elite_size", "elite_probability", "mutations", "initial", "operands", "unaries", "binaries", "lag", "stop_epochs",
-    "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
+    "elite_size", "elite_probability", "tournament", "mutations", "initial", "operands", "unaries", "binaries", "lag",
+    "stop_epochs", "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
+    "metrics",
 ]  # fmt: skip
 VALUES = [
     "", "0", "1", "-1", "2", "3", "1.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400", "9" * 30, "-" + "9" * 30, "abc",
     "None", "true", "0x10", "1_000", "\u0661", "é", "\udcff", "\x1b[31mred", "a b", "g;h", ",", ",,", "1,2,3", "1,,2", "0.1,0.1",
     "1e308,1e308", "--", "x" * 5000, "a\0b", "/dev/null", "/dev/full", "/proc/self/mem", "wrn-16-0", "wrn-16-999999", "mlp-",
     "mlp-0", "mlp--1", "mlp-99999999999", "wrn-4-1", "digits", "no_such_set", "/etc", "random", "known", "momentum", "cosine",
-    "bfloat16", "g", "relu", "clip:nan", "clip:", "drop:1", "scale:1e999", "add", "W", "mean(g)", "R_L",
+    "bfloat16", "csv", "g", "relu", "clip:nan", "clip:", "drop:1", "scale:1e999", "add", "W", "mean(g)", "R_L",
 ]  # fmt: skip
 
 
 def test_every_flag_is_fuzzed():
     text = pathlib.Path(definitions.__file__).read_text(encoding="utf-8").partition("def define_evaluation")[0]
-    assert set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text)) <= {*NAMES}
+    assert set(re.findall(r'define\.\w+\(\s*"(\w+)"', text)) == {*NAMES}
 
 
 @hypothesis.given(draw=st.data())

@@ -77,7 +77,9 @@ def test_idle_genes_are_no_part_of_a_treatment():
     [("g | block_normalized", "nearest is 'block_normalised'"), ("g |", "no gradient transform nor optimizer ''"),
      ("| g", "nearest is"), ("g | lars | grafted", "has two transforms: lars and grafted"),
      ("g | adam | momentum", "has two optimizers: adam and momentum"),
-     ("h @ h", "cannot join"), ("backprob", "no rule has this name"), ("", "empty|no rule|expression")],
+     ("h @ h", "cannot join"), ("backprob", "no rule and no operand .*; the nearest is 'backprop'"),
+     ("table1", "'table1' names 39 rules, where one is wanted: a1_sgd_baseline, "), ("tabel1", "nearest is 'table1'"),
+     ("a1_sdg", "nearest is 'a1_sgd'"), ("zero_singal", "nearest is 'zero_signal'"), ("", "empty|expression")],
 )  # fmt: skip
 def test_a_bad_treatment_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
@@ -94,6 +96,8 @@ def test_rules_are_read_from_names_texts_groups_and_files(tmp_path):
     assert [str(t) for t in read_treatments(str(tmp_path / "rules"))][::2][:2] == ["unit_fro(g)", TABLE_1["b1_sgd_1"]]
     with pytest.raises(ValueError, match="rule 2 of g;gg: "):
         read_treatments("g;gg")
+    many = [f"{n}.5*g" for n in range(1, 100)]  # longer than the name of any file
+    assert [str(t) for t in read_treatments(";".join(many))] == many
 
 
 def test_the_winners_of_a_search_are_its_fittest_distinct_rules(tmp_path):
@@ -346,7 +350,7 @@ def values(folder, **changes) -> Values:
         learning_rates=["0.3", "0.1"], weight_decay=1e-3, batch_size=32, epochs=2, schedule="paper",
         compute_dtype="float32", slots=4, seed=0, scenario="mine", rules="fa", top=3, finalists=2, tuning_repeats=1,
         selection_repeats=2, repeats=3, ablate=0, eval_examples=None, alignment=False,
-        selfcheck=False, max_hours=None,
+        selfcheck=False, max_hours=None, metrics=None,
     )  # fmt: skip
     return Values(**(common | changes))
 

@@ -1,6 +1,10 @@
 """What a rule sees in a network that was not written for it: layouts, positions, state, noise, loops, transformations."""
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -9,7 +13,6 @@ import numpy as np
 import oracle
 import pytest
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
 from test_evolve import FAST, normal, per_sample
 
 from bpevo import rules
@@ -292,9 +295,8 @@ def test_noise_is_fresh_each_step_other_in_each_unit_and_the_same_again():
     assert not np.array_equal(state["b"]["rule"]["noise"], state["c"]["rule"]["noise"])
 
 
-def test_stateless_rules_have_no_constants():
-    state = evolve(two_layers, "g").init(jax.random.key(0), TWO, X)
-    assert all(x.ndim == 0 for x in jax.tree.leaves(state))  # counters at most
+def test_a_rule_without_statistics_constants_and_noise_keeps_nothing():
+    assert evolve(two_layers, "g").init(jax.random.key(0), TWO, X) == {}
 
 
 # Loops, branches, transformations.
@@ -381,16 +383,34 @@ def test_networks_mapped_over_candidates_with_equations_as_data_are_each_alone()
         assert_close(jax.tree.map(lambda v, i=i: v[i], together), alone(*candidate))
 
 
-def test_networks_in_shard_map_have_checked_types_and_average_their_state():
-    net = evolve(two_layers, "fa + unit_fro(dfa) + mean(gh)")
-    state = net.init(jax.random.key(0), TWO, X)
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, PartitionSpec as P
+from test_evolve_rules import FAST, TWO, evolve, rules, two_layers, normal
+x = normal(4, 8, 3)
+for text, interpreted in (("fa + unit_fro(dfa) + mean(gh)", False), ("(std(hp_next) @ S.T) - whiten(dfa)", True)):
+    rule = rules.compile(text)
+    rule = rules.InterpretedRule.of(rule.expression.to_equation()) if interpreted else rule
+    net = evolve(two_layers, rule, where=lambda unit: unit.path == "c" or not interpreted)  # one unit: it compiles for long
+    state = net.init(jax.random.key(0), TWO, x[:4])
+    gradients = jax.grad(lambda p, s, x: jnp.sum(net(p, s, x) ** 2), (0, 1))
+    shard = jax.shard_map(
+        gradients, mesh=Mesh(jax.devices(), "d"), in_specs=(P(), P(), P("d")), out_specs=P(), check_vma=True
+    )
+    shard, alone = (jax.jit(f, compiler_options=FAST) for f in (shard, gradients))
+    found, (one, other) = shard(TWO, state, x), (alone(TWO, state, x[i : i + 4]) for i in (0, 4))
+    sums = jax.tree.map(jnp.add, one, other)
+    expected = sums[0], jax.tree.map(lambda s: s / 2, sums[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    assert len(jax.devices()) == 2
+"""
 
-    def gradients(params, state, x):
-        return jax.grad(lambda p, s: jnp.sum(net(p, s, x) ** 2), (0, 1))(params, state)
 
-    mesh, part, whole = Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"), PartitionSpec()
-    sharded = jax.shard_map(gradients, mesh=mesh, in_specs=(whole, whole, part), out_specs=whole)
-    assert_close(jax.jit(sharded)(TWO, state, X), jax.jit(gradients)(TWO, state, X))
+def test_networks_in_shard_map_have_checked_types_add_their_gradients_and_average_their_state():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_effects_happen_once():
@@ -471,6 +491,19 @@ WRONG = [
 def test_what_cannot_train_gets_one_clear_error(network, rule, params, kind, message):
     with pytest.raises(kind, match=message):
         evolve(network, rule).init(jax.random.key(0), params, X)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"where": "nope"}, "where= takes a function, such as lambda unit: .*, not 'nope'"),
+        ({"logits": 0}, "logits= takes a function, such as lambda out: .*, not 0"),
+        ({"apply": TWO}, "takes a function of parameters and inputs, such as model.apply, not {"),
+    ],
+)
+def test_what_is_no_function_is_refused_at_once(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        evolve(**{"apply": two_layers, "rule": "g"} | arguments)
 
 
 def test_products_that_hold_no_unit_are_left_alone_with_the_reason():

@@ -187,6 +187,8 @@ def test_a_transformer_trains_with_a_rule_and_lists_its_units(digits, rule):
         *(f"{attention}/{name}/kernel" for name in ("query", "key", "value", "out")),
         *(f"{name}/kernel" for name in ("Dense_2", "Dense_1", "Dense_3")),  # as Flax numbers nested calls
     ]
+    listed = [line.split()[0] for line in str(net).splitlines()[2:]]
+    assert listed[:7] == [u.path for u in net.last] and listed[7] == "left"
     why = [why for _, why in net.last.left_alone]
     assert why == ["nothing with parameters lies below it", *["a product of two activations"] * 2]
     assert losses[-5:].mean() < 0.5 * losses[0] and accuracy > 0.7

@@ -1,10 +1,14 @@
-"""Extension points of running: a pool of workers of one's own, searched and evaluated with, without touching the package."""
+"""Extension points of running: workers and controllers of one's own, used without touching the package."""
+
+import dataclasses
 
 import pytest
 from test_evaluate import PLAN, Places
 from test_evaluate import evaluate as evaluation
-from test_runs import DISTURBED, PARTS, StandIn, rows, search
+from test_runs import DISTURBED, PARTS, StandIn, plan, rows, search
 
+from bpevo.evolution import CONTROLLERS, BreedingController
+from bpevo.runs import RunDatabase
 from bpevo.workers import LocalWorkers, Workers
 
 
@@ -71,3 +75,24 @@ def test_an_evaluation_takes_workers_of_ones_own(tmp_path):
     evaluation(tmp_path / "local")
     assert places.asked and rows(tmp_path / "pool") == rows(tmp_path / "local")
     assert PLAN.max_parts == PARTS
+
+
+class Oldest(BreedingController):
+    """Every mutant is one of the oldest result."""
+
+    oldest = None
+
+    def tell(self, result):
+        super().tell(result)
+        self.oldest = self.oldest or result
+
+    def parent(self, rng):
+        return self.oldest
+
+
+def test_a_controller_of_ones_own_may_say_no_more_than_who_the_parent_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(CONTROLLERS, "oldest", Oldest)
+    search(tmp_path, dataclasses.replace(plan(20, lag=4, elite_size=6), controller="oldest"), StandIn(3))
+    with RunDatabase.reading(tmp_path) as database:
+        parents = [p.parent for p in database.proposals() if p.confirms is None]
+    assert parents == [None] * 6 + [0] * 13  # and a confirmation

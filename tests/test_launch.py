@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bpevo import data, launch
 from bpevo.command import definitions, plans
-from bpevo.rules import NAMED
+from bpevo.rules import NAMED, TABLE_1
 from bpevo.runs import RunDatabase
 from bpevo.training import TrainingPlan
 
@@ -183,12 +183,21 @@ BAD = [
     ("--operands=gg", "no operand 'gg'; the nearest is 'g'"),
     ("--unaries=rellu", "no unary function 'rellu'; the nearest is 'relu'"),
     ("--binaries=times", "no binary function 'times'"),
-    ("--initial={missing}", "cannot read equations from .*: No such file"),
-    ("--initial={folder}", "cannot read equations from .*: Is a directory"),
+    ("--initial={missing}", "--initial: equation 1 of .*missing, which is no file: "),
+    ("--initial={folder}", "--initial: equation 1 of .*folder, which is no file: "),
     ("--initial={binary}", "cannot read equations from .*: it is not a UTF-8 text"),
-    ("--initial={wrong}", "wrong, line 2: "),
-    ("--initial={long}", "long, line 1: the equation has 2 parts; this search allows 1 to 1"),
-    ("--initial={empty}", "holds no equation"),
+    ("--initial={wrong}", "--initial: line 2 of .*wrong: there is no operand 'q'"),
+    ("--initial={long}", "line 1 of .*long: the equation has 2 parts; this search allows 1 to 1"),
+    ("--initial={empty}", "holds no equation; write random, known, equations or a file of them"),
+    ("--initial=", "holds no equation"),
+    ("--initial=g;softsine(g)", "--initial: equation 2 of .*: there is no function 'softsine'; there are abs, "),
+    (
+        "--initial=unit_fr(g)",
+        "--initial: equation 1 of .*, which is no file: .*'unit_fr'; the nearest is 'unit_fro', at",
+    ),
+    ("--initial=bakprop", "no rule and no operand 'bakprop'; the nearest is 'backprop'"),
+    ("--model=mpl-32", "no model 'mpl-32'; the nearest is 'mlp-32': write wrn-"),
+    ("--model=wnr-16-2", "no model 'wnr-16-2'; the nearest is 'wrn-16-2': write"),
 ]
 
 
@@ -222,9 +231,11 @@ def test_a_file_of_equations_may_hold_texts_names_and_comments(parsed, tmp_path)
     (tmp_path / "rules").write_text(
         "\ufeffg  # backprop\n\n# a comment\nsign_symmetry\nunit_fro(g) + (0.5*g)\n", encoding="utf-8"
     )
-    found = plans.read_equations(tmp_path / "rules", 3)
+    found = plans.initial_equations(str(tmp_path / "rules"), 3)
     assert [str(e) for e in found] == ["g", NAMED["sign_symmetry"], "unit_fro(g) + (0.5*g)"]
     assert plans.search_plan(parsed(*SMALL, f"--initial={tmp_path / 'rules'}")).initial == tuple(found)
+    assert plans.initial_equations("backprop; sign_symmetry;unit_fro(g) + (0.5*g)", 3) == found
+    assert [str(e) for e in plans.initial_equations("b1_sgd", 3)][:2] == ["g", TABLE_1["b1_sgd_1"]]
 
 
 def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):

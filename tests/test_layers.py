@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracle
 import pytest
+from flax.training.train_state import TrainState
 
 from bpevo import layers, rules
 from bpevo.layers import convolution
@@ -411,12 +413,18 @@ def test_empty_batches_without_a_rule_pass():
 # Noise and state.
 
 
-def test_missing_noise_stream_is_an_error_that_says_what_to_do():
-    layer, x = layers.Dense(3, rules.compile("add_noise(g, 0.1)")), normal(1, 2, 4)
-    variables = layer.init(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="draws noise: call apply with rngs="):
-        layer.apply(variables, x)
-    assert layer.apply(variables, x, rngs={"noise": jax.random.key(1)}).shape == (2, 3)
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_noise_needs_a_key_only_where_something_trains(interpreted):
+    rule = rules.compile("add_noise(g, 0.1)")
+    rule = rules.InterpretedRule.of(rule.expression.to_equation()) if interpreted else rule
+    net, x = Two(rule), normal(1, 2, 4)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    loss = jax.jit(lambda p, rngs: jnp.sum(net.apply({**variables, "params": p}, x, rngs=rngs)))
+    key = {"noise": jax.random.key(1)}
+    np.testing.assert_array_equal(loss(variables["params"], None), loss(variables["params"], key))
+    with pytest.raises(ValueError, match="of Dense_1 draws noise: call apply with rngs="):
+        jax.eval_shape(jax.grad(loss), variables["params"], None)
+    jax.eval_shape(jax.grad(loss), variables["params"], key)
 
 
 def test_noise_differs_between_layers_and_keys_and_is_reproducible():
@@ -438,6 +446,38 @@ def test_noise_differs_between_layers_and_keys_and_is_reproducible():
         np.testing.assert_array_equal(a, b)
         assert (a != c).all()
     assert not np.allclose(one[0][:4], one[1].sum(0))
+
+
+@pytest.mark.parametrize(
+    "rule, collections",
+    [
+        ("unit_fro(g) + clip(h, 0.5)", set()),
+        (lambda u: u.backward(u.b_next, u.W), set()),
+        ("add_noise(g, 0.1)", set()),
+        ("fa", {layers.FEEDBACK}),
+        ("g + mean(g)", {layers.OVERWRITE}),
+    ],
+)
+def test_layers_have_only_the_variables_that_their_rule_needs(rule, collections):
+    for layer, shape in ((layers.Dense(3, rule), (2, 4)), (layers.Conv(3, rule=rule), (2, 4, 4, 1))):
+        assert set(jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros(shape))) == {"params"} | collections
+
+
+def test_an_ordinary_train_state_trains_layers_whose_rule_keeps_no_state():
+    x, labels = normal(1, 30, 4), jnp.argmax(normal(1, 30, 4)[:, :3], -1)
+    net = Two("unit_elem2(g)")
+    state = TrainState.create(apply_fn=net.apply, params=net.init(jax.random.key(0), x)["params"], tx=optax.adam(0.03))
+
+    @jax.jit
+    def step(state):
+        loss = lambda params: cross_entropy(state.apply_fn({"params": params}, x), labels)  # noqa: E731
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        return state.apply_gradients(grads=gradient), value
+
+    state, first = step(state)
+    for _ in range(50):
+        state, last = step(state)
+    assert last < 0.5 * first
 
 
 def test_gradient_of_the_rules_state_is_its_next_state():
@@ -501,8 +541,8 @@ def test_rules_hold_only_the_constants_that_they_read():
 @pytest.mark.parametrize(
     "layer, shape, message",
     [
-        (layers.Dense(3), (2, 3, 4), r"Dense needs \[B, I\]"),
-        (layers.Conv(3), (2, 3), r"Conv needs \[B, H, W, I\]"),
+        (layers.Dense(3), (4,), r"Dense needs \[B, …, I\]"),
+        (layers.Conv(3), (2, 3, 4), r"Conv needs \[B, …, H, W, I\]"),
         (layers.PooledDense(3), (2, 3), r"PooledDense needs \[B, H, W, I\]"),
         (layers.Conv(3, padding="same"), (2, 3, 3, 1), "'SAME' or 'VALID'"),
     ],

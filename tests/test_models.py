@@ -201,7 +201,7 @@ def test_mlp_follows_the_oracle_over_two_steps(name):
     variables = jax.jit(net.init, compiler_options=FAST)(
         {"params": jax.random.key(3), "feedback": jax.random.key(4)}, images[0]
     )
-    params, state = variables["params"], variables[layers.OVERWRITE]
+    params, state = variables["params"], variables.get(layers.OVERWRITE, {})
     feedback = variables.get(layers.FEEDBACK, {})
     shapes = [(8, 6), (6, 5), (5, CLASSES)]
     zeros = [{"R": np.zeros(s), "S": np.zeros(s), "R_L": np.zeros((CLASSES, s[0]))} for s in shapes]
@@ -257,7 +257,7 @@ def test_candidates_with_different_equations_train_side_by_side_as_alone():
         assert_trees_agree(mine, alone(*candidate), 1e-5)
         _, params, _, feedback, key = candidate
         compiled = net(rules.compile(text))
-        state = compiled.init(jax.random.key(0), x)[layers.OVERWRITE]
+        state = compiled.init(jax.random.key(0), x).get(layers.OVERWRITE, {})
 
         def loss(params, compiled=compiled, state=state, feedback=feedback, key=key):
             collections = {"params": params, layers.OVERWRITE: state, layers.FEEDBACK: feedback}
@@ -283,6 +283,12 @@ def test_unknown_networks_are_refused_with_the_form_to_write(name):
         ValueError, match="no model .*write wrn-DEPTH-WIDTH with depth 6n.*mlp-HIDDEN.*or package.module:factory"
     ):
         models.by_name(name)
+
+
+@pytest.mark.parametrize("hidden", [64, (), "64"])
+def test_hidden_layers_without_a_list_of_sizes_are_refused(hidden):
+    with pytest.raises(ValueError, match=rf"as a tuple, such as \(64, 64\), not {re.escape(repr(hidden))}"):
+        models.MLP(hidden).init(jax.random.key(0), jnp.zeros((1, 8)))
 
 
 def test_wrong_depth_is_refused():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import own_networks
@@ -122,6 +123,9 @@ def test_a_search_on_ones_own_network_and_arrays_survives_a_kill_and_is_evaluate
     assert max(row.accuracy for row in control) > 0.6  # a third would be chance
     with pytest.raises(RunError, match="optimizer: 'adamw:b2=0.95' in the run, 'sgd' now"):
         bpevo.Search(workdir, **settings | {"optimizer": "sgd"}).run()
+    edited = mock.patch.object(own_networks.nn, "gelu", own_networks.nn.relu)  # the parameters stay
+    with edited, pytest.raises(RunError, match=r"\n  model_code_crc32: \d+ in the run, \d+ now\n"):
+        bpevo.Search(workdir, **settings).run()
     evaluated = bpevo.Evaluation(workdir, top=1, finalists=1, repeats=2, selection_repeats=1, slots=4).run()
     assert evaluated.settings["model"] == "own_networks:gelu" and any(
         "backprop" in line.lower() for line in evaluated.remarks

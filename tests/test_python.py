@@ -11,7 +11,9 @@ import pytest
 
 import bpevo
 from bpevo import rules
+from bpevo.command import plans, python
 from bpevo.command.plans import UsageError
+from bpevo.data import DataError
 from bpevo.runs import RunError
 
 SMALL = dict(
@@ -56,9 +58,11 @@ def test_it_goes_on_when_it_is_called_again(searched):
 
 
 def lines_of(folder) -> list[tuple[str, str]]:
-    """(training, stage) of each line of the metrics."""
+    """(training, stage) of each line of the metrics; each knows how busy the slots were."""
     with open(folder / "metrics.csv", newline="") as file:
-        return [(line["training"], line["stage"]) for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    assert all(0.2 < float(line["occupancy"]) <= 1 for line in lines)
+    return [(line["training"], line["stage"]) for line in lines]
 
 
 def trained(found) -> list[tuple[str, str]]:
@@ -98,17 +102,55 @@ def test_what_was_set_in_jax_and_for_signals_stays(searched):
         jax.config.update("jax_default_prng_impl", before)
 
 
-def test_bad_settings_are_named(tmp_path):
+BAD = [
+    (dict(epochs="x"), UsageError, "^epochs=x: invalid literal"),
+    (dict(compute_dtype="bfloat"), UsageError, "^compute_dtype=bfloat: value should be one of"),
+    (dict(learning_rates=[-1, 0.5]), UsageError, "^learning_rates=-1,0.5 must be different positive numbers"),
+    (dict(slots=0), UsageError, "^slots=0 must be at least 1"),
+    (dict(model="mpl-8"), UsageError, "^no model 'mpl-8'; the nearest is 'mlp-8': write"),
+    (dict(initial="softsign(g)"), UsageError, "^initial: equation 1 of softsign.*there is no function 'softsign'; there are abs"),
+    (dict(initial=["g", "unit_fr(g)"]), UsageError, "^initial: equation 2 of g;unit_fr.*the nearest is 'unit_fro'"),
+    (dict(max_evaluations=3), UsageError, "^max_evaluations=3 breeds nothing: .*elite_size, or ask for .* by controller=random"),
+    (dict(dataset="no/such.npz"), DataError, "^dataset=no/such.npz: No such file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings, kind, message", BAD, ids=[str(s) for s, *_ in BAD])
+def test_bad_settings_are_named_by_their_keywords(tmp_path, settings, kind, message):
+    with pytest.raises(kind, match=message) as raised:
+        bpevo.Search(tmp_path, **SMALL | settings).run()
+    assert not re.search(r"(?<!\w)--\w", str(raised.value))
+
+
+def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(TypeError, match="Search takes no 'max_evaluation'; the nearest is 'max_evaluations'"):
         bpevo.Search(tmp_path, max_evaluation=3).run()
-    with pytest.raises(UsageError, match="epochs.*x"):
-        bpevo.Search(tmp_path, epochs="x").run()
-    with pytest.raises(UsageError, match="--learning_rates=-1"):
-        bpevo.Search(tmp_path, dataset="digits", learning_rates=[-1]).run()
     with pytest.raises(RunError, match="there is no run in"):
         bpevo.open(tmp_path)
-    with pytest.raises(UsageError, match="there is no search in .* to take rules from: give --rules"):
+    with pytest.raises(
+        UsageError, match="there is no search in .* to take rules from: give rules, such as rules=table1"
+    ):
         bpevo.Evaluation(tmp_path).run()
+    with pytest.raises(UsageError, match="^rules: rule 1 of tabel1, .*; the nearest is 'table1'"):
+        bpevo.Evaluation(tmp_path, rules="tabel1", dataset="digits").run()
+
+
+def test_what_is_said_speaks_of_keywords_and_leaves_whole_commands(capsys):
+    console = python._Console()
+    console.print("unlike the search in runs/--x: --epochs=3 instead of 2")
+    console.print("next: python -m bpevo.report --workdir=runs/x  (a page with plots)", soft_wrap=True)
+    assert capsys.readouterr().out == (
+        "unlike the search in runs/--x: epochs=3 instead of 2\n"
+        "next: python -m bpevo.report --workdir=runs/x  (a page with plots)\n"
+    )
+
+
+def test_lists_are_what_their_flags_take(tmp_path):
+    lists = dict(operands=["g", "mean(g)"], unaries=("identity",), learning_rates=(r for r in (0.5, 0.25)))
+    plan = plans.search_plan(bpevo.Search(tmp_path, **lists, initial=["backprop", "min(g, fa)"])._values())
+    assert [str(o) for o in plan.space.operands] == ["g", "mean(g)"] and plan.learning_rates == (0.5, 0.25)
+    assert [str(e) for e in plan.initial] == ["g", "min(g, fa)"]
+    assert bpevo.Evaluation(tmp_path, rules=["fa", "dfa"])._values().rules == "fa;dfa"
 
 
 def test_a_run_with_registered_components_needs_them_and_tells_others_of_the_same_name(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """README.md does not rot: its code runs, its language table is complete, its commands are what CI runs."""
 
-import json
 import pathlib
 import re
 
@@ -31,7 +30,7 @@ def test_the_lines_for_a_network_of_ones_own_run(capsys):
         for code in (*codes[1:3], unit_by_unit):
             exec(code, scope)  # our own README
     assert "params/Dense_0/kernel" in capsys.readouterr().out
-    assert scope["logits"].shape == (32, 10) and scope["train_state"].step == 0
+    assert scope["logits"].shape == (32, 10) and scope["train_state"].step == 1
 
 
 @pytest.mark.parametrize("name", [*OPERANDS, *UNARIES, *BINARIES])
@@ -48,13 +47,3 @@ def test_the_language_table_names_every_component(name):
 
 def test_there_are_two_install_commands():
     assert len(re.findall(r"^python3 -m venv ", README, re.M)) == 2
-
-
-def test_the_notebook_trains_a_network():
-    notebook = json.loads((pathlib.Path(__file__).parents[1] / "launch" / "colab.ipynb").read_text(encoding="utf-8"))
-    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
-    scope = {}
-    for cell in cells[:-1]:  # the last one is a shell command
-        exec(cell, scope)
-    accuracy = (scope["logits"].argmax(-1) == scope["split"].eval_labels).mean()
-    assert accuracy > 0.5

@@ -506,9 +506,33 @@ def test_compile_refuses_what_is_no_equation(junk):
         rules.compile(junk)
 
 
-def test_long_unknown_words_get_the_named_rules_listed():
-    with pytest.raises(RuleSyntaxError, match="named rules: backprop, feedback_alignment"):
-        rules.resolve("backpropagation")
+def test_an_unknown_word_gets_the_nearest_of_operands_and_named_rules_or_all_of_them():
+    for word, near in (
+        ("bakprop", "'backprop'"),
+        ("b_nxt", "'b_next'"),
+        ("feedback_alignement", "'feedback_alignment'"),
+    ):
+        with pytest.raises(RuleSyntaxError, match=f"no rule and no operand {word!r}; the nearest is {near}$"):
+            rules.resolve(word)
+    with pytest.raises(
+        RuleSyntaxError, match="there are W, sgn_W, .*, dh, backprop, feedback_alignment, .*, table1, a1_sgd"
+    ):
+        rules.resolve("no_such_thing")
+    with pytest.raises(RuleSyntaxError, match=r"relu is a function: write relu\(…\)"):
+        rules.resolve("relu")
+
+
+def test_lists_of_rules_are_bounded_files_or_texts(tmp_path):
+    assert rules.listed("g;; b1_sgd ;", "rule") == [
+        (f"rule {n} of g;; b1_sgd ;", name) for n, name in [(1, "g"), *((3, name) for name in rules.GROUPS["b1_sgd"])]
+    ]
+    (tmp_path / "file").write_text("\ufeff# a comment\nfa # another\n", encoding="utf-8")
+    assert rules.listed(str(tmp_path / "file"), "rule") == [(f"line 2 of {tmp_path / 'file'}", "fa")]
+    for choice, message in (
+        ("/dev/zero", "/dev/zero is longer than 10,000,000 bytes"), (" ; ", "holds no rule"), (str(tmp_path), "which is no file")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            raise ValueError(rules.listed(choice, "rule")[0][0])
 
 
 # Types.

@@ -21,9 +21,9 @@ import pytest
 from rich.console import Console
 
 from bpevo.evolution import (
+    CONTROLLERS,
     Change,
     EvolutionSettings,
-    PaperController,
     Proposal,
     Rung,
     SameText,
@@ -143,7 +143,7 @@ def search(
     """Runs or continues a search until its end or the trainer's interrupt."""
     with RunDatabase.writing(workdir) as database:
         database.check_settings(SETTINGS, {}, ())
-        proposer = PaperController(plan.space, plan.evolution, plan.initial, SameText())
+        proposer = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, SameText())
         made = Search(database, proposer, workers(trainer), plan, watch)
         made.run()
     return made

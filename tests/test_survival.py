@@ -19,6 +19,7 @@ from test_training import DIVERGES, SETTINGS, make_trainer, training
 
 from bpevo.command.process import Interruption
 from bpevo.evolution import PaperController, SameText
+from bpevo.report import Metrics
 from bpevo.runs import RunDatabase
 from bpevo.search import Search
 from bpevo.training import REASONS
@@ -60,6 +61,13 @@ def die_after(calls: int) -> None:
     sys.setprofile(count)
 
 
+def followed(workdir):
+    """A watch that writes metrics, of which an epoch's occupancy is unknown."""
+    with RunDatabase.writing(workdir) as database:
+        metrics = Metrics("csv", workdir, database.rows(), lambda text: False, print)
+    return lambda search, rows: metrics.add(rows)
+
+
 def kill_by_time_and_by_step(workdir: str, kills: int, seed: int = 1) -> None:
     """Searches until one ends, killing the first `kills` at a random time or a random step; prints how many died."""
     chosen, died = random.Random(seed), 0
@@ -68,7 +76,7 @@ def kill_by_time_and_by_step(workdir: str, kills: int, seed: int = 1) -> None:
         if not child:
             if died < kills and chosen.random() < 0.5:
                 die_after(int(10 ** chosen.uniform(2, 4.4)))
-            search(workdir, DISTURBED, StandIn(4, seconds=0.002), workers=saving(workdir))
+            search(workdir, DISTURBED, StandIn(4, seconds=0.002), followed(workdir), workers=saving(workdir))
             os._exit(0)
         by_time = chosen.random() >= 0.5
         if died < kills and by_time:
@@ -96,6 +104,10 @@ def test_kills_at_random_moments_lose_repeat_and_change_nothing(undisturbed, tmp
     assert killed(tmp_path, 100, 1) >= 67
     assert rows(tmp_path) == undisturbed
     assert len(list((tmp_path / "checkpoints").iterdir())) <= 64 + 4
+    metrics = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").unlink()
+    followed(tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == metrics and metrics.count(b"\n") > len(undisturbed["evaluations"])
 
 
 REAL = plan(12, lag=4, top=1, repeats=1)

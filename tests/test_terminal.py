@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+import types
 
 import pytest
 from rich.cells import cell_len
@@ -24,7 +25,7 @@ from test_runs import StandIn, plan, search
 from bpevo.command.process import STOPPING, Output
 from bpevo.data.progress import reporter
 from bpevo.evaluation import standings
-from bpevo.report import Progress, leaderboard, standings_table, table
+from bpevo.report import Progress, Stages, leaderboard, progress, standings_table, table
 from bpevo.runs import Rows
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -212,6 +213,56 @@ def test_the_line_said_at_ctrl_c_stays_on_the_screen(tmp_path):
     after = [i for i, line in enumerate(lines) if line.startswith("interrupted: every finished training is kept")]
     assert len(said) == 1 and said < after
     assert any("backprop: g" in line for line in lines[after[0] :])  # and the leaderboard follows
+
+
+def in_notebook(monkeypatch) -> tuple[list[str], list[tuple[int, str]]]:
+    """Lines that were made, and lines that took the place of one; the clock is a list that tests set."""
+    made, replaced = [], []
+
+    def display(data, raw, display_id):
+        assert raw and display_id and list(data) == ["text/plain"]
+        made.append(data["text/plain"])
+        place = len(made) - 1
+
+        def update(data, raw):
+            assert raw
+            replaced.append((place, data["text/plain"]))
+
+        return types.SimpleNamespace(update=update)
+
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    return made, replaced
+
+
+def test_a_notebook_has_one_line_of_a_search_that_is_written_anew(monkeypatch, tmp_path):
+    made, replaced = in_notebook(monkeypatch)
+    monkeypatch.setattr(progress, "NOTEBOOK_SECONDS", -1.0)
+    console = Console(file=io.StringIO(), force_jupyter=True)
+    watch = Progress(console)
+    with watch.running():
+        search(tmp_path, plan(24), StandIn(4), watch)
+    assert made == ["compiling the training program …"] and {place for place, _ in replaced} == {0}
+    lines = [line for _, line in replaced]
+    assert len(lines) > 10 and re.match(r"stage selection, evaluations 2[34] of 24 .*, best \d", lines[-1])
+    monkeypatch.setattr(progress, "NOTEBOOK_SECONDS", 1e9)
+    del replaced[:]
+    with watch.running():  # as the last word nothing is left out
+        search(tmp_path, plan(24), StandIn(4), watch)
+        watch(search(tmp_path, plan(24), StandIn(4)), [])
+        assert not replaced
+    assert len(replaced) == 1 and "of 24" in replaced[0][1]
+
+
+def test_a_notebook_has_a_line_of_each_stage_of_an_evaluation(monkeypatch):
+    made, replaced = in_notebook(monkeypatch)
+    watch = Stages(Console(file=io.StringIO(), force_jupyter=True))
+    for stage, done, wanted in (("tuning", 1, 3), ("tuning", 2, 3), ("tuning", 3, 3), ("test", 0, 1), ("test", 1, 1)):
+        watch(stage, done, wanted, [])
+    assert [re.sub(",.*", "", line) for line in made] == ["tuning: 1 of 3 trainings", "test: 0 of 1 trainings"]
+    assert [(place, re.sub(",.*", "", line)) for place, line in replaced] == [
+        (0, "tuning: 3 of 3 trainings"),
+        (1, "test: 1 of 1 trainings"),
+    ]
 
 
 def test_a_notice_is_taken_only_where_a_display_shows_it():

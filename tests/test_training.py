@@ -18,7 +18,7 @@ import pytest
 from bpevo import data
 from bpevo.evolution import SearchSpace
 from bpevo.evolution.space import feasible
-from bpevo.rules import NAMED, TABLE_1, InterpretedRule, blank_program, parse
+from bpevo.rules import NAMED, TABLE_1, InterpretedRule, Kernel, blank_program, parse
 from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingPlan, TrainingSettings, to_examples
 
 CLASSES, PARTS, SEED = 4, 3, 11
@@ -366,16 +366,23 @@ def test_occupancy_is_the_share_of_slots_that_trained(trainers):
     assert trainer.occupancy == trainer.epochs_run / trainer.epochs_offered
 
 
-def test_vmap_agrees_with_map():
+def test_vmap_and_the_kernel_agree_with_map():
     settings = TrainingSettings(model="mlp-8", weight_decay=0.01, batch_size=8, epochs=2)
     texts = ("g", "add_noise(bn(fa), 0.1) + g", "unit_row2(g)", "(b_L @ R_L) * dh")
     orders = {k: training(t) for k, t in enumerate(texts)}
-    mapped, batched = (run(make_trainer(4, settings, lowering=how), orders) for how in ("map", "vmap"))
-    for slot in orders:
-        for one, other in zip(mapped[slot], batched[slot], strict=True):
-            assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
-            assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
-            assert one.eval_loss == pytest.approx(other.eval_loss, rel=1e-4)
+    trainers = [make_trainer(4, settings, lowering=how) for how in ("map", "vmap")]
+    trainers.append(make_trainer(4, settings, lowering="vmap", kernel=Kernel("tpu", interpret=True, floats=16)))
+    mapped, *others = (run(trainer, orders) for trainer in trainers)
+    for batched in others:
+        for slot in orders:
+            for one, other in zip(mapped[slot], batched[slot], strict=True):
+                assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+                assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+                assert one.eval_loss == pytest.approx(other.eval_loss, rel=1e-4)
+    beside, inside = trainers[2]._programs  # the last equation has a product, which no tile can compute
+    assert beside._cache_size() == inside._cache_size() == 1
+    trainers[2]._programs[0] = None  # needed by no other
+    assert run(trainers[2], {1: orders[1]})[1] == others[1][1]
 
 
 def print_results_of_devices(*counts: int) -> None:

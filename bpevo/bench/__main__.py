@@ -1,5 +1,5 @@
 """Benchmarks: `python -m bpevo.bench --setting=digits`, `--start`, `--convolutions`, `--controller=1000,100000`,
-`--json=FILE`.
+`--compile_for=h100,v5e`, `--accelerator --minutes=10`, `--json=FILE`.
 
 Ratios within one run count, not absolute times. (a) the slots, equations as data, for several K; (b) a program per
 equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only; (e) PyTorch,
@@ -20,11 +20,13 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from bpevo.bench import convolutions, engines, proposals, start
+from bpevo.bench import accelerator, convolutions, described_table, engines, proposals, start, targets
 from bpevo.command import process
 from bpevo.evolution import CONTROLLERS
+from bpevo.runs import RunError
 from bpevo.runs.provenance import versions
 from bpevo.training import DTYPES, Trainer, Training
+from bpevo.training.graphs import graphs
 from bpevo.workers import Job, LocalWorkers, Stage
 
 flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
@@ -33,11 +35,16 @@ flags.DEFINE_list("slots", ["1", "2", "4", "8", "16"], "Numbers of slots K.")
 flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
 flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled.", lower_bound=2)
 flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
-flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison.")
+flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison; of an epoch with --accelerator (20).")
 flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", lower_bound=1)
 flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
 flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
+flags.DEFINE_list(
+    "compile_for", [], "Compile for these devices, which need not be there, and count: h100, v5e, v5e:2x2."
+)
+flags.DEFINE_bool("accelerator", False, "Measure this machine's accelerator, what tells most first, into --json.")
+flags.DEFINE_float("minutes", 10.0, "Time for --accelerator; the same command goes on where it ended.", lower_bound=0.1)
 for name in ("slots", "throughput", "controller"):
     flags.register_validator(name, lambda texts: all(t.isdigit() and int(t) for t in texts), "write numbers from 1")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
@@ -89,8 +96,14 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
         "programs",
         "peak MiB/slot",
     ]
+    said = graphs(jax.local_devices()[0]).said
+    decisions = f", decisions {said}" if said else ""
     console.print(
-        _table(f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}", columns, rows)
+        _table(
+            f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}{decisions}",
+            columns,
+            rows,
+        )
     )
     return {"engines": [dataclasses.asdict(t) for t in timings], "flop_per_step": flop, "peak_flops": peak}
 
@@ -174,24 +187,49 @@ def _controller(console: Console) -> dict:
 
 def main(argv: list[str]) -> None:
     del argv
-    configure_jax()
+    if flags.FLAGS.accelerator:  # its rows have processes of their own, and the device to themselves
+        return _accelerator()
+    if flags.FLAGS.compile_for:
+        targets.quiet()
+    try:
+        configure_jax()
+        _measure(Console(width=None if sys.stdout.isatty() else 220 if flags.FLAGS.compile_for else 150))
+    except RunError as error:
+        sys.exit(process.fail("bpevo.bench", error))
+
+
+def _accelerator() -> None:
+    values = flags.FLAGS
+    settings = [values.setting] if values["setting"].present else ["wrn-16-2", "wrn-10-1"]
+    capacities = list(map(int, values.slots)) if values["slots"].present else accelerator.CAPACITIES
+    steps = values.steps if values["steps"].present else accelerator.STEPS
+    path = pathlib.Path(values.json or "runs/accelerator.json")
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    accelerator.tell(path, accelerator.cases(settings, capacities), values.minutes, steps, console)
+
+
+def _measure(console: Console) -> None:
+    values = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
-    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
-    setting = dataclasses.replace(engines.SETTINGS[flags.FLAGS.setting], compute_dtype=flags.FLAGS.compute_dtype)
-    if flags.FLAGS.controller:
+    setting = dataclasses.replace(engines.SETTINGS[values.setting], compute_dtype=values.compute_dtype)
+    if values.compile_for:
+        capacities = [int(k) for k in values.slots] if values["slots"].present else [4]
+        first = values.specialised if values["specialised"].present else 4
+        figures = described_table.tell(setting, values.compile_for, capacities, first, console)
+    elif values.controller:
         figures = _controller(console)
-    elif flags.FLAGS.convolutions:
+    elif values.convolutions:
         figures = _convolutions(setting, console)
-    elif flags.FLAGS.start:
+    elif values.start:
         figures = _start(setting, console)
     else:
-        figures = _engines(setting, console) if flags.FLAGS.slots else {}
-        if flags.FLAGS.throughput:
+        figures = _engines(setting, console) if values.slots else {}
+        if values.throughput:
             figures |= _throughput(setting, console)
-    if flags.FLAGS.json:
+    if values.json:
         text = json.dumps({"versions": versions(), "setting": dataclasses.asdict(setting), **figures}, indent=1)
-        pathlib.Path(flags.FLAGS.json).write_text(text + "\n", encoding="utf-8")
+        pathlib.Path(values.json).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ SETTINGS = {
         Setting("digits", "wrn-10-1", 8, 1, 64, 20),
         Setting("wrn-10-1", "wrn-10-1", 32, 3, 128, 2),
         Setting("wrn-16-2", "wrn-16-2", 32, 3, 128, 1),
+        Setting("tiny", "mlp-8", 8, 1, 16, 2),  # to try a measurement
     )
 }
 
@@ -114,7 +115,7 @@ def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repe
     )
 
 
-def _order(rule) -> Order:
+def order_of(rule) -> Order:
     return Order(
         rule=rule,
         seed=np.uint32(0),
@@ -128,7 +129,7 @@ def _order(rule) -> Order:
 
 def _specialised_call(task: Task, examples: Examples, rule: CompiledRule, device: jax.Device):
     """A program of one equation's own, and its arguments, on one device."""
-    order = jax.tree.map(lambda x: np.asarray(x)[None], _order(rule))
+    order = jax.tree.map(lambda x: np.asarray(x)[None], order_of(rule))
     blank = task.blank(rule, examples.mean.shape)
     state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
     program = slots(task.epoch, [device], donate=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from bpevo.evolution import CONTROLLERS
+from bpevo.evolution import CONTROLLERS, EvolutionSettings
 from bpevo.report.metrics import KINDS
 from bpevo.training import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 
@@ -111,7 +111,8 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.string(
         "controller",
         "paper",
-        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search).",
+        f"What draws the equations: {', '.join(CONTROLLERS)} (the paper's evolution, random search, regularised evolution by "
+        "tournaments among the youngest, tournaments within kinds of rules).",
     )
     define.integer(
         "max_evaluations",
@@ -122,13 +123,21 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer(
         "elite_size",
         None,
-        "N: parents come from the N best with probability p, else from the rest. Default: a tenth of the equations that "
-        "the budget affords, 10 to 1,000.",
+        "N: the first N equations are random; then parents come from the N best with probability p, else from the rest "
+        "(aging: from the N youngest). Default: a tenth of the equations that the budget affords, 10 to 1,000.",
     )
-    define.float("elite_probability", 0.7, "p.")
+    define.float("elite_probability", 0.7, "p, of --controller=paper.")
+    define.integer(
+        "tournament",
+        EvolutionSettings.tournament,
+        "Results of which the best is the parent, with --controller=aging and niches.",
+    )
     define.list("mutations", ["1"], "Weights of k = 1, 2, … mutations at once.")
     define.string(
-        "initial", "random", "random (N equations), known (backprop and its kin), or a file, one equation per line."
+        "initial",
+        "random",
+        "random (N equations), known (backprop and its kin), or as --rules of an evaluation: names or texts separated by ';', or "
+        "a file, one per line.",
     )
     define.list("operands", [], "Only these, such as g,h,mean(g). Default: all.")
     define.list("unaries", [], "Only these, such as relu,clip (all its constants),clip:0.5. Default: all.")

@@ -72,5 +72,5 @@ def configure_jax(leave_accelerators: bool = False) -> None:
         reason = (str(error).splitlines() or [""])[0]
         raise RunError(
             f"jax finds no device{f' for JAX_PLATFORMS={asked}' if asked else ''}{f': {reason}' if reason else ''}; unset "
-            "JAX_PLATFORMS, or install what that device needs: pip install '.[cuda12]' or '.[tpu]'"
+            "JAX_PLATFORMS, or install what that device needs: pip install '.[cuda12]', '.[cuda13]' or '.[tpu]'"
         ) from None

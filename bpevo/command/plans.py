@@ -19,12 +19,12 @@ from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.duplicates import firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
-from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, parse
+from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, listed, parse, resolve
 from bpevo.runs import RunDatabase
 from bpevo.search import MOST_REPEATS, SearchPlan
 from bpevo.training import DTYPES, TrainingPlan, TrainingSettings, most_slots
 
-MAX_SLOTS, MAX_RATE, MAX_STEPS, MAX_FILE = 4096, 1e6, 2**31 - 1, 10**7
+MAX_SLOTS, MAX_RATE, MAX_STEPS = 4096, 1e6, 2**31 - 1
 LEAST_VALIDATION = 3
 
 
@@ -189,7 +189,7 @@ def _slots_in_all(values: flags.FlagValues) -> int:
 
 def search_plan(values: flags.FlagValues) -> SearchPlan:
     """Checks the search flags. Raises UsageError."""
-    for name in ("max_evaluations", "max_parts", "elite_size", "lag", "top", "repeats"):
+    for name in ("max_evaluations", "max_parts", "elite_size", "tournament", "lag", "top", "repeats"):
         at_least(name, values[name].value, 1)
     if not 0 <= values.checkpoint_minutes < math.inf:
         raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
@@ -211,12 +211,13 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     slots = _slots_in_all(values)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
-        initial = _initial(values.initial, values.max_parts)
+        initial = initial_equations(values.initial, values.max_parts)
         equations = budget.equations(values.max_evaluations, len(rates))
         elite_size = values.elite_size or budget.default_elite_size(equations)
         settings = EvolutionSettings(
             elite_size=elite_size,
             elite_probability=values.elite_probability,
+            tournament=values.tournament,
             mutations=_numbers("mutations", values.mutations),
             rungs=rungs,
             seed=values.seed,
@@ -295,39 +296,24 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     return tuple(Rung(e, values.stop_quantile) for e in stops)
 
 
-def _initial(choice: str, max_parts: int) -> list[Equation]:
+def initial_equations(choice: str, max_parts: int) -> list[Equation]:
+    """Those of `--initial`; none for random ones. Raises UsageError."""
     if choice == "random":
         return []
     if choice == "known":
         names = ("backprop", "feedback_alignment", "direct_feedback_alignment", "sign_symmetry", "frsf")
         known = [parse(NAMED[n]) for n in names]
         return [e.to_equation(max_parts) for e in known if len(e.to_equation(8).to_parts()) <= max_parts]
-    return read_equations(path_of("initial", choice), max_parts)
-
-
-def read_equations(path: str | os.PathLike, max_parts: int) -> list[Equation]:
-    """Equations of a text file, one per line (a text or a named rule); `#` starts a comment. Raises UsageError."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE + 1)  # bounded: /dev/zero has no end
-        if len(content) > MAX_FILE:
-            raise UsageError(f"{path} is longer than {MAX_FILE:,} bytes")
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
-        raise UsageError(
-            f"cannot read equations from {path}: {reason}; write random, known or a file's path"
-        ) from error
+        texts = listed(path_of("initial", choice), "equation")
+    except ValueError as error:
+        raise UsageError(f"--initial: {error}; write random, known, equations or a file of them") from error
     equations = []
-    for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
-        if text:
-            try:
-                equations.append(parse(NAMED.get(text, text)).to_equation(max_parts))
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: {error}") from error
-    if not equations:
-        raise UsageError(f"{path} holds no equation")
+    for place, text in texts:
+        try:
+            equations.append(resolve(text).to_equation(max_parts))
+        except ValueError as error:
+            raise UsageError(f"--initial: {place}: {error}") from error
     return equations
 
 

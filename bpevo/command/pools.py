@@ -58,7 +58,7 @@ def opened(
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment |= ray_cluster.environment(needs)
         expected = provenance.numerics(provenance.versions())
-        del expected["device"]  # this process leaves the accelerators to the workers
+        del expected["device"], expected["rules"]  # this process leaves the accelerators to the workers
         fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment)
         with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected, say=say)) as pool:
             pool.meet()
@@ -68,4 +68,6 @@ def opened(
 def versions(pool: Pool | None) -> dict[str, str]:
     """Versions and machine of a run, as stored with it."""
     own = provenance.versions()
-    return own if pool is None else own | {"device": f"pool x {pool.versions['device']}"}
+    return (
+        own if pool is None else own | {"device": f"pool x {pool.versions['device']}", "rules": pool.versions["rules"]}
+    )

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +12,11 @@ from rich.console import Console
 
 from bpevo.command import definitions, evaluating, plans, process, searching
 from bpevo.command.jax_setup import FIXED
+from bpevo.data import DataError
 from bpevo.report.opened import Opened
 from bpevo.rules.text import suggestion
+from bpevo.runs import RunError
+from bpevo.training import DeviceLost, OutOfMemory
 
 
 class _Command:
@@ -32,11 +36,19 @@ class _Command:
         if unknown:
             raise TypeError(f"{type(self).__name__} takes no {unknown[0]!r}; {suggestion(unknown[0], sorted(values))}")
         given = {"workdir": self.workdir} | {name: v for name, v in self.settings.items() if v is not None}
+        texts = [f"--{name}={_text(value, _separator(values[name]))}" for name, value in given.items()]
         try:
-            values([type(self).__name__, *(f"--{name}={_text(value)}" for name, value in given.items())])
+            values([type(self).__name__, *texts])
         except flags.Error as error:
-            raise plans.UsageError(str(error)) from error
+            raise plans.UsageError(str(error)) from None
         return values
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[tuple[flags.FlagValues, Console, process.Interruption]]:
+        """What a command runs with, in a process of one's own: jax and signals are as before afterwards."""
+        interruption = process.Interruption()
+        with _errors_of_keywords(), _settled_jax(), interruption.installed():
+            yield self._values(), _Console(), interruption
 
 
 class Search(_Command):
@@ -61,9 +73,8 @@ class Search(_Command):
 
         Raises TypeError or UsageError for settings that cannot be, DataError, RunError, OutOfMemory or DeviceLost.
         """
-        interruption = process.Interruption()
-        with _settled_jax(), interruption.installed():
-            searching.run(plans.search_command(self._values()), Console(), interruption)
+        with self._started() as (values, console, interruption):
+            searching.run(plans.search_command(values), console, interruption)
         return open(self.workdir)
 
 
@@ -79,24 +90,55 @@ class Evaluation(_Command):
 
     def run(self) -> Opened:
         """Tunes, selects and tests, with progress; as Search.run."""
-        interruption = process.Interruption()
-        with _settled_jax(), interruption.installed():
-            command = plans.evaluation_command(self._values())
-            evaluating.run(command, Console(), interruption)
+        with self._started() as (values, console, interruption):
+            command = plans.evaluation_command(values)
+            evaluating.run(command, console, interruption)
         return open(command.folder)
 
 
 def open(folder: str | os.PathLike) -> Opened:
     """The run in a folder, of a search or an evaluation, to look at: see bpevo.report.opened.Opened. Raises RunError."""
-    return Opened(folder)
+    with _errors_of_keywords():
+        return Opened(folder)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
-        return os.fsdecode(value) if isinstance(value, os.PathLike | bytes) else str(value)
-    texts = [str(v) for v in value]
-    # Rules hold commas; every other list is one of names or numbers.
-    return ";".join(texts) if any("(" in t or "," in t for t in texts) else ",".join(texts)
+def _separator(flag: flags.Flag) -> str:
+    """Between the items of a list: rules hold commas."""
+    return "," if isinstance(flag.parser, flags.ListParser) else ";"
+
+
+def _text(value: Any, separator: str) -> str:
+    if isinstance(value, str | bytes | os.PathLike):
+        return os.fsdecode(value)
+    return separator.join(map(str, value)) if isinstance(value, Iterable) else str(value)
+
+
+def _keywords(text: str) -> str:
+    """A message of a command, of flags, with keywords in their place; a whole command line stays.
+
+    >>> _keywords("--epochs=0 must be at least 1; --noselfcheck runs in spite of it, or python -m bpevo.doctor --workdir=x")
+    'epochs=0 must be at least 1; selfcheck=False runs in spite of it, or python -m bpevo.doctor --workdir=x'
+    """
+
+    def keyword(match: re.Match) -> str:
+        command, negated, name = match.groups()
+        return command or (f"{negated}=False" if negated else name)
+
+    return re.sub(r"(python -m bpevo.*)|(?<![\w/-])(?:flag )?--(?:no([a-z]\w*)\b|([a-z]\w*))", keyword, text)
+
+
+@contextlib.contextmanager
+def _errors_of_keywords() -> Iterator[None]:
+    try:
+        yield
+    except (plans.UsageError, DataError, RunError, OutOfMemory, DeviceLost) as error:
+        error.args = tuple(_keywords(a) if isinstance(a, str) else a for a in error.args)
+        raise
+
+
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_keywords(o) if isinstance(o, str) else o for o in objects), **options)
 
 
 @contextlib.contextmanager

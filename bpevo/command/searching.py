@@ -72,8 +72,11 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         s = training.settings
         title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
         board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
-        database.store_leaderboard(map(report.plain, board))
+        front = report.front(search.judged)
+        database.store_tables(map(report.plain, board), map(dataclasses.astuple, front))
         console.print(report.table(board, title))
+        if front:
+            console.print(report.front_table(front))
         validation, held_out = len(training.split.eval_labels), training.held_out
         proposals, epochs = len(search.proposals), search.rows.slot_epochs
         spent = f"{search.done:,} trainings of {proposals:,} proposals, {epochs:,} slot-epochs in all."

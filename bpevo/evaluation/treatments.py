@@ -6,16 +6,12 @@ A treatment is a rule, optionally with a transform of the parameter gradient and
 
 import dataclasses
 import difflib
-import pathlib
 
-from bpevo.rules import NAMED, TABLE_1, Equation, Expression, RuleSyntaxError, resolve, without_idle
+from bpevo.rules import NAMED, Equation, Expression, RuleSyntaxError, listed, resolve, without_idle
 from bpevo.runs import RunDatabase, ranked
 from bpevo.search import CONTROL_KEYS
 from bpevo.training import GRAFTED, OPTIMIZERS, TRANSFORMS
 from bpevo.workers import Stage
-
-TABLE = "table1"
-SETUPS = tuple(dict.fromkeys(name.rpartition("_")[0] for name in TABLE_1))  # a1_sgd, a1_momentum, …
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,37 +96,15 @@ def under(treatment: Treatment, optimizer: str) -> Treatment:
 
 
 def read_treatments(choice: str) -> list[Treatment]:
-    """The treatments of a flag: names or texts separated by `;`, among them `table1` or one of SETUPS; or a file, one per line.
-
-    Each once. Raises ValueError.
-    """
-    if "\n" not in choice and pathlib.Path(choice).is_file():
-        try:
-            lines = pathlib.Path(choice).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
-            raise ValueError(f"cannot read rules from {choice}: {reason}") from error
-        texts, what, hint = [line.partition("#")[0] for line in lines], "line", ""
-    else:
-        texts, what = choice.split(";"), "rule"
-        hint = ", which is no file" if len(texts) == 1 else ""
+    """The treatments of a flag, each once: what bpevo.rules.listed takes. Raises ValueError."""
     found: dict[str, Treatment] = {}
-    for number, text in enumerate(map(str.strip, texts), 1):
-        for name in _expanded(text):
-            try:
-                treatment = Treatment.parse(name)
-            except ValueError as error:
-                raise ValueError(f"{what} {number} of {choice}{hint}: {error}") from error
-            found.setdefault(str(treatment), treatment)
-    if not found:
-        raise ValueError(f"{choice} holds no rule")
+    for place, text in listed(choice, "rule"):
+        try:
+            treatment = Treatment.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        found.setdefault(str(treatment), treatment)
     return list(found.values())
-
-
-def _expanded(text: str) -> list[str]:
-    if text == TABLE or text in SETUPS:
-        return [name for name in TABLE_1 if text == TABLE or name.rpartition("_")[0] == text]
-    return [text] if text else []
 
 
 def winners(search: RunDatabase, top: int) -> list[Treatment]:

@@ -5,10 +5,13 @@ Proposals are a pure function of settings and earlier results; nothing here trai
 
 from bpevo.evolution.controllers import (
     CONTROLLERS,
+    AgingController,
+    BreedingController,
     Controller,
     ControllerFactory,
     Draw,
     DrawingController,
+    NichesController,
     PaperController,
     RandomController,
 )
@@ -21,7 +24,9 @@ from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
     "CONTROLLERS",
+    "AgingController",
     "Bars",
+    "BreedingController",
     "Change",
     "Controller",
     "ControllerFactory",
@@ -29,6 +34,7 @@ __all__ = [
     "DrawingController",
     "Duplicates",
     "EvolutionSettings",
+    "NichesController",
     "PaperController",
     "Population",
     "Proposal",

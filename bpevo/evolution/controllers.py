@@ -2,7 +2,8 @@
 
 Finishing order, slots and interruptions therefore change nothing (README.md, "Determinism").
 
-To add one, write a class with the members of `Controller`, or override `draw` of `DrawingController`, and enter it:
+To add one, write a class with the members of `Controller`, or give a `DrawingController` its `draw`, or a
+`BreedingController` its `parent`, and enter it:
 
     class Restless(DrawingController):  # always mutates the newest result
         def draw(self, rng): ...
@@ -16,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from bpevo.evolution import kinds
 from bpevo.evolution.equivalence import Duplicates
 from bpevo.evolution.fitness import first_bars
 from bpevo.evolution.population import Population, References
@@ -77,12 +79,16 @@ class DrawingController(abc.ABC):
         self.equations = 0  # proposals that are no confirmation
         self._duplicates = duplicates
         self._references = References(settings.rungs)
-        self._population = Population(settings.elite_size, settings.rungs)
+        self._population = Population(settings.elite_size, settings.rungs, self.group)
         self._first: dict[int, float] = {}  # bars by epoch: each rung's first
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator) -> Draw:
         """An equation for proposal `next_id`. Raises SpaceExhausted."""
+
+    def group(self, result: Result) -> str:
+        """Under which `Population.groups` lists it; asked once a result."""
+        return ""
 
     def adopt(self, proposal: Proposal) -> None:
         assert proposal.id == self.next_id
@@ -147,8 +153,8 @@ class RandomController(DrawingController):
         return Draw(self.space.random(rng))
 
 
-class PaperController(DrawingController):
-    """The evolution of arXiv 1808.02822: N random or the initial equations, then mutants of the better ones."""
+class BreedingController(DrawingController):
+    """N random or the initial equations, then mutants of the parents that `parent` chooses."""
 
     def __init__(
         self,
@@ -160,19 +166,23 @@ class PaperController(DrawingController):
         super().__init__(space, settings, initial, duplicates)
         self._roots: list[tuple[int, Equation]] = []  # initial equations, with the ids that hold them
 
+    @abc.abstractmethod
+    def parent(self, rng: np.random.Generator) -> Result | None:
+        """The result of which a mutant is made. None: there is none that could be."""
+
     def adopt(self, proposal: Proposal) -> None:
         if proposal.parent is None and self.equations < len(self.initial):
             self._roots.append((proposal.id, self.initial[self.equations]))
         super().adopt(proposal)
 
     def draw(self, rng: np.random.Generator) -> Draw:
-        elite, rest = self._population.elite, self._population.rest
-        if not self.initial and (self.equations < self.settings.elite_size or not elite):
+        if not self.initial and self.equations < self.settings.elite_size:
             return Draw(self.space.random(rng))
-        if elite:
-            pool = elite if not rest or rng.random() < self.settings.elite_probability else rest
-            chosen = pool[int(rng.integers(len(pool)))]
+        chosen = self.parent(rng)
+        if chosen:
             parent, equation = chosen.id, chosen.equation
+        elif not self.initial:
+            return Draw(self.space.random(rng))
         else:  # no result has come in yet: the initial equations themselves, those of them that were no duplicates
             if not self._roots:
                 raise SpaceExhausted("space exhausted: the first initial equation is not feasible in this space")
@@ -189,4 +199,52 @@ class PaperController(DrawingController):
         return Draw(equation, parent, tuple(changes))
 
 
-CONTROLLERS: dict[str, ControllerFactory] = {"paper": PaperController, "random": RandomController}
+class PaperController(BreedingController):
+    """The evolution of arXiv 1808.02822: parents come from the N best with probability p, else from the rest."""
+
+    def parent(self, rng: np.random.Generator) -> Result | None:
+        elite, rest = self._population.elite, self._population.rest
+        if not elite:
+            return None
+        pool = elite if not rest or rng.random() < self.settings.elite_probability else rest
+        return pool[int(rng.integers(len(pool)))]
+
+
+class AgingController(BreedingController):
+    """Regularised evolution (arXiv 1802.01548): the parent is the best of a tournament among the N youngest results.
+
+    What is good stays only by its children, each trained anew: a lucky training is forgotten. What diverged is no member.
+    """
+
+    def parent(self, rng: np.random.Generator) -> Result | None:
+        ids = self._population.groups.get("", ())
+        youngest = min(self.settings.elite_size, len(ids))
+        return self._population.tournament(rng, ids, self.settings.tournament, since=len(ids) - youngest)
+
+
+class NichesController(BreedingController):
+    """Niches by kind (as the cells of MAP-Elites, arXiv 1504.04909): a kind is drawn, then a tournament among its results.
+
+    The kind is what the probe says a rule keeps of backprop's signal (bpevo.evolution.kinds), reversed or not, with noise or
+    not; every kind gets as many children, however many results it has and however bad they are, so none is crowded out.
+    What sends no signal has nothing to hand down.
+    """
+
+    def group(self, result: Result) -> str:
+        return kinds.plain(kinds.kind(result.equation))
+
+    def parent(self, rng: np.random.Generator) -> Result | None:
+        groups = self._population.groups
+        present = [kind for kind in kinds.KINDS if kind != kinds.NO_SIGNAL and groups.get(kind)]
+        if not present:
+            return None
+        ids = groups[present[int(rng.integers(len(present)))]]
+        return self._population.tournament(rng, ids, self.settings.tournament)
+
+
+CONTROLLERS: dict[str, ControllerFactory] = {
+    "paper": PaperController,
+    "random": RandomController,
+    "aging": AgingController,
+    "niches": NichesController,
+}

@@ -18,6 +18,8 @@ and " + noise" after that of one that draws noise which matters. A rule that dif
 come, such as `clip(g, 1.0)`, is backprop.
 """
 
+import functools
+
 import numpy as np
 
 from bpevo.evolution import probe
@@ -35,26 +37,42 @@ PER_ENTRY = "backprop, rescaled per entry"
 OTHER = "other information"
 KINDS = (NO_SIGNAL, BACKPROP, SCALED, PER_UNIT, PER_SAMPLE, PER_FEATURE, PER_ENTRY, OTHER)
 
+_REVERSED, _NOISE = "reversed ", " + noise"
 _SEED = 3
+_REMEMBERED = 4096  # rules
 _CELLS = [i * probe.STEPS + t for i, regime in enumerate(probe.REGIMES) if regime != "wide" for t in range(probe.STEPS)]
 
 
 def kind(rule: Expression | Equation) -> str:
     """One of KINDS, possibly with "reversed " before and " + noise" after it. Raises InfeasibleEquation.
 
-    Chains of at most DEFAULT_PARTS parts run in the program that finds duplicates; any other expression compiles one.
+    Chains of at most DEFAULT_PARTS parts run in the program that finds duplicates, longer ones in one for their length; any
+    other expression compiles one.
 
     >>> kind(parse("unit_row2(g)"))
     'backprop, rescaled per sample'
     """
-    expression = rule.to_expression() if isinstance(rule, Equation) else rule
+    return _named(rule.to_expression() if isinstance(rule, Equation) else rule)
+
+
+def plain(kind: str) -> str:
+    """The one of KINDS in the name of a kind.
+
+    >>> plain("reversed scaled backprop + noise")
+    'scaled backprop'
+    """
+    return kind.removeprefix(_REVERSED).removesuffix(_NOISE)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _named(expression: Expression) -> str:
     quiet = without_noise(expression.check())
-    signal, true = _signals(quiet), _signals(parse("g"))
+    signal, true = _signals(quiet), _backprop()
     found = _kind(signal, true)
     if found == OTHER:
         reverse = _kind(-signal, true)
-        found = OTHER if reverse == OTHER else f"reversed {reverse}"
-    return found if quiet == expression or same(signal, _signals(expression)) else f"{found} + noise"
+        found = OTHER if reverse == OTHER else _REVERSED + reverse
+    return found if quiet == expression or same(signal, _signals(expression)) else found + _NOISE
 
 
 def without_noise(node: Expression) -> Expression:
@@ -69,6 +87,11 @@ def without_noise(node: Expression) -> Expression:
 
 def _signals(expression: Expression) -> np.ndarray:
     return probe.signals(probe.rule(expression), _SEED)[_CELLS]
+
+
+@functools.cache
+def _backprop() -> np.ndarray:
+    return _signals(parse("g"))
 
 
 def _kind(x: np.ndarray, g: np.ndarray) -> str:

@@ -1,8 +1,9 @@
 """Earlier results as controllers need them: their order, and the bars, each in a time that hardly grows."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 from sortedcontainers import SortedList
 
 from bpevo.evolution.fitness import Bars, fitness, standing
@@ -14,8 +15,11 @@ MIN_REFERENCES = 20  # values below which there is no bar
 class Population:
     """The results that did not diverge, best first; among equals the older one. The `elite_size` best are the elite."""
 
-    def __init__(self, elite_size: int, rungs: Sequence[Rung]):
-        self._elite_size, self._rungs = elite_size, rungs
+    def __init__(self, elite_size: int, rungs: Sequence[Rung], group: Callable[[Result], str] = lambda result: ""):
+        """`group` names the one of `groups` to which a result belongs; it is asked once a result."""
+        self._elite_size, self._rungs, self._group = elite_size, rungs, group
+        self.groups: dict[str, SortedList] = {}  # ids of those in _ranked
+        self._group_of: dict[int, str] = {}  # of all results
         self._first: Mapping[int, float] = {}
         self._results: dict[int, Result] = {}
         self._confirmed: dict[int, float | None] = {}  # ids; accuracy on the second seed
@@ -34,7 +38,7 @@ class Population:
         """Also a confirmation's; its parent's was added before."""
         confirmed = result.proposal.confirms
         if confirmed is None:
-            self._results[result.id] = result
+            self._results[result.id], self._group_of[result.id] = result, self._group(result)
         else:
             self._confirmed[confirmed], result = result.trained.accuracy, self._results[confirmed]
         self._place(result)
@@ -53,15 +57,19 @@ class Population:
         )
 
     def _place(self, result: Result) -> None:
-        if result.id in self._places:
-            place = self._places.pop(result.id)
+        n = result.id
+        group = self._group_of[n]
+        if n in self._places:
+            place = self._places.pop(n)
             self._ranked.remove(place)
             self._unconfirmed.discard(place)
+            self.groups[group].remove(n)
         accuracy, rungs = self.standing(result)
         if accuracy is not None:
-            place = self._places[result.id] = *fitness(accuracy, rungs), -result.id
+            place = self._places[n] = *fitness(accuracy, rungs), -n
             self._ranked.add(place)
-            if result.id not in self._asked:
+            self.groups.setdefault(group, SortedList()).add(n)
+            if n not in self._asked:
                 self._unconfirmed.add(place)
 
     def confirm(self, id: int) -> None:
@@ -87,6 +95,13 @@ class Population:
     @property
     def rest(self) -> Sequence[Result]:
         return _View(self, min(self._elite_size, len(self._ranked)), len(self._ranked))
+
+    def tournament(self, rng: np.random.Generator, ids: Sequence[int], size: int, since: int = 0) -> Result | None:
+        """The best of `size` results drawn from `ids[since:]`, each from all of them; None where there are none."""
+        if since >= len(ids):
+            return None
+        drawn = (ids[int(i)] for i in rng.integers(since, len(ids), size))
+        return self._results[max(drawn, key=self._places.__getitem__)]
 
     def at(self, rank: int) -> Result:
         """The best one at rank 0."""

@@ -35,6 +35,7 @@ from bpevo.rules import (
 from bpevo.rules.components import Component
 from bpevo.rules.equation import DEFAULT_PARTS
 
+MOST_PARTS = 8  # of a chain that is interpreted
 REGIMES, STEPS = ("early", "late", "wide"), 5
 # |bn| of one batch is below sqrt(BATCH - 1), so beyond 10. Primes: no norm of signs equals a constant of the language.
 BATCH, INPUTS, OUTPUTS, CLASSES = 127, 17, 7, 3
@@ -154,8 +155,10 @@ def signals(rule: Rule, seed: int) -> np.ndarray:
 
 
 def rule(expression: Expression) -> Rule:
-    """An expression as `signals` takes it: a chain of at most DEFAULT_PARTS parts shares a program, any other compiles one."""
+    """An expression as `signals` takes it: chains of at most DEFAULT_PARTS parts share a program, so do longer ones of one
+    length; any other expression compiles one."""
     try:
-        return InterpretedRule.of(expression.to_equation(DEFAULT_PARTS))
+        parts = len(expression.to_equation(MOST_PARTS).to_parts())
     except RuleSyntaxError:  # no chain, or too long a one
         return CompiledRule(expression)
+    return InterpretedRule.of(expression.to_equation(max(parts, DEFAULT_PARTS)))

@@ -79,10 +79,13 @@ class EvolutionSettings:
     mutations: tuple[float, ...] = (1.0,)  # weights of k = 1, 2, …
     rungs: tuple[Rung, ...] = ()
     seed: int = 0
+    tournament: int = 10  # results that compete to be a parent, of controllers that hold tournaments
 
     def __post_init__(self):
         if self.elite_size < 1:
             raise ValueError(f"elite_size must be at least 1, not {self.elite_size}")
+        if self.tournament < 1:
+            raise ValueError(f"tournament must be at least 1, not {self.tournament}")
         if not 0 <= self.elite_probability <= 1:
             raise ValueError(f"elite_probability must lie in [0, 1], not {self.elite_probability}")
         if not self.mutations or min(self.mutations) < 0 or sum(self.mutations) <= 0:

@@ -1,7 +1,6 @@
 """A rule on any JAX network: a function transformation, as `jax.grad` is one."""
 
 import dataclasses
-import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpevo.layers.constants import draw_constants
+from bpevo.layers.constants import Initializer, draw_constants, logits_shape
 from bpevo.layers.discovery import Depends, Discovery, Found, LeftAlone
 from bpevo.layers.evaluation import Evaluation, starting_state
 from bpevo.layers.graph import Trace, is_float
@@ -17,7 +16,6 @@ from bpevo.layers.traced_map import front
 from bpevo.layers.unit import as_rule, check_not_empty
 from bpevo.rules import OPERANDS, Rule, UnitShapes
 
-LARGEST_FEEDBACK = 64 * 2**20  # entries of R_L
 _TRACING = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -108,7 +106,7 @@ def evolve(
     where: Callable[[UnitInfo], bool] | None = None,
     *,
     logits: Callable[[Any], Any] | None = None,
-    feedback_init: Callable[[jax.Array, tuple[int, ...], Any], jax.Array] | None = None,
+    feedback_init: Initializer | None = None,
 ) -> Evolved:
     """The network `apply` with a backward equation in place of backprop.
 
@@ -138,7 +136,8 @@ def evolve(
     Raises:
         ValueError: When called: no unit is found; the rule reads b_L or R_L and there are no logits, or none for a unit;
             R_L is larger than 64 M entries.
-        TypeError: When called: `apply` needs values while it is traced, or a weight is made of integers.
+        TypeError: `apply`, `where` or `logits` is no function. When called: `apply` needs values while it is traced, or a
+            weight is made of integers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -156,6 +155,14 @@ def evolve(
         >>> loss = lambda params, state: jnp.mean(net(params, state, x) ** 2)
         >>> gradient, state = jax.grad(loss, (0, 1))(params, state)
     """
+    if not callable(apply):
+        raise TypeError(f"bpevo.evolve takes a function of parameters and inputs, such as model.apply, not {apply!r}")
+    for name, value, example in (
+        ("where", where, "unit: unit.path != 'out'"),
+        ("logits", logits, "out: out['logits']"),
+    ):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}= takes a function, such as lambda {example}, not {value!r}")
     return Evolved(apply, rule, where, logits, feedback_init)
 
 
@@ -240,23 +247,11 @@ class _Plan:
                     f"b_L does not reach the unit {unit.name}: its hp {list(_info(unit).hp)} has no sample axis of the logits "
                     f"{list(self.logits_shape or ())}; leave it out by where=, or take a rule without b_L and R_L"
                 )
-            entries = math.prod(self.shapes(unit).F)
-            if self.reads_logits and entries > LARGEST_FEEDBACK:
-                raise ValueError(
-                    f"R_L of the unit {unit.name} would map the logits {list(self.logits_shape or ())} to hp "
-                    f"{list(_info(unit).hp)}: {entries / 1e6:,.0f} million entries, more than {LARGEST_FEEDBACK / 1e6:,.0f} "
-                    "million; leave it out by where=, or take a rule without R_L"
-                )
 
     def _z(self, unit: Found) -> tuple[int, ...] | None:
-        """The shape of b_L for a unit: [B, T…, C] where they share positions, else [B, ·]; None if samples differ."""
-        x, z = _info(unit).hp, self.logits_shape
-        if z is None or not self.reads_logits:
-            return (1, 1)
-        if x[0] == z[0]:
-            shared = len(z) > 2 and len(x) >= len(z) and x[: len(z) - 1] == z[:-1]
-            return z if shared else (z[0], math.prod(z[1:]))
-        return (x[0], z[-1]) if x[0] == math.prod(z[:-1]) else None
+        """The shape of b_L for a unit; None if it does not reach it."""
+        z = self.logits_shape
+        return (1, 1) if z is None or not self.reads_logits else logits_shape(_info(unit).hp, z)
 
     def shapes(self, unit: Found) -> UnitShapes:
         info = _info(unit)
@@ -272,22 +267,15 @@ class _Plan:
 
     def _init_unit(self, key: jax.Array, unit: Found) -> dict[str, Any]:
         def one(key):
-            constants = self._constants(jax.random.fold_in(key, 0), self.shapes(unit))
-            rule_state = starting_state(self._rule, jax.random.fold_in(key, 1), self.shapes(unit))
+            shapes, law = self.shapes(unit), self._net.feedback_init
+            constants = draw_constants(jax.random.fold_in(key, 0), unit.name, self._rule.reads, shapes, law)
+            rule_state = starting_state(self._rule, jax.random.fold_in(key, 1), shapes)
             entry = {"constants": constants, "uses": jnp.float32(1)} if constants else {}
             return entry | ({"rule": rule_state} if jax.tree.leaves(rule_state) else {})
 
         for length in reversed(unit.loops):
             one = _stacked(one, length)
         return one(key)
-
-    def _constants(self, key: jax.Array, shapes: UnitShapes) -> dict[str, jax.Array]:
-        deviation, constants = (2 / math.prod(shapes.K[:-1])) ** 0.5, {}
-        if self._net.feedback_init is not None:
-            constants["R"] = self._net.feedback_init(jax.random.fold_in(key, 0), shapes.K, jnp.float32)
-            deviation = jnp.std(constants["R"])
-        drawn = draw_constants(key, self._rule.reads, deviation, shapes)
-        return {name: constants.get(name, value) for name, value in drawn.items()}
 
     def run(self, state: Mapping[str, Any]) -> Any:
         needed = jax.eval_shape(self.init, jax.random.key(0))

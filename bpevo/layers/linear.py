@@ -32,7 +32,7 @@ class _OfAnyDtype:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class DenseMap(_OfAnyDtype):
-    """[B, I] · [I, O]."""
+    """[B, …, I] · [I, O]."""
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
         return x @ w.astype(x.dtype)
@@ -41,7 +41,7 @@ class DenseMap(_OfAnyDtype):
         return b @ w.T
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
-        return x.T @ b
+        return x.reshape(-1, x.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
 @jax.tree_util.register_static
@@ -65,20 +65,27 @@ class PooledDenseMap(_OfAnyDtype):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class ConvMap(_OfAnyDtype):
-    """[B, H, W, I] * [kh, kw, I, O]."""
+    """[B, …, H, W, I] * [kh, kw, I, O]."""
 
     size: tuple[int, ...]  # H, W
     kernel: tuple[int, ...]
     window: convolution.Window
 
     def forward(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        return convolution.conv(x, w.astype(x.dtype), self.window)
+        y = convolution.conv(_joined(x), w.astype(x.dtype), self.window)
+        return y.reshape(*x.shape[:-3], *y.shape[1:])
 
     def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
-        return convolution.conv_input_gradient(b, w, self.size, self.window)
+        x = convolution.conv_input_gradient(_joined(b), w, self.size, self.window)
+        return x.reshape(*b.shape[:-3], *x.shape[1:])
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
-        return convolution.conv_weight_gradient(x, b, self.kernel, self.window)
+        return convolution.conv_weight_gradient(_joined(x), _joined(b), self.kernel, self.window)
+
+
+def _joined(images: jax.Array) -> jax.Array:
+    """[B, …, H, W, I] as [B · …, H, W, I]."""
+    return images.reshape(-1, *images.shape[-3:])
 
 
 def over_devices(gradient: jax.Array, value: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from bpevo.layers import varying
 from bpevo.layers.linear import Linear, over_devices
 from bpevo.rules import Equation, Expression, Rule, Unit, Values, compile
 
@@ -75,8 +76,8 @@ def check_not_empty(where: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> 
 
 
 class Weights(NamedTuple):
-    kernel: jax.Array  # K, float32
-    bias: jax.Array | None  # float32, [O] or what else broadcasts against hp_next
+    kernel: jax.Array  # K
+    bias: jax.Array | None  # [O] or what else broadcasts against hp_next
 
 
 Constants = Mapping[str, jax.Array]  # operands that are drawn once a run, as far as the rule reads them
@@ -107,7 +108,8 @@ def unit(
 ) -> tuple[jax.Array, jax.Array]:
     """(hp_next, carrier). `activation` must act element by element; compute dtype is that of `hp`.
 
-    Its gradient raises ValueError, with the unit's name `where`, if the rule reads b_L and the carrier reaches no logits.
+    Its gradient raises ValueError, with the unit's name `where`, if the rule reads b_L and the carrier reaches no logits, or
+    if it draws noise and `key` is None.
     """
     hp_next = _apply(linear, activation, hp, weights)
     return hp_next, _beside(carrier, hp_next)
@@ -131,6 +133,10 @@ def _backward(activation, where, residuals, cotangents):
             f"the rule {rule} of {where} needs the signal at the logits, but the carrier that the layer returned does not "
             "reach them: pass it on to the next layer, and add it to the logits at the end, logits + carrier"
         )
+    if rule.needs_noise and key is None:
+        raise ValueError(
+            f"the rule {rule} of {where} draws noise: call apply with rngs={{'noise': key}}, fresh each step"
+        )
     b_next, b_L = map(_instantiated, cotangents)  # noqa: N806 (the paper's name)
     h, dh = jax.jvp(activation, (hp,), (jnp.ones_like(hp),))
     kernel_gradient = linear.weight_gradient(h, b_next).astype(weights.kernel.dtype)
@@ -139,7 +145,8 @@ def _backward(activation, where, residuals, cotangents):
         hp=hp, h=h, dh=dh, hp_next=hp_next, b_next=b_next, b_L=b_L, W=weights.kernel, constants=constants
     )  # fmt: skip
     values = jax.tree.map(lambda v: v.astype(jnp.float32), values)
-    signal, state = _signal(rule.equation_is_data)(linear.in_float32(), rule, values, old, key)
+    values, state = varying.vary((values, old), varying.axes((values, old)))
+    signal, state = _signal(rule.equation_is_data)(linear.in_float32(), rule, values, state, key)
     chex.assert_equal_shape([signal, hp])
     # Under vmap, a state that is the same for all mapped uses would count once: let it depend on them. Costs nothing compiled.
     each = jnp.stack([jnp.ravel(v)[0] for v in (values.hp, values.b_next, values.b_L, values.W, signal)])

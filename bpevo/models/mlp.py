@@ -17,10 +17,13 @@ class MLP(nn.Module):
     The first Dense is a plain layer, each further one a unit [ReLU, Dense].
 
     Args:
-        hidden: Sizes of the hidden layers.
+        hidden: Sizes of the hidden layers, at least one.
         classes: Number of logits.
         rule: Backward equation of the units, as of `layers.Dense`; None is standard backprop.
         dtype: Of the computation.
+
+    Raises:
+        ValueError: When called, unless `hidden` is a sequence of sizes.
 
     >>> import bpevo
     >>> net = MLP((8,), classes=3, rule=bpevo.rules.compile("unit_fro(g)"))
@@ -37,6 +40,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         del train
+        if not isinstance(self.hidden, Sequence) or isinstance(self.hidden, str) or not self.hidden:
+            raise ValueError(
+                f"MLP takes the sizes of its hidden layers as a tuple, such as (64, 64), not {self.hidden!r}"
+            )
         carrier = layers.carrier(x.shape[0], self.classes)
         x = layers.Dense(self.hidden[0], activation=None, dtype=self.dtype)(x.reshape(x.shape[0], -1))
         for features in (*self.hidden[1:], self.classes):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bpevo import layers
@@ -121,17 +123,17 @@ class Own:
         logits = logits.astype(jnp.float32)
         return (logits, {"batch_stats": after} if train else {}) if mutable is not False else logits
 
-    def crc32(self, shape: tuple[int, ...]) -> int:
-        """Checksum of the parameters' paths, shapes and dtypes on samples of that shape.
+    def fingerprint(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Checksums of the parameters' paths, shapes and dtypes on samples of that shape, and of what is computed with them.
 
         Raises ValueError where the network cannot be trained: it fails, returns no logits, its parameters are no floats.
         """
         x, key = jax.ShapeDtypeStruct((3, *shape), jnp.float32), jax.random.key(0)
         given = f"float32 {list(x.shape)}"
         try:
-            params, rest = jax.eval_shape(self.network.init, key, x)
-            logits, after = jax.eval_shape(functools.partial(self.network.apply, True), params, rest, x, key)
-            jax.eval_shape(functools.partial(self.network.apply, False), params, rest, x, key)
+            init, (params, rest) = jax.make_jaxpr(self.network.init, return_shape=True)(key, x)
+            trained, (logits, after) = self._traced(True)(params, rest, x, key)
+            evaluated, _ = self._traced(False)(params, rest, x, key)
         except Exception as error:  # whatever the user's network raises
             raise ValueError(f"--model={self.name} fails when it is traced on {given}: {first_line(error)}") from error
         leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -154,7 +156,17 @@ class Own:
                 "while it trains"
             )
         text = repr([(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves])
-        return zlib.crc32(text.encode())
+        code = "\n".join(map(_code, (init, trained, evaluated)))
+        return {"model_crc32": zlib.crc32(text.encode()), "model_code_crc32": zlib.crc32(code.encode())}
+
+    def _traced(self, train: bool) -> Callable:
+        return jax.make_jaxpr(functools.partial(self.network.apply, train), return_shape=True)
+
+
+def _code(traced: Any) -> str:
+    """The operations of a trace, without addresses, and checksums of the arrays that it closes over."""
+    arrays = [zlib.crc32(np.asarray(c).tobytes()) for c in traced.consts if jnp.issubdtype(c.dtype, jnp.number)]
+    return f"{re.sub('0x[0-9a-f]+', '', str(traced.jaxpr))} {arrays}"
 
 
 def own(name: str, classes: int, rule: Rule | str | None, dtype: Any) -> Own:

@@ -11,6 +11,7 @@ from bpevo.models.mlp import MLP
 from bpevo.models.own import Own, own
 from bpevo.models.wide_resnet import WideResNet
 from bpevo.rules import Rule
+from bpevo.rules.text import nearest
 
 
 class Model(Protocol):
@@ -88,16 +89,19 @@ def by_name(name: str, classes: int = 10, rule: Rule | str | None = None, dtype:
             return MODELS[start].build(list(match.groups()), classes, rule, dtype)
         except ValueError as error:
             raise ValueError(f"no model {name!r}: {error}; write {_forms()}") from error
-    raise ValueError(f"no model {name!r}: write {_forms()}")
+    near = nearest(start, MODELS)
+    hint = f"; the nearest is '{near}-{rest}'" if near and re.fullmatch(MODELS[near].pattern, rest) else ""
+    raise ValueError(f"no model {name!r}{hint}: write {_forms()}")
 
 
 def fingerprint(name: str, classes: int, sample: tuple[int, ...]) -> dict[str, int]:
-    """What tells a network of one's own from an edited one, by its parameters on samples of that shape; else nothing.
+    """What tells a network of one's own from an edited one, by its parameters and its trace on samples of that shape; else
+    nothing.
 
     Raises ValueError where it cannot be trained on them.
     """
     model = by_name(name, classes)
-    return {"model_crc32": model.crc32(sample)} if isinstance(model, Own) else {}
+    return model.fingerprint(sample) if isinstance(model, Own) else {}
 
 
 def _forms() -> str:

@@ -15,6 +15,7 @@ from bpevo.evaluation.treatments import stored
 from bpevo.evaluation.verdict import verdict
 from bpevo.evolution import Proposal
 from bpevo.report import ancestry, drawing, page, plots
+from bpevo.report.front import front
 from bpevo.report.leaderboard import leaderboard, remarks
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
 from bpevo.runs import Rows, RunDatabase, RunError, ranked
@@ -104,6 +105,7 @@ class Report:
             ),
             page.leaderboard_html(board),
             page.listing(remarks(board, held_out, s.get("validation_examples", 0) - held_out)),
+            page.front_html(front(run.rows)),
         )
         self._plot("search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
         self._plot("search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")

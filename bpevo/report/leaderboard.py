@@ -1,7 +1,6 @@
 """The leaderboard: found rules beside backprop and the zero-signal control, on fresh seeds where there are some."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -76,7 +75,7 @@ def leaderboard(rows: Rows, top: int, rates: Sequence[float] = ()) -> list[Leade
             LeaderboardRow(
                 label=texts[str(parse(e.equation))] if e.stage == Stage.CONTROL else "",
                 equation=str(without_idle(parse(e.equation))),
-                kind="" if e.stage == Stage.CONTROL else _kind(e.equation),
+                kind="" if e.stage == Stage.CONTROL else kind(without_idle(parse(e.equation))),
                 proposal=e.proposal,
                 learning_rate=e.learning_rate,
                 rates=len(tried),
@@ -106,11 +105,6 @@ def _untrained(text: str, name: str) -> LeaderboardRow:
         label=name, equation=text, kind="", proposal=None, learning_rate=None, rates=0, at_edge=False, search=None,
         fresh=(), diverged=0, difference=None, status="not trained yet",
     )  # fmt: skip
-
-
-@functools.cache
-def _kind(text: str) -> str:
-    return kind(without_idle(parse(text)))
 
 
 def board_cells(row: LeaderboardRow) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bpevo.evaluation import standings, verdict
 from bpevo.evaluation.treatments import stored
 from bpevo.report import build
+from bpevo.report.front import front
 from bpevo.report.leaderboard import leaderboard, remarks
 from bpevo.rules import Expression, parse
 from bpevo.runs import Rows, RunDatabase
@@ -42,6 +43,11 @@ class Opened:
     def leaderboard(self) -> "pandas.DataFrame":
         """A row per rule and control, best first; accuracies in %. Of an evaluation its standings."""
         return _frame([dataclasses.asdict(row) | _read_off(row) for row in self._board])
+
+    @property
+    def front(self) -> "pandas.DataFrame":
+        """The best rule for each number of components that have an effect, simplified (bpevo.report.front)."""
+        return _frame([] if self.is_evaluation else [dataclasses.asdict(row) for row in front(self.rows)])
 
     @property
     def remarks(self) -> list[str]:

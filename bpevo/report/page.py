@@ -10,6 +10,7 @@ from bpevo.evaluation.standings import Standing
 from bpevo.evaluation.treatments import stored
 from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
+from bpevo.report.front import FRONT_COLUMNS, FRONT_TITLE, FrontRow, front_cells
 from bpevo.report.leaderboard import BOARD_COLUMNS, LeaderboardRow, board_cells
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
@@ -95,7 +96,7 @@ def rule(text: str) -> str:
 _TEXTS = ("rule", "equation", "kind", "mutation", "vs closest control", "paper %")
 
 
-def _table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Rows are (class, cells); cells are HTML."""
     attributes = [f'class="text" data-column="{c}"' if c in _TEXTS else f'data-column="{c}"' for c in columns]
     names = [html.escape(c) for c in columns]
@@ -113,7 +114,7 @@ def standings_html(standings: Sequence[Standing]) -> str:
         name = f"{html.escape(row.name)}<br>" if row.name else ""
         kind = "find" if row.find else "worse" if row.worse else ""
         made.append((kind, [name + equation(row.text), *map(html.escape, cells(row))]))
-    return _table(COLUMNS, made) + note(LEGEND)
+    return table(COLUMNS, made) + note(LEGEND)
 
 
 def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
@@ -122,7 +123,13 @@ def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
         label = f"{html.escape(row.label)}<br>" if row.label else ""
         texts = [row.kind + (f" ({row.status})" if row.status else ""), *board_cells(row)]
         made.append(("", [label + equation(row.equation), *map(html.escape, texts)]))
-    return _table(("equation", "kind", *BOARD_COLUMNS), made)
+    return table(("equation", "kind", *BOARD_COLUMNS), made)
+
+
+def front_html(found: Sequence[FrontRow]) -> str:
+    """Nothing where nothing was found."""
+    made = [("", [equation(row.equation), *map(html.escape, (row.kind, *front_cells(row)))]) for row in found]
+    return note(FRONT_TITLE.capitalize() + ":") + table(("equation", "kind", *FRONT_COLUMNS), made) if found else ""
 
 
 def lineage_html(line: Sequence[Ancestor]) -> str:
@@ -131,7 +138,7 @@ def lineage_html(line: Sequence[Ancestor]) -> str:
         changes = "; ".join(f"part {c.part + 1}, {c.gene}: {c.before} → {c.after}" for c in a.changes) or "initial"
         accuracy = "" if a.accuracy is None else f"{100 * a.accuracy:.2f}"
         rows.append(("", [equation(a.equation), str(a.id), html.escape(changes), accuracy]))
-    return _table(("equation", "id", "mutation", "validation %"), rows)
+    return table(("equation", "id", "mutation", "validation %"), rows)
 
 
 def early_decisions_html(found: Sequence[EarlyDecisions]) -> str:
@@ -141,7 +148,7 @@ def early_decisions_html(found: Sequence[EarlyDecisions]) -> str:
         numbers = (f"{d.n}", f"{third:.2f}", f"{d.best:.2f}", f"{d.picked:.2f}", f"{d.regret:.2f}", f"{d.spent:.0%}")
         rows.append(("", [equation(d.text), *numbers]))
     columns = ("rule", "configurations", "rank corr. at 1/3", "best %", "picked %", "regret", "epochs")
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def page(title: str, sections: Iterable[str], every: float | None = None) -> str:

@@ -1,4 +1,5 @@
-"""Live progress of a search and of an evaluation: a panel in a terminal that can move its cursor, plain lines elsewhere."""
+"""Live progress of a search and of an evaluation: a panel in a terminal that can move its cursor, a line that is written anew
+in a notebook, plain lines elsewhere."""
 
 import contextlib
 import math
@@ -18,6 +19,27 @@ from bpevo.workers import Stage
 COMPILING = "compiling the training program"
 OF_PROPOSALS = (Stage.TRIAL, Stage.SEARCH, Stage.CONFIRMATION)
 LINE_SECONDS = 10.0  # between plain lines
+NOTEBOOK_SECONDS = 0.5  # between changes of a notebook's line
+
+
+class NotebookLine:
+    """One output of a notebook's cell, written anew in its place, at most every NOTEBOOK_SECONDS."""
+
+    def __init__(self, line: str):
+        from IPython.display import display  # a notebook has it
+
+        self._last, self._line = time.monotonic(), line
+        self._handle = display({"text/plain": line}, raw=True, display_id=True)
+
+    def show(self, line: str) -> None:
+        self._line = line
+        if time.monotonic() - self._last > NOTEBOOK_SECONDS:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Shows the last line, whenever the one before was shown."""
+        self._last = time.monotonic()
+        self._handle.update({"text/plain": self._line}, raw=True)
 
 
 class Progress:
@@ -26,6 +48,7 @@ class Progress:
     def __init__(self, console: Console):
         self._console = console
         self._live: Live | None = None
+        self._written: NotebookLine | None = None
         self._start, self._last, self._trained = time.monotonic(), -math.inf, 0
         self._stage, self._best, self._notice = COMPILING, -1.0, ""
         self._facts: dict[str, str] = {}
@@ -33,6 +56,13 @@ class Progress:
     @contextlib.contextmanager
     def running(self) -> Iterator["Progress"]:
         """Shows the panel, or says that it begins."""
+        if self._console.is_jupyter:
+            self._written = NotebookLine(f"{self._stage} …")
+            try:
+                yield self
+            finally:
+                self._written.catch_up()
+            return
         # FORCE_COLOR makes a file a terminal to rich; cursor codes are for real ones.
         if not (self._console.is_interactive and self._console.file.isatty()):
             self._console.print(f"{self._stage} …")
@@ -61,11 +91,15 @@ class Progress:
         self._facts = self._told(search)
         if self._live:
             return
+        line = ", ".join(f"{k} {v}" for k, v in self._facts.items() if v)
+        if self._written:
+            self._written.show(line)
+            return
         best = search.best[1] if search.best else None
         new = best is not None and best > self._best
         if new or time.monotonic() - self._last > LINE_SECONDS:
             self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
-            self._console.print(Text(", ".join(f"{k} {v}" for k, v in self._facts.items() if v)), soft_wrap=True)
+            self._console.print(Text(line), soft_wrap=True)
 
     def _told(self, search: Search) -> dict[str, str]:
         """What the search's running figures say; costs the same however long it has run."""
@@ -95,21 +129,29 @@ class Progress:
 
 
 class Stages:
-    """Watches an Evaluation: a line at most every LINE_SECONDS, and one at the end of each stage."""
+    """Watches an Evaluation: a line at most every LINE_SECONDS, and one at the end of each stage; in a notebook one a stage."""
 
     def __init__(self, console: Console):
         self._console = console
+        self._written: NotebookLine | None = None
         self._stage, self._start, self._last, self._trained = "", 0.0, -math.inf, 0
 
     def __call__(self, stage: str, done: int, wanted: int, rows: Sequence[Row]) -> None:
         now = time.monotonic()
-        if stage != self._stage:
+        begins = stage != self._stage
+        if begins:
             self._stage, self._start, self._trained = stage, now, 0
         self._trained += len(rows)
-        if now - self._last < LINE_SECONDS and done < wanted:
-            return
-        self._last = now
         seconds = (now - self._start) / self._trained * (wanted - done) if self._trained and now > self._start else 0.0
         left = f", {seconds / 60:.1f} min left" if seconds else ""
         last = f"; {rows[-1].equation}" if rows else ""
-        self._console.print(Text(f"{stage}: {done} of {wanted} trainings{left}{last}"), soft_wrap=True)
+        line = f"{stage}: {done} of {wanted} trainings{left}{last}"
+        if self._console.is_jupyter:
+            if begins or not self._written:
+                self._written = NotebookLine(line)
+            self._written.show(line)
+            if done >= wanted:
+                self._written.catch_up()
+        elif now - self._last >= LINE_SECONDS or done >= wanted:
+            self._last = now
+            self._console.print(Text(line), soft_wrap=True)

@@ -4,7 +4,7 @@
 adds components to the language.
 """
 
-from bpevo.rules.canonical import without_idle
+from bpevo.rules.canonical import without_idle, without_one
 from bpevo.rules.compiled import CompiledRule, compile
 from bpevo.rules.components import (
     BINARIES,
@@ -23,15 +23,19 @@ from bpevo.rules.export import export
 from bpevo.rules.expression import Expression
 from bpevo.rules.extending import register
 from bpevo.rules.interpreter import InterpretedRule
-from bpevo.rules.named import NAMED, PAPER, TABLE_1, resolve
+from bpevo.rules.kernels import Kernel
+from bpevo.rules.named import GROUPS, NAMED, PAPER, TABLE_1, listed, resolve
 from bpevo.rules.own import FunctionRule, UnitView
 from bpevo.rules.program import Program, assemble, blank_program
 from bpevo.rules.text import parse
+from bpevo.rules.tile_programs import takes
+from bpevo.rules.tiled import TiledRule
 from bpevo.rules.types import InfeasibleEquation, RuleSyntaxError
 from bpevo.rules.unit import Rule, Unit, UnitShapes, Values
 
 __all__ = [
     "BINARIES",
+    "GROUPS",
     "NAMED",
     "OPERANDS",
     "PAPER",
@@ -46,11 +50,13 @@ __all__ = [
     "FunctionRule",
     "InfeasibleEquation",
     "InterpretedRule",
+    "Kernel",
     "Operand",
     "Program",
     "Rule",
     "RuleSyntaxError",
     "Statistic",
+    "TiledRule",
     "Unary",
     "Unit",
     "UnitShapes",
@@ -61,8 +67,11 @@ __all__ = [
     "compile",
     "export",
     "extensions",
+    "listed",
     "parse",
     "register",
     "resolve",
+    "takes",
     "without_idle",
+    "without_one",
 ]

@@ -1,4 +1,7 @@
-"""Canonical form of expressions: the key under which a search finds structural duplicates."""
+"""Forms of expressions: canonical, the key under which a search finds structural duplicates; and with less in them."""
+
+import dataclasses
+from collections.abc import Iterator
 
 from bpevo.rules import formulas
 from bpevo.rules.components import BINARIES, OPERANDS, UNARIES
@@ -21,6 +24,22 @@ def without_idle(node: Expression) -> Expression:
     assert isinstance(node, BinaryNode)
     left = without_idle(node.left)
     return left if node.name == "left" else BinaryNode(node.name, left, without_idle(node.right))
+
+
+def without_one(node: Expression) -> Iterator[Expression]:
+    """Trees with one component less, root first: without a unary function, a mean, std or bn, or one side of a binary
+    function. Not necessarily feasible."""
+    if isinstance(node, OperandNode):
+        if node.statistic:
+            yield OperandNode(node.name)
+    elif isinstance(node, UnaryNode):
+        yield node.x
+        yield from (dataclasses.replace(node, x=x) for x in without_one(node.x))
+    elif isinstance(node, BinaryNode):
+        yield node.left
+        yield node.right
+        yield from (dataclasses.replace(node, left=x) for x in without_one(node.left))
+        yield from (dataclasses.replace(node, right=x) for x in without_one(node.right))
 
 
 def canonical(node: Expression) -> Expression:

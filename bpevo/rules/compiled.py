@@ -39,6 +39,8 @@ class CompiledRule:
 
     def init(self, shapes: UnitShapes) -> State:
         rows = [_average_shape(kind, shapes) for kind in _statistics(self.expression)]
+        if not rows:
+            return {}
         m, var = ([jnp.zeros(s, jnp.float32) for s in rows] for _ in range(2))
         return {"m": m, "var": var, "step": jnp.float32(0), "uses": jnp.float32(1)}
 
@@ -122,8 +124,10 @@ class _Evaluation:
     """One pass over the tree. Running state and noise are numbered in order of evaluation."""
 
     def __init__(self, unit: Unit, state: State):
-        self._unit, self._old, self._uses = unit, state, statistics.uses(state)
-        self._step = state["step"] / self._uses + 1
+        self._unit, self._old = unit, state
+        if state:  # else the rule takes no statistics
+            self._uses = statistics.uses(state)
+            self._step = state["step"] / self._uses + 1
         self._m: list[jax.Array] = []
         self._var: list[jax.Array] = []
         self._noises = 0
@@ -131,8 +135,10 @@ class _Evaluation:
 
     def run(self, expression: ex.Expression) -> tuple[jax.Array, State]:
         value = formulas.value(self._unit, expression, self._leaf, self._stateful)
-        state = {"m": self._m, "var": self._var, "step": self._step, "uses": jnp.float32(1)}
-        return jnp.broadcast_to(value, self._unit.shapes.X), state
+        value = jnp.broadcast_to(value, self._unit.shapes.X)
+        if not self._old:
+            return value, {}
+        return value, {"m": self._m, "var": self._var, "step": self._step, "uses": jnp.float32(1)}
 
     def _leaf(self, node: ex.OperandNode) -> jax.Array:
         x = self._operand(node.name)

@@ -4,10 +4,12 @@ Values live in one flat float32 buffer, long enough for every type, so that an e
 whatever its type; averages are stored with their row repeated. What an instruction does is chosen by `lax.switch`: a
 real branch when the index is a scalar, so under `vmap` the caller should map (see bpevo.layers.unit). Every branch
 is compiled once per unit: the fewer, the shorter the wait, hence reductions are shared between types and orders.
+Whatever depends on the equation is decided in a named scope of its own, by which bpevo.bench counts what a program does.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +88,10 @@ class _Machine:
         self._step = state["step"] / self._uses + 1
         self._w = statistics.weight_of_step(self._step)
 
+    def _zeros(self, *shape: int) -> jax.Array:
+        """Float32; inside `jax.shard_map` they vary as the unit's values do, so that branches and loops have one type."""
+        return jnp.zeros_like(self._unit.values.b_next, shape=shape)
+
     def _flat(self, x: jax.Array) -> jax.Array:
         return _pad(x, self._n)
 
@@ -100,16 +106,17 @@ class _Machine:
 
         def instruction(t, carry):
             accumulator, small, feedback = carry
-            value = lax.switch(program.load[t], self._loads(products, accumulator))
+            value = _switch("load", program.load[t], self._loads(products, accumulator))
             # Loops with 0, 1 or 2 turns, not branches: what a loop leaves alone it does not copy.
-            value, small = lax.fori_loop(0, program.turns[t], functools.partial(self._function, t), (value, small))
+            function = functools.partial(self._function, t)
+            value, small = _loop("functions", program.turns[t], function, (value, small))
             if feedback.shape[0]:
                 renew = functools.partial(self._feedback_statistic, p.Running(*program.detail[t, 0, :2]))
-                value, feedback = lax.fori_loop(0, program.feedback[t], renew, (value, feedback))
-            return lax.switch(program.combine[t], self._combines(t), accumulator, value), small, feedback
+                value, feedback = _loop("feedback", program.feedback[t], renew, (value, feedback))
+            return _switch("combine", program.combine[t], self._combines(t), accumulator, value), small, feedback
 
-        start = jnp.zeros(self._n, jnp.float32), self._state["small"], self._state["F"]
-        accumulator, small, feedback = lax.fori_loop(0, program.length, instruction, start)
+        start = self._zeros(self._n), self._state["small"], self._state["F"]
+        accumulator, small, feedback = _loop("instructions", program.length, instruction, start)
         new = {"small": small, "F": feedback, "step": self._step, "uses": jnp.float32(1)}
         return self._native(accumulator, "X"), new
 
@@ -117,9 +124,9 @@ class _Machine:
         """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
         found: dict[str, jax.Array] = {}
         for used, name in zip(self._program.uses, self._codes.products, strict=True):
-            blank = jnp.zeros(self._shapes.of(OPERANDS[name].base), jnp.float32)
+            blank = self._zeros(*self._shapes.of(OPERANDS[name].base))
             compute = functools.partial(self._operand, found.copy(), name)
-            found[name] = lax.cond(used > 0, compute, lambda blank=blank: blank)
+            found[name] = _switch(f"compute_{name}", used, [lambda blank=blank: blank, compute])
         return found
 
     def _operand(self, products: dict[str, jax.Array], name: str) -> jax.Array:
@@ -133,7 +140,7 @@ class _Machine:
         def load(name: str):
             return lambda: self._flat(self._operand(products, name))
 
-        return [lambda: accumulator, lambda: jnp.zeros(self._n, jnp.float32), *map(load, OPERANDS)]
+        return [lambda: accumulator, lambda: self._zeros(self._n), *map(load, OPERANDS)]
 
     def _function(self, t, i, carry):
         """Applies function i of instruction t; carry is (value, state)."""
@@ -152,7 +159,7 @@ class _Machine:
         branches.append(lambda old: (self._norm(value, base, average, p.Norm(*detail)), old))
         branches.append(lambda old: self._statistic(value, base, average, running.which, old))
         # Branches return the state's row, not the state: what passes through a branch is copied.
-        value, new = lax.switch(code, branches, lax.dynamic_index_in_dim(small, row, keepdims=False))
+        value, new = _switch("function", code, branches, lax.dynamic_index_in_dim(small, row, keepdims=False))
         small = lax.dynamic_update_index_in_dim(small, new, row, 0)
         return value, small
 
@@ -165,8 +172,8 @@ class _Machine:
             rows, columns = self._shapes.matrix(name)
             return lambda: self._flat(jnp.broadcast_to(flat[:columns], (rows, columns)))
 
-        uniform = lax.switch(jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
-        return lax.switch(noise.which, [lambda e=e: e.fn(value, c, uniform) for e in self._codes.noisy])
+        uniform = _switch("draw", jnp.where(average, 1 + base, 0), [lambda: flat, *(repeat(n) for n in "XYZ")])
+        return _switch("noise", noise.which, [lambda e=e: e.fn(value, c, uniform) for e in self._codes.noisy])
 
     def _norm(self, value: jax.Array, base, average, norm: p.Norm) -> jax.Array:
         """value / (norm + ε): a reduction into lines (one per row or column), then a division by them."""
@@ -187,7 +194,7 @@ class _Machine:
         reductions = (jnp.sum, jnp.max)
         branches = [lambda r=r: _pad(r(size), self._lines) for r in reductions]
         branches += [lines(name, over, r) for over in (0, 1) for name in BASES for r in reductions]
-        r = lax.switch(2 * which + largest.astype(jnp.int32), branches) * sign
+        r = _switch("reduce", 2 * which + largest.astype(jnp.int32), branches) * sign
         r = jnp.where(order == p.ORDERS.index("2"), jnp.sqrt(jnp.abs(r)), r)
         real = (
             jnp.arange(self._lines, dtype=jnp.int32)
@@ -204,7 +211,8 @@ class _Machine:
 
             return branch
 
-        return lax.switch(which, [lambda: value / r[0], *(divide(name, over) for over in (0, 1) for name in BASES)])
+        by_line = [divide(name, over) for over in (0, 1) for name in BASES]
+        return _switch("divide", which, [lambda: value / r[0], *by_line])
 
     def _count(self, base, average) -> jax.Array:
         """Number of distinct entries of a value."""
@@ -220,7 +228,7 @@ class _Machine:
             def branch():
                 x = self._matrix(value, name)
                 if name in WEIGHTS:
-                    return _pad(x, length), jnp.zeros(length, jnp.float32)
+                    return _pad(x, length), self._zeros(length)
                 mean = jnp.mean(x, 0)
                 spread = jnp.mean((x - mean[None]) ** 2, 0)
                 mean, spread = jnp.where(average, x[0], mean), jnp.where(average, 0.0, spread)
@@ -228,7 +236,7 @@ class _Machine:
 
             return branch
 
-        mean, spread = lax.switch(base, [moments(name) for name in _SMALL])
+        mean, spread = _switch("moments", base, [moments(name) for name in _SMALL])
         new = statistics.update(old[0] / self._uses, old[1] / self._uses, mean, spread, self._w)
         terms = self._terms(what, *new)
 
@@ -240,7 +248,7 @@ class _Machine:
 
             return branch
 
-        return lax.switch(base, [result(name) for name in _SMALL]), jnp.stack(new)
+        return _switch("statistic", base, [result(name) for name in _SMALL]), jnp.stack(new)
 
     def _feedback_statistic(self, running: p.Running, _, carry):
         """The same for a value of R_L's type, with its own state."""
@@ -262,16 +270,15 @@ class _Machine:
         return jnp.where(functools.reduce(jnp.logical_or, averages), average, (x - m) / divisor)
 
     def _combines(self, t):
-        name, mirrored = self._program.product[t, 0], self._program.product[t, 1] > 0
+        name, mirrored = self._program.product[t]
         affine = Affine(*self._program.affine[t])
 
         def elementwise(entry):
             return lambda accumulator, value: entry.fn(accumulator, affine(value))
 
         def multiply(accumulator, value):
-            activation, weight = lax.cond(
-                mirrored, lambda a, b: (b, a), lambda a, b: (a, b), accumulator, affine(value)
-            )
+            orders = [lambda a, b: (a, b), lambda a, b: (b, a)]
+            activation, weight = _switch("mirror", mirrored, orders, accumulator, affine(value))
 
             def branch(name: str):
                 left, right = PRODUCTS[name][:2]
@@ -279,13 +286,23 @@ class _Machine:
                     self._unit.product(self._native(activation, left), name, self._native(weight, right))
                 )
 
-            return lax.switch(name, [branch(n) for n in p.PRODUCT_NAMES])
+            return _switch("multiply", name, [branch(n) for n in p.PRODUCT_NAMES])
 
         return [
             lambda accumulator, value: affine(value),
             multiply,
             *(elementwise(b) for b in BINARIES.values() if b.fn),
         ]
+
+
+def _switch(scope: str, index, branches: Sequence[Callable], *operands):
+    with jax.named_scope(scope):
+        return lax.switch(index, branches, *operands)
+
+
+def _loop(scope: str, turns, body: Callable, carry):
+    with jax.named_scope(scope):
+        return lax.fori_loop(0, turns, body, carry)
 
 
 def _table(values: list[int]) -> jax.Array:

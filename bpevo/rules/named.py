@@ -4,8 +4,11 @@ A Table 1 name says setup, column and place: `a2_momentum_1` is the first row un
 `PAPER` holds the paper's test accuracy (mean and ± of 5 runs, %) for each; `a1_sgd_baseline` and its kin are backprop.
 """
 
+import os
+
+from bpevo.rules.components import BINARIES, OPERANDS, STATISTICS, UNARIES
 from bpevo.rules.expression import Expression
-from bpevo.rules.text import parse
+from bpevo.rules.text import parse, suggestion
 from bpevo.rules.types import RuleSyntaxError
 
 CLASSICS: dict[str, str] = {
@@ -85,6 +88,11 @@ for _setup, _rows in _TABLE_1.items():
             TABLE_1[_name], PAPER[_name] = _text, (_mean, _spread)
 
 NAMED: dict[str, str] = CLASSICS | CONTROLS | TABLE_1
+# Names of many rules, for what takes many: all of Table 1, and each of its columns.
+GROUPS: dict[str, tuple[str, ...]] = {"table1": tuple(TABLE_1)} | {
+    setup: tuple(name for name in TABLE_1 if name.rpartition("_")[0] == setup) for setup in _TABLE_1
+}
+MAX_FILE = 10**7
 
 
 def resolve(name_or_text: str) -> Expression:
@@ -108,9 +116,56 @@ def resolve(name_or_text: str) -> Expression:
     text = name_or_text.strip()
     if text in NAMED:
         return parse(NAMED[text])
+    if text in GROUPS:
+        raise RuleSyntaxError(
+            f"{text!r} names {len(GROUPS[text])} rules, where one is wanted: {', '.join(GROUPS[text])}"
+        )
+    if text.isidentifier() and not any(text in table for table in (OPERANDS, UNARIES, BINARIES, STATISTICS)):
+        valid = [*OPERANDS, *NAMED, *GROUPS]
+        raise RuleSyntaxError(f"there is no rule and no operand {text!r}; {suggestion(text, valid)}")
+    return parse(text)
+
+
+def listed(choice: str, what: str) -> list[tuple[str, str]]:
+    """Rules that are given together.
+
+    Args:
+        choice: Names or texts separated by `;`, or a file with one a line, where `#` starts a comment. A name of GROUPS stands
+            for the names of its rules.
+        what: A word for one of them, for messages.
+
+    Returns:
+        (place, name or text) of each; an error's message begins with its place.
+
+    Raises:
+        ValueError: The file cannot be read, or there are none.
+
+    >>> listed("fa; unit_fro(g)", "rule")
+    [('rule 1 of fa; unit_fro(g)', 'fa'), ('rule 2 of fa; unit_fro(g)', 'unit_fro(g)')]
+    """
+    if os.path.exists(choice) and not os.path.isdir(choice):
+        texts, place, hint = [line.partition("#")[0] for line in _lines(choice, what)], "line", ""
+    else:
+        texts, place = choice.split(";"), what
+        hint = ", which is no file" if len(texts) == 1 else ""
+    found = [
+        (f"{place} {number} of {choice}{hint}", name)
+        for number, text in enumerate(map(str.strip, texts), 1)
+        for name in GROUPS.get(text, (text,))
+        if name
+    ]
+    if not found:
+        raise ValueError(f"{choice} holds no {what}")
+    return found
+
+
+def _lines(path: str, what: str) -> list[str]:
     try:
-        return parse(text)
-    except RuleSyntaxError as error:
-        if text.isidentifier() and len(text) > 6:
-            raise RuleSyntaxError(f"{error}\n(no rule has this name either; named rules: {', '.join(NAMED)})") from None
-        raise
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE + 1)  # bounded: /dev/zero has no end
+        if len(content) > MAX_FILE:
+            raise ValueError(f"{path} is longer than {MAX_FILE:,} bytes")
+        return content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+        raise ValueError(f"cannot read {what}s from {path}: {reason}") from error

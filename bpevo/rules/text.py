@@ -4,7 +4,7 @@ import ast
 import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -90,9 +90,9 @@ def _at(text: str, place: int, message: str) -> str:
     return f"{message}, at character {place + 1}:\n  {excerpt}\n  {' ' * (place - start)}^"
 
 
-def suggestion(name: str, valid: Sequence[str]) -> str:
+def nearest(name: str, valid: Iterable[str]) -> str:
     """The valid name that `name` may be a slip of: mostly the same letters, or the same in another order, or one too few or
-    too many; else all of them."""
+    too many; empty where there is none."""
 
     def likeness(other: str) -> float:
         a, b = name.lower(), other.lower()
@@ -100,8 +100,14 @@ def suggestion(name: str, valid: Sequence[str]) -> str:
         slip = abs(len(a) - len(b)) == 1 and ratio == 2 * min(len(a), len(b)) / (len(a) + len(b))
         return ratio if slip or sorted(a) == sorted(b) or ratio >= 0.7 else 0.0
 
-    nearest = max(valid, key=likeness)
-    return f"the nearest is {nearest!r}" if likeness(nearest) else f"there are {', '.join(valid)}"
+    best = max(valid, key=likeness)
+    return best if likeness(best) else ""
+
+
+def suggestion(name: str, valid: Sequence[str]) -> str:
+    """The nearest valid name in words; where none is near, all of them."""
+    near = nearest(name, valid)
+    return f"the nearest is {near!r}" if near else f"there are {', '.join(valid)}"
 
 
 def _check_nesting(text: str) -> None:

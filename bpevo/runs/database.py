@@ -55,7 +55,7 @@ CREATE TABLE evaluations (
 CREATE INDEX evaluations_of_proposal ON evaluations (proposal);
 """
 # What people read, written anew whenever a search ends or is interrupted; nothing reads it back.
-_LEADERBOARD = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS leaderboard (
   place INTEGER PRIMARY KEY,
   rule TEXT NOT NULL,               -- without idle genes
@@ -66,6 +66,14 @@ CREATE TABLE IF NOT EXISTS leaderboard (
   fresh REAL,                       -- mean over n fresh seeds, %
   n INTEGER NOT NULL,
   vs_backprop REAL                  -- mean paired difference, %
+);
+CREATE TABLE IF NOT EXISTS front (
+  components INTEGER PRIMARY KEY,   -- of the rule, those that have an effect
+  rule TEXT NOT NULL,               -- of these alone
+  kind TEXT NOT NULL,
+  proposal INTEGER,
+  learning_rate REAL NOT NULL,
+  search REAL NOT NULL              -- accuracy that selected it, %
 );
 """
 
@@ -187,6 +195,8 @@ class RunDatabase:
         """Stores the settings of a new run; for an old one, refuses a difference outside `free`. Raises RunError."""
         settings = json.loads(json.dumps(settings))
         old = self.settings()
+        if any(self.versions().get(n) != versions.get(n) for n in ("jax", "flax")):
+            free = (*free, "model_code_crc32")  # each release traces a network in its own way
         changed = [k for k in sorted({*old, *settings}) if old.get(k) != settings.get(k) and k not in free]
         if old and changed:
             lines = "\n".join(f"  {k}: {old.get(k)!r} in the run, {settings.get(k)!r} now" for k in changed)
@@ -283,15 +293,15 @@ class RunDatabase:
         bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
         return judged(self.rows(), bars, epochs)
 
-    def store_leaderboard(self, rows: Iterable[tuple]) -> None:
-        """Rows as the columns of the table `leaderboard` after `place`, best first."""
+    def store_tables(self, leaderboard: Iterable[tuple], front: Iterable[tuple]) -> None:
+        """Rows as the columns of the table `leaderboard` after `place`, best first, and as those of the table `front`."""
+        placed = ((place, *row) for place, row in enumerate(leaderboard, 1))
         with self._transaction() as c:
-            c.execute(_LEADERBOARD)
-            c.execute("DELETE FROM leaderboard")
-            c.executemany(
-                "INSERT INTO leaderboard VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                ((place, *row) for place, row in enumerate(rows, 1)),
-            )
+            for create in filter(str.strip, _TABLES.split(";")):
+                c.execute(create)
+            for table, rows, columns in (("leaderboard", placed, 9), ("front", front, 6)):
+                c.execute(f"DELETE FROM {table}")
+                c.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})", rows)
 
     def _read(self, table: str, rows: Iterable[tuple], convert: Callable[[int, tuple], Any]) -> list[Any]:
         """`convert(position, row)` of each; a row that it cannot take is a RunError."""

@@ -14,6 +14,7 @@ import jax
 from bpevo.rules import extensions
 from bpevo.rules.components import Component
 from bpevo.training import usable_cpus
+from bpevo.training.kernel import kernel_of
 
 MACHINE = ("device", "cores", "matmul precision", "XLA_FLAGS", "registered")  # of `versions`: what is no release
 
@@ -36,6 +37,7 @@ def versions() -> dict[str, str]:
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "XLA_FLAGS": " ".join(sorted(xla_flags)),
         "registered": " ".join(f"{c.name}:{_checksum(c):08x}" for c in extensions()),
+        "rules": kernel_of(devices[0]).said or "interpreted",
     }
 
 
@@ -62,12 +64,11 @@ def numerics(versions: Mapping[str, str]) -> dict[str, str]:
     shown = {n: versions.get(n, "unknown") for n in ("bpevo", "jax", "jaxlib", "flax", "optax")}
     shown |= {"device": versions.get("device", "").partition(" x ")[2] or "unknown"}
     shown |= {"matmul precision": versions.get("matmul precision", "default")}
-    shown |= {"registered": versions.get("registered") or "none"}
+    shown |= {"registered": versions.get("registered") or "none", "rules": versions.get("rules") or "interpreted"}
     return shown | {"XLA_FLAGS": versions.get("XLA_FLAGS") or "none"}
 
 
 def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
     """What of `versions` differs and may change bits; the number of devices and cores does not."""
-
     old, new = numerics(before), numerics(now)
     return "; ".join(f"{n} {old[n]} then, {new[n]} now" for n in new if old[n] != new[n])

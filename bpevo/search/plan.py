@@ -47,7 +47,9 @@ class SearchPlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be the same search."""
-        space = self.space
+        space, evolution = self.space, dataclasses.asdict(self.evolution)
+        if self.evolution.tournament == EvolutionSettings.tournament:
+            del evolution["tournament"]  # runs of before there were tournaments have none
         return {
             "semantics": SEMANTICS,
             "controller": self.controller,
@@ -55,7 +57,7 @@ class SearchPlan:
             "operands": [str(o) for o in space.operands],
             "unaries": [f"{name}:{c}" for name, c in space.unaries],
             "binaries": space.binaries,
-            "evolution": dataclasses.asdict(self.evolution),
+            "evolution": evolution,
             "initial": [str(e) for e in self.initial],
             "lag": self.lag,
             "trial_epochs": self.trial_epochs,

@@ -1,59 +1,88 @@
 """How far the evolved signal is from the true one: cosine and norm ratio of b_i^p in every unit.
 
-The true signal is that of a standard backward pass of its own, at the same parameters, on the same batch; not the rule's
-operand `g`, which is made from the evolved signal above. Signals are read as gradients of zero probes that are added to
-the units' inputs from outside (Flax's method interception), so that layers know nothing of it.
+The true signal is that of a backward pass of its own in which every unit has the rule `g`, at the same parameters, on the
+same batch; not the rule's operand `g`, which is made from the evolved signal above. Signals are recorded in the state of
+rules, whose "gradient" is its next value, so that networks know nothing of it: ours and those of `bpevo.evolve` alike.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bpevo import layers
+from bpevo.rules import Rule, Unit, UnitShapes
 from bpevo.training.transforms import unit_and_norm
 
-Probes = dict[str, jax.Array]  # unit -> zeros in the shape of its hp
-_UNITS = (layers.Conv, layers.Dense, layers.PooledDense)
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """State of a recording rule."""
+
+    rule: Any  # the rule's own
+    signal: jax.Array  # b_i^p of the last step
 
 
-def _is_unit(context) -> bool:
-    return isinstance(context.module, _UNITS) and context.method_name == "__call__"
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A rule that keeps the signal that it sends down."""
+
+    rule: Rule
+
+    def init(self, shapes: UnitShapes) -> Recorded:
+        return Recorded(self.rule.init(shapes), jnp.zeros(shapes.X, jnp.float32))
+
+    def signal(self, unit: Unit, state: Recorded) -> tuple[jax.Array, Recorded]:
+        signal, inner = self.rule.signal(unit, state.rule)
+        return signal, Recorded(inner, signal)
+
+    @property
+    def needs_noise(self) -> bool:
+        return self.rule.needs_noise
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.rule.reads
+
+    @property
+    def equation_is_data(self) -> bool:
+        return self.rule.equation_is_data
 
 
-def units(run: Callable[[], Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Names (module paths) and hp's shapes of the rule-driven units, in forward order; `run` applies the model."""
-    found: dict[str, jax.ShapeDtypeStruct] = {}
-
-    def record(call, args, kwargs, context):
-        if _is_unit(context) and context.module.rule is not None:
-            found["/".join(context.module.path)] = jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(run)
-    return found
+def _is_recorded(node: Any) -> bool:
+    return isinstance(node, Recorded)
 
 
-def signals(loss: Callable[[], jax.Array], probes: Probes) -> Probes:
-    """b_i^p of each probed unit; `loss` applies the model."""
-
-    def probed(probes: Probes) -> jax.Array:
-        def add(call, args, kwargs, context):
-            name = "/".join(context.module.path)
-            if _is_unit(context) and name in probes:
-                args = (args[0] + probes[name], *args[1:])
-            return call(*args, **kwargs)
-
-        with nn.intercept_methods(add):
-            return loss()
-
-    return jax.grad(probed)(probes)
+def recorded(state: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[str, Recorded]:
+    """What each unit recorded, by name, in the order in which the units were made: forward."""
+    if "rule" in state:
+        (found,) = filter(_is_recorded, jax.tree.leaves(state["rule"], is_leaf=_is_recorded))
+        return {"/".join(above): found}
+    inside = (recorded(entry, (*above, name)) for name, entry in state.items())
+    return {name: found for units in inside for name, found in units.items()}
 
 
-def compare(evolved: Probes, true: Probes, names: list[str]) -> jax.Array:
+def recording(state: Mapping[str, Any], blank: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state of recording rules, `blank`, with everything else as in a `state` of the rules alone."""
+    values = iter(jax.tree.leaves(state))
+
+    def filled(node):
+        if _is_recorded(node):
+            return Recorded(jax.tree.map(lambda _: next(values), node.rule), node.signal)
+        return next(values)
+
+    return jax.tree.map(filled, blank, is_leaf=_is_recorded)
+
+
+def signals(loss: Callable[[Any], jax.Array], state: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """b_i^p of each unit by name; `loss` is a function of a state of recording rules."""
+    return {name: found.signal for name, found in recorded(jax.grad(loss)(state)).items()}
+
+
+def compare(evolved: Mapping[str, jax.Array], true: Mapping[str, jax.Array], names: list[str]) -> jax.Array:
     """Cosine and norm ratio |evolved| / |true| of each unit: [L, 2], float32; 0 where a signal vanishes."""
 
     def pair(x: jax.Array, y: jax.Array) -> jax.Array:

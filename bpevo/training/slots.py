@@ -1,11 +1,13 @@
 """The seam between one candidate's program and K slots over all devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bpevo.training.graphs import graphs
 
 AXIS = "slots"
 
@@ -35,21 +37,26 @@ def default_lowering(devices: Sequence[jax.Device]) -> str:
     return "map" if devices[0].platform == "cpu" else "vmap"
 
 
-def compiler_options(devices: Sequence[jax.Device]) -> dict[str, int]:
+def compiler_options(devices: Sequence[jax.Device]) -> Mapping[str, int | str]:
     """On a CPU LLVM's level 1 instead of 3: it compiles in two thirds of the time and steps as fast."""
-    return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
+    return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else graphs(devices[0]).options
 
 
 def slots(
-    step: Callable, devices: Sequence[jax.Device], lowering: str | None = None, donate: bool = True
+    step: Callable,
+    devices: Sequence[jax.Device],
+    lowering: str | None = None,
+    donate: bool = True,
+    options: Mapping[str, int | str] | None = None,
 ) -> jax.stages.Wrapped:
     """`step(order, state, shared) -> (state, out)` for one candidate, run for K = slots, sharded over `devices`.
 
     Orders, states and outputs gain a leading axis [K], a multiple of the number of devices; `shared` is replicated;
     states are donated unless `donate` is False. "map" runs a device's slots one after the other, each with real
-    branches; "vmap" batches them.
+    branches; "vmap" batches them. `options` are XLA's; None: `compiler_options`.
     """
     lowering = lowering or default_lowering(devices)
+    options = compiler_options(devices) if options is None else options
 
     def many(orders, states, shared):
         if lowering == "map":
@@ -64,7 +71,7 @@ def slots(
             out_specs=PartitionSpec(AXIS),
             check_vma=False,
         )
-    return jax.jit(many, donate_argnums=1 if donate else (), compiler_options=compiler_options(devices))
+    return jax.jit(many, donate_argnums=1 if donate else (), compiler_options=dict(options))
 
 
 def shardings(devices: Sequence[jax.Device]):

@@ -18,7 +18,7 @@ from flax import struct
 from jax import lax
 
 from bpevo import data, layers, models
-from bpevo.rules import Rule
+from bpevo.rules import Rule, compile
 from bpevo.training import alignment
 from bpevo.training.settings import DTYPES, TrainingSettings
 from bpevo.training.transforms import transformed
@@ -241,20 +241,32 @@ class Task:
 
     def units(self, rule: Rule, image_shape: tuple[int, ...]) -> list[str]:
         """Names of the rule-driven units, in forward order."""
-        return list(alignment.units(lambda: self._variables(rule, prng_key(0), jnp.zeros((1, *image_shape)))))
+        names: list[str] = []
+
+        def record(images):
+            names.extend(alignment.recorded(self._recording(rule, images)))
+
+        jax.eval_shape(record, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+        return names
+
+    def _recording(self, rule: Rule, images: jax.Array) -> Any:
+        """A blank state of the rule where it records its signals."""
+        return self._variables(alignment.Recording(rule), prng_key(0), images)[layers.OVERWRITE]
 
     def _alignment(self, rule, feedback, state: TrainingState, examples: Examples) -> jax.Array:
         """[L, 2] on the first batch of the training set, not augmented, in training mode."""
         batch = self.settings.batch_size
         x, labels = data.normalise(examples.train_images[:batch], examples.mean), examples.train_labels[:batch]
 
-        def loss(rule):
-            return mean_loss(self._apply(rule, state, feedback, x, train=True, key=prng_key(0))[0], labels)
+        def loss(rule, rule_state):
+            now, recording = state.replace(rule_state=rule_state), alignment.Recording(rule)
+            return mean_loss(self._apply(recording, now, feedback, x, train=True, key=prng_key(0))[0], labels)
 
-        found = alignment.units(functools.partial(loss, rule))
-        probes = {name: jnp.zeros(s.shape, s.dtype) for name, s in found.items()}
-        evolved, true = (alignment.signals(functools.partial(loss, r), probes) for r in (rule, None))
-        return alignment.compare(evolved, true, list(found))
+        backprop = compile("g")
+        blank = self._recording(rule, x)
+        evolved = alignment.signals(functools.partial(loss, rule), alignment.recording(state.rule_state, blank))
+        true = alignment.signals(functools.partial(loss, backprop), self._recording(backprop, x))
+        return alignment.compare(evolved, true, list(alignment.recorded(blank)))
 
     def _evaluate(self, order: Order, feedback, state: TrainingState, examples: Examples):
         """Mean loss and accuracy on the order's evaluation examples, batch norm with running averages."""

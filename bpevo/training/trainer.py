@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import chex
@@ -9,7 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpevo.rules import CompiledRule, Equation, Expression, InterpretedRule, assemble, blank_program
+from bpevo.rules import (
+    CompiledRule,
+    Equation,
+    Expression,
+    InterpretedRule,
+    Kernel,
+    TiledRule,
+    assemble,
+    blank_program,
+    takes,
+)
+from bpevo.training.graphs import graphs, without
+from bpevo.training.kernel import kernel_of
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
 from bpevo.training.task import REASONS, Examples, Metrics, Order, Task
 
@@ -73,6 +86,7 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
         rule: CompiledRule | None = None,
+        kernel: Kernel | None = None,
     ):
         """Places examples and empty slots on the devices; the first epoch compiles.
 
@@ -85,6 +99,7 @@ class Trainer:
           devices: all local ones where None.
           lowering: "map" or "vmap" (bpevo.training.slots); the device's default where None.
           rule: the program is specialised to it and trains nothing else.
+          kernel: runs the equations that it takes; the device's own where None. Others train in a second program.
 
         Raises:
           OutOfMemory: the slots do not fit.
@@ -94,7 +109,8 @@ class Trainer:
         chex.assert_shape(examples.train_labels, (task.examples,))
         chex.assert_shape(examples.eval_images, (*examples.eval_labels.shape, *examples.mean.shape))
         self._remake = functools.partial(
-            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering, rule=rule
+            Trainer, task, examples, max_parts=max_parts, seed=seed, devices=devices, lowering=lowering, rule=rule,
+            kernel=kernel,
         )  # fmt: skip
         self._devices = list(devices or jax.local_devices())
         blank = rule or InterpretedRule(blank_program(max_parts))
@@ -120,18 +136,37 @@ class Trainer:
         )
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
-        self._program = slots(task.epoch, self._devices, lowering)
+        self._lowering = lowering
+        self.kernel = None if rule else kernel or kernel_of(self._devices[0]).kernel
+        self._in_kernel = np.zeros(self.capacity, bool)  # slots whose equation it takes
+        self._programs = self._make_programs()
+        self.graphs = graphs(self._devices[0])
+        # Until an epoch has run in graphs: the states that slots were given, as a failure loses those on the devices.
+        self._given: dict[int, Sequence[np.ndarray]] | None = {} if self.graphs.options else None
         shapes = task.blank(order.rule, examples.mean.shape)
         self._place = jax.jit(_placed, donate_argnums=0, out_shardings=self._sharded)
         try:
             self._examples = jax.device_put(examples, replicated)
-            allocate = functools.partial(_zeros, shapes, self.capacity)
-            self._states = jax.block_until_ready(jax.jit(allocate, out_shardings=self._sharded)())
+            self._allocate = jax.jit(functools.partial(_zeros, shapes, self.capacity), out_shardings=self._sharded)
+            self._states = jax.block_until_ready(self._allocate())
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error) from error
         measured = task.measure_alignment
         self._units = task.units(order.rule, examples.mean.shape) if measured else []
         self.epochs_run = self.epochs_offered = 0
+
+    def compiled(self) -> jax.stages.Compiled:
+        """The program of an epoch, compiled for itself: XLA's account of it, and its text."""
+        orders = self._placed_orders(self.kernel is not None, self._orders.active)
+        return self._programs[-1].lower(orders, self._states, self._examples).compile()
+
+    def _make_programs(self, options: Mapping[str, int | str] | None = None) -> list[jax.stages.Wrapped]:
+        """The programs of an epoch: for the slots beside the kernel, and, where there is one, for those in it.
+
+        Each is compiled when a slot first needs it. Beside the kernel slots train one after the other: there are few.
+        """
+        make = functools.partial(slots, self.task.epoch, self._devices, options=options)
+        return [make(self._lowering)] if self.kernel is None else [make("map"), make(self._lowering)]
 
     @property
     def bytes_per_slot(self) -> float | None:
@@ -139,8 +174,7 @@ class Trainer:
 
         Compiles the program if no epoch has run.
         """
-        program = self._program.lower(self._placed_orders(), self._states, self._examples).compile()
-        memory = program.memory_analysis()  # of one device
+        memory = self.compiled().memory_analysis()  # of one device
         if memory is None:
             return None
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -182,7 +216,9 @@ class Trainer:
         """
         if self.rule is None:
             assert isinstance(training.equation, Equation)
-            jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, assemble(training.equation))
+            program = assemble(training.equation)
+            jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, program)
+            self._in_kernel[slot] = self.kernel is not None and takes(program)
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
@@ -194,11 +230,16 @@ class Trainer:
         self._orders.epoch[slot], self._orders.active[slot] = epoch, True
         self._orders.held_out[slot] = training.held_out
         if epoch:
-            values = jax.tree.unflatten(jax.tree.structure(self._states), state)
+            if self._given is not None:
+                self._given[slot] = state
             try:
-                self._states = self._place(self._states, np.int32(slot), values)
+                self._put(slot, state)
             except jax.errors.JaxRuntimeError as error:
                 raise self._explained(error) from error
+
+    def _put(self, slot: int, state: Sequence[np.ndarray]) -> None:
+        values = jax.tree.unflatten(jax.tree.structure(self._states), state)
+        self._states = self._place(self._states, np.int32(slot), values)
 
     def stop(self, slot: int) -> None:
         """Frees a slot."""
@@ -256,18 +297,55 @@ class Trainer:
         return OutOfMemory(f"{self.capacity} slots do not fit in the device's memory; try --slots={fits}")
 
     def _run(self, meanwhile: Callable[[], None]) -> Metrics:
+        found: list[tuple[np.ndarray, Metrics]] = []
         try:
-            orders = self._placed_orders()
-            with jax.transfer_guard("disallow"):
-                self._states, metrics = self._program(orders, self._states, self._examples)
+            for in_kernel, program in enumerate(self._programs):
+                mine = self._orders.active & (self._in_kernel == bool(in_kernel))
+                if mine.any():
+                    orders = self._placed_orders(bool(in_kernel), mine)
+                    with jax.transfer_guard("disallow"):
+                        self._states, metrics = program(orders, self._states, self._examples)
+                    found.append((mine, metrics))
             meanwhile()
-            return jax.device_get(metrics)
+            together = functools.reduce(_together, [(mine, jax.device_get(metrics)) for mine, metrics in found])
+            self._given = None
+            return together[1]
+        except jax.errors.JaxRuntimeError as error:
+            failure = self._explained(error)
+            if self._given is None or isinstance(failure, OutOfMemory):
+                raise failure from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return self._run_without_graphs(reason, meanwhile)  # outside of the handler, which keeps the lost arrays alive
+
+    def _run_without_graphs(self, reason: str, meanwhile: Callable[[], None]) -> Metrics:
+        """The first epoch again, after it failed with graphs: not every convolution can be part of one."""
+        given, self._given, self.graphs = self._given or {}, None, without(reason)
+        warnings.warn(f"from now on the decisions of rules are taken {self.graphs.said}", RuntimeWarning, stacklevel=4)
+        self._programs = self._make_programs(options={})
+        try:
+            self._states = self._allocate()
+            for slot, state in given.items():
+                self._put(slot, state)
         except jax.errors.JaxRuntimeError as error:
             raise self._explained(error) from error
+        return self._run(meanwhile)
 
-    def _placed_orders(self) -> Order:
-        """A copy of the orders on the devices."""
-        return jax.device_put(jax.tree.map(np.array, self._orders), self._sharded)
+    def _placed_orders(self, in_kernel: bool, active: np.ndarray) -> Order:
+        """A copy of the orders on the devices, for one of the programs."""
+        orders = jax.tree.map(np.array, self._orders.replace(active=active))
+        if in_kernel:
+            assert self.kernel is not None
+            orders = orders.replace(rule=TiledRule(orders.rule.program, self.kernel))
+        return jax.device_put(orders, self._sharded)
+
+
+def _together(some: tuple[np.ndarray, Metrics], others: tuple[np.ndarray, Metrics]) -> tuple[np.ndarray, Metrics]:
+    """The metrics of two sets of slots, each right in its own."""
+
+    def chosen(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(others[0].reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
+    return some[0] | others[0], jax.tree.map(chosen, some[1], others[1])
 
 
 def _zeros(shapes, capacity: int):

@@ -1,0 +1,80 @@
+"""A rule whose equation is data, run by kernels."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bpevo.rules import formulas, statistics
+from bpevo.rules.interpreter import InterpretedRule
+from bpevo.rules.kernels import Kernel
+from bpevo.rules.program import Program
+from bpevo.rules.tile_programs import pack, stored
+from bpevo.rules.unit import State, Unit, UnitShapes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TiledRule:
+    """A rule whose equation is data, run by the machine on tiles (bpevo.rules.tiles): for accelerators.
+
+    Agrees with InterpretedRule up to rounding, and has its state. Under vmap all mapped units are one call of the kernel.
+
+    Args:
+        program: From `assemble`, one that `takes` accepts; its leaves may be traced, and stacked over candidates.
+        kernel: How it runs.
+    """
+
+    program: Program
+    kernel: Kernel = dataclasses.field(metadata={"static": True})
+
+    needs_noise = True
+    equation_is_data = False  # nothing to map: the kernel has an axis of slots
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return formulas.unit_values()
+
+    def __str__(self) -> str:
+        return "(an equation as data)"
+
+    def init(self, shapes: UnitShapes) -> State:
+        return InterpretedRule(self.program).init(shapes)
+
+    def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
+        self.program.check()
+        program = jax.tree.map(jnp.asarray, self.program)
+        found: dict[str, jax.Array] = {}
+
+        def operand(name: str) -> jax.Array:
+            if name not in found:
+                made = formulas.definition(name) is not None
+                found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
+            return found[name]
+
+        arrays = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in stored()}
+        assert unit.key is not None
+        scalars = pack(program, state, unit.key)
+        signal, rows = _over_slots(self.kernel)(scalars, state["small"], arrays)
+        step = state["step"] / statistics.uses(state) + 1
+        return signal.reshape(unit.shapes.X), state | {"small": rows, "step": step, "uses": jnp.float32(1)}
+
+
+@functools.cache
+def _over_slots(kernel: Kernel):
+    """The kernel for one slot; under vmap, called once for all of them."""
+
+    @jax.custom_batching.custom_vmap
+    def one(*arguments):
+        return jax.tree.map(lambda x: x[0], kernel(*jax.tree.map(lambda x: x[None], arguments)))
+
+    @one.def_vmap
+    def all_of_them(slots, batched, *arguments):
+        def stacked(x, is_batched):
+            return x if is_batched else jnp.broadcast_to(x, (slots, *x.shape))
+
+        out = kernel(*jax.tree.map(stacked, arguments, tuple(batched)))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return one

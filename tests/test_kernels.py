@@ -1,0 +1,148 @@
+"""The machine on tiles as kernels of a GPU and of a TPU, interpreted here: rules agree with specialised ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import STEPS, UnitSteps
+
+from bpevo import rules
+from bpevo.bench import sample
+from bpevo.evolution import SearchSpace
+from bpevo.rules import NAMED, Kernel, TiledRule, assemble, takes
+from bpevo.rules.tile_programs import stored
+from bpevo.rules.tiles import uniform
+
+KEY = jax.random.key(5)
+SLOTS = 8
+# On a GPU the batch of 5 is padded to 8 and tiles are of two features; on a TPU tiles of seven features do not divide all.
+KERNELS = {
+    ("gpu", "dense"): Kernel("gpu", True, 10),
+    ("tpu", "conv_stride_2"): Kernel("tpu", True, 28),
+}
+
+
+def equation(text: str) -> rules.Equation:
+    return rules.resolve(text).to_equation()
+
+
+@functools.cache
+def kernel_signals(platform: str, geometry: str, steps: UnitSteps):
+    """Stacked programs -> signals [SLOTS, STEPS, …]: one compiled function for every SLOTS equations."""
+
+    def run(program):
+        rule = TiledRule(program, KERNELS[platform, geometry])
+
+        def step(state, inputs):
+            index, values = inputs
+            signal, state = rule.signal(steps.unit_of(values, jax.random.fold_in(KEY, index)), state)
+            return state, signal
+
+        return jax.lax.scan(step, rule.init(steps.shapes), (jnp.arange(STEPS), steps.values))[1]
+
+    return jax.jit(jax.vmap(run))
+
+
+def components() -> list[str]:
+    """Every function of the language with each of its constants, every statistic and every operand of type X."""
+    texts = [f"{name} * dh" for name in ("hp", "h", "gh", "g", "fah", "fa", "dfah", "dfa", "dh")]
+    texts += [f"{statistic}({x}) + g" for statistic in rules.STATISTICS for x in ("g", "h", "dfa", "dh")]
+    for u in rules.UNARIES.values():
+        if u.structure != "transpose":
+            texts += [u.spelling.format(x="g", c=f"({c})" if c < 0 else c) for c in u.constants or (0.0,)]
+            if u.norm:  # of an average; of what is transposed; twice, so that one pass more is needed
+                texts += [f"g + {u.name}(mean(gh))", f"{u.name}({u.name}(fa) - dfa)"]
+    texts += [b.spelling.format(x="g", y="sgn(fa)") for b in rules.BINARIES.values() if b.structure != "product"]
+    texts += ["mul_noise(mean(gh), 0.5) + g", "add_noise(drop(g, 0.3), 0.1)", "whiten(std(gh)) + whiten(g)"]
+    texts += [name for name in sorted(set(NAMED.values()))]
+    return [t for t in dict.fromkeys(texts) if takes(assemble(equation(t)))]
+
+
+def chains(number: int) -> list[str]:
+    """Feasible random equations that the machine takes."""
+    rng, space, found = np.random.default_rng(11), SearchSpace(), []
+    while len(found) < number:
+        drawn = space.random(rng)
+        try:
+            program = assemble(drawn)
+        except rules.InfeasibleEquation:
+            continue
+        if takes(program):
+            found.append(str(drawn))
+    return found
+
+
+@functools.cache
+def expected(geometry: str, text: str, steps: UnitSteps) -> tuple[np.ndarray, float] | None:
+    """A specialised rule's signals and how far rounding may take others; None where rounding is blown up."""
+    rule = rules.compile(text)
+    signals = steps.run(rule, KEY)
+    scale = np.abs(signals).max()
+    sensitivity = np.abs(steps.run(rule, KEY, perturbed=1e-5) - signals).max()
+    if not np.isfinite(signals).all() or sensitivity > 3e-3 * scale:
+        return None
+    return signals, 3 * sensitivity + 2e-5 * scale
+
+
+@pytest.mark.parametrize(("platform", "geometry"), KERNELS)
+def test_kernels_agree_with_specialised_rules(units, platform, geometry):
+    steps, texts = units[geometry], [*components(), *chains(40)]
+    texts += ["g"] * (-len(texts) % SLOTS)
+    run, compared = kernel_signals(platform, geometry, _hashable(steps)), 0
+    for first in range(0, len(texts), SLOTS):
+        some = texts[first : first + SLOTS]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *(assemble(equation(t)) for t in some))
+        for text, signals in zip(some, np.asarray(run(stacked)), strict=True):
+            right = expected(geometry, text, _hashable(steps))
+            if right is not None:
+                compared += 1
+                np.testing.assert_allclose(signals, right[0], rtol=0, atol=right[1], err_msg=text)
+    assert compared > 0.8 * len(texts)
+
+
+def _hashable(steps: UnitSteps) -> UnitSteps:
+    steps.__class__.__hash__ = object.__hash__  # a test's data: itself and nothing else
+    return steps
+
+
+def test_at_least_99_of_100_random_equations_are_taken_and_products_are_not():
+    rng, space, taken, feasible = np.random.default_rng(0), SearchSpace(), 0, 0
+    while feasible < 1000:
+        drawn = space.random(rng)
+        try:
+            program = assemble(drawn)
+        except rules.InfeasibleEquation:
+            continue
+        feasible, taken = feasible + 1, taken + takes(program)
+    assert taken >= 0.99 * feasible
+    four_passes_more = "unit_fro(unit_row2(g) + unit_mat1(fa)) * unit_elem_inf(dfa)"
+    for text in ("(b_next @ W.T) * dh", "(g @ R_L.T) @ R_L", four_passes_more):
+        assert not takes(assemble(equation(text)))
+    assert takes(assemble(equation("unit_fro(unit_row2(g) + unit_mat1(fa)) * unit_col_inf(dfa)")))
+
+
+def test_noise_in_a_tile_is_that_of_jax_bit_for_bit():
+    key = jax.random.fold_in(jax.random.key(3, impl="threefry2x32"), 4)
+    entries = jnp.arange(1000, dtype=jnp.uint32)
+    found = uniform(tuple(jax.random.key_data(key)), entries)
+    np.testing.assert_array_equal(found, jax.random.uniform(key, (1000,), jnp.float32))
+
+
+def test_arrays_are_the_operands_that_no_tile_can_make():
+    assert stored() == ["hp", "h", "gh", "fah", "dfah", "dh"]
+
+
+def test_the_account_of_a_kernel_by_hand():
+    """One slot has no norm and reads gh and dh (for g) and a statistic; another ends a pass after g and reads fah then."""
+    programs = [assemble(equation(t)) for t in ("g + mean(dh)", "unit_fro(g) + fah")]
+    found = sample.kernels(programs)
+    rows = 10  # of state, with up to three parts
+    at_once, first, second, third = (found[name] for name in ("rule", "rule_pass_0", "rule_pass_1", "rule_pass_2"))
+    assert stored() == ["hp", "h", "gh", "fah", "dfah", "dh"]
+    assert first.operands[6:12] == [0, 0, (1 + 1) / 2, 0, 0, (2 + 1) / 2]  # dh: for g and for its mean; for g
+    assert first.operands[5] == pytest.approx(1 / rows / 2) == first.results[2] and first.results[:2] == [0.5, 1]
+    assert second.operands[6:12] == [0, 0, 0.5, 0.5, 0, 0.5] and second.results == [0.5, 0.5, 0]
+    assert not any(third.operands[5:]) and not any(third.results)
+    assert at_once.operands[3:] == [0.5, 0, 0, (1 + 2) / 2, 2 / 2, 0, (1 + 2) / 2] and at_once.results == [1, 0.5]

@@ -1,0 +1,352 @@
+"""The race of controllers: its statistics and charges by hand, its memory, and a whole one on a stand-in for training."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_evolution import equation
+from test_runs import EPOCHS, StandIn, epoch_result
+
+from bpevo.bench.race import page, protocol, running, statistics
+from bpevo.bench.race.memory import Memory, RememberingWorkers, program
+from bpevo.bench.race.protocol import ARMS, FRACTIONS, RATES, Arm, Setting
+from bpevo.evolution import Change, Proposal
+from bpevo.rules import without_idle
+from bpevo.runs import Row, Rows
+from bpevo.training import Training, TrainingPlan
+from bpevo.workers import Job, LocalWorkers, Outcome, Stage
+
+# Statistics.
+
+
+def test_a_curve_reaches_a_target_between_two_budgets_on_a_line_in_their_logarithm():
+    fractions, curve = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), [80.0, 84.0, 82.0, 90.0, 94.0]
+    by_hand = {
+        70.0: 1 / 16,  # from the start
+        80.0: 1 / 16,
+        82.0: 1 / 16 * 2**0.5,  # half of the way from 80 to 84
+        84.0: 1 / 8,
+        86.0: 1 / 4 * 2**0.5,  # not on the way down
+        91.0: 1 / 2 * 2**0.25,
+        94.0: 1.0,
+        94.1: math.inf,
+    }
+    for target, share in by_hand.items():
+        assert statistics.reached(fractions, curve, target) == pytest.approx(share)
+
+
+def test_savings_are_those_of_the_means_and_their_interval_that_of_resampled_seeds():
+    fractions = (0.25, 0.5, 1.0)
+    arm = np.array([[10.0, 20.0, 30.0], [10.0, 30.0, 30.0]])
+    reference = np.array([[0.0, 0.0, 20.0], [0.0, 0.0, 20.0]])
+    found = statistics.savings(fractions, arm, reference)
+    # Means 10, 25, 30 reach 20 after two thirds of the first doubling. Of the four equally likely resamples the first seed
+    # alone reaches it at 0.5, the second alone after half of that doubling.
+    assert found.share == pytest.approx(0.25 * 2 ** (2 / 3))
+    assert (found.low, found.high) == pytest.approx((0.25 * 2**0.5, 0.5))
+    never = statistics.savings(fractions, arm[:1], reference[:1] + 11)
+    assert never.share == never.low == never.high == math.inf
+    one_never = statistics.savings(fractions, np.array([[0.0, 0.0, 9.0], [0.0, 0.0, 31.0]]), reference)
+    assert one_never.share == pytest.approx(1.0) and one_never.high == math.inf and one_never.low < 1
+
+
+def test_arms_are_compared_by_seed_and_holm_corrected_over_all_comparisons():
+    final = {
+        "paper": dict(enumerate([50.0, 52.0, 54.0, 56.0])),
+        "random": dict(enumerate([50.0, 51.0, 52.0, 53.0])),
+        "aging": {0: 53.0, 1: 54.5, 2: 57.5, 3: 59.0, 4: 99.0},  # a seed that the others lack
+    }
+    found = {(c.arm, c.reference): c for c in statistics.comparisons(final, ("paper", "random"))}
+    assert found.keys() == {("random", "paper"), ("aging", "paper"), ("paper", "random"), ("aging", "random")}
+    assert found["aging", "paper"].difference.pairs.mean == pytest.approx(3.0)
+    assert found["aging", "random"].difference.pairs.mean == pytest.approx(4.5)
+    # By hand: differences 3, 2.5, 3.5, 3 have mean 3 and deviation 0.40825; of four tests the smallest p counts four times.
+    alone = stats.t.sf(3 / (0.4082483 / 2), 3)
+    assert found["aging", "paper"].difference.greater == pytest.approx(alone, rel=1e-5)
+    assert found["aging", "paper"].better and not found["random", "paper"].better
+    ordered = sorted(found.values(), key=lambda c: c.difference.greater)
+    by_hand = itertools.accumulate((min(1.0, (4 - i) * c.difference.greater) for i, c in enumerate(ordered)), max)
+    assert [c.p for c in ordered] == pytest.approx(list(by_hand))
+
+
+def test_what_diverged_on_a_new_seed_counts_as_0_and_is_counted():
+    assert statistics.value([0.5, 1.0, None, 0.5]) == 50.0 and statistics.diverged([0.5, 1.0, None, 0.5]) == 0.25
+    assert statistics.value([None]) == 0.0
+
+
+# What an arm is charged.
+
+SETTING = Setting("digits", "mlp-32-32", 4, 0.5, ())
+
+
+def test_the_budget_is_what_equations_cost_with_trials_and_confirmations():
+    assert protocol.SETTINGS["digits"].budget(100) == 100 * (3 * 1 + 2 + 1.0) + 10 * 3
+    assert protocol.SETTINGS["mnist_1d"].budget(100) == pytest.approx(100 * (3 * 2 + 6 + 0.4) + 10 * 8)
+
+
+def proposal(n: int, text: str, confirms: int | None = None, duplicates: int = 0) -> Proposal:
+    changes = () if confirms is not None else (Change(0, "unary1", "relu", "abs"),)
+    return Proposal(
+        id=n, equation=equation(text), key=text, parent=confirms or 0, changes=changes, duplicates=duplicates
+    )
+
+
+def row(stage: str, n: int, text: str, accuracy: float | None, epochs: int, rate: float = 0.2) -> Row:
+    return Row(
+        stage=stage, equation=text, learning_rate=rate, replicate=0, proposal=n, rungs=0, seconds=0.0, finished="",
+        status="diverged" if accuracy is None else "done", reason="", accuracy=accuracy,
+        curve={"eval_accuracy": [accuracy] * epochs},
+    )  # fmt: skip
+
+
+def test_trials_trainings_confirmations_and_the_probe_are_charged_and_the_leader_is_that_of_its_part_of_the_budget():
+    proposals = [
+        proposal(0, "fa"), proposal(1, "h", duplicates=3), proposal(2, "dfa"), proposal(3, "h", confirms=1), proposal(4, "g"),
+    ]  # fmt: skip
+    rows = Rows(
+        [
+            *(row(Stage.TRIAL, 0, "fa", 0.1, 1, rate) for rate in RATES),
+            row(Stage.SEARCH, 0, "fa", 0.5, 4),
+            *(row(Stage.TRIAL, 1, "h", 0.2, 1, rate) for rate in RATES),
+            row(Stage.SEARCH, 1, "h", 0.9, 4),
+            *(row(Stage.TRIAL, 2, "dfa", None, 1, rate) for rate in RATES),
+            row(Stage.CONFIRMATION, 3, "h", 0.2, 4),
+            *(row(Stage.TRIAL, 4, "g", 0.9, 1, rate) for rate in RATES),
+            row(Stage.SEARCH, 4, "g", 0.99, 4),  # backprop
+        ]
+    )
+    spending = running.Spending(ARMS["paper"], SETTING)
+    spending.add(rows)
+    charges = [6 + 0.5, 6 + 0.5 * 4, 3 + 0.5, 4, 6 + 0.5]
+    assert [spending.of(p) for p in proposals] == charges
+    # Shares of 104: 6.5, 13, 26, 52, 104; of them fit 1, 1, 5 proposals and so on.
+    found = running.leaders(proposals, rows, spending, 104)
+    assert [n for n, _ in found] == [1, 1, 3, 4, 4]
+    leading = [(r.equation, r.accuracy) for _, r in found]
+    assert leading[:2] == [("fa", 0.5)] * 2
+    assert leading[2:] == [("h", pytest.approx(0.55))] * 3  # the mean with its confirmation, ahead of fa; g is no find
+    assert running.leaders(proposals, rows, spending, 100)[0] == (0, None)
+    niches = running.Spending(ARMS["niches"], SETTING)
+    assert niches.of(proposals[1]) == 0.5 * (4 + 2) and niches.of(proposals[3]) == 0  # nothing was trained
+    single = running.Spending(Arm("paper", (0.2,)), SETTING)
+    single.add([row(Stage.SEARCH, 0, "fa", 0.5, 4)])
+    assert single.of(proposals[0]) == 4.5  # no trial was before it
+
+
+# The memory.
+
+
+@pytest.fixture
+def memory(tmp_path):
+    with Memory.opened(tmp_path) as opened:
+        yield opened
+
+
+def job(text: str, epochs: int | None = None, rate: float = 0.1, replicate: int = 0, held_out: bool = False) -> Job:
+    training = Training(equation(text), rate, replicate=replicate, held_out=held_out)
+    return Job(stage=Stage.TRIAL if epochs else Stage.SEARCH, subject=text, training=training, epochs=epochs)
+
+
+def outcomes(jobs, memory, slots: int = 3, seed: int = 0, task: bytes = b"task"):
+    """How jobs ended, by what they are, and how many of them were trained."""
+    workers = RememberingWorkers(LocalWorkers(StandIn(slots)), memory, task, EPOCHS, seed)
+    for each in jobs:
+        workers.submit(each)
+    ended = []
+    while not workers.idle:
+        ended += workers.poll()
+    found = {o.job: (o.status, o.reason, [(e.epoch, e.eval_accuracy) for e in o.curve]) for o in ended}
+    assert len(found) == len(ended) == len(jobs)
+    return {(j.identity, j.epochs): v for j, v in found.items()}, workers.trained
+
+
+TEXTS = [
+    "g",
+    "fa",
+    "dfa",
+    "h",
+    "g + h",
+    "g * dh",
+    "unit_fro(g)",
+    "unit_fro(fa)",
+    "g - h",
+    "g + fa",
+    "g + dfa",
+    "abs(g)",
+]
+
+
+def test_what_is_remembered_ends_as_it_did_when_it_was_trained(memory):
+    jobs = [job(text) for text in TEXTS] + [job(text, epochs=1, rate=0.3) for text in TEXTS]
+    first, trained = outcomes(jobs, memory)
+    assert trained == len(jobs) and {status for status, *_ in first.values()} == {"done", "diverged"}
+    again, trained = outcomes(jobs, memory, slots=1)
+    assert trained == 0
+    for key, (status, reason, curve) in first.items():
+        assert again[key][:2] == (status, reason)
+        assert np.allclose(again[key][2], curve, rtol=1e-7)  # float32
+
+
+def test_the_beginning_of_a_training_is_remembered_but_not_what_it_never_reached(memory):
+    whole, _ = outcomes([job("g"), job("fa", epochs=2)], memory)
+    begun, trained = outcomes([job("g", epochs=1), job("fa")], memory)
+    assert trained == 1  # the end of fa
+    (identity,) = [key for key in begun if key[1] == 1]
+    (curve,) = (curve for (i, _), (*_, curve) in whole.items() if i[1] == "g")
+    assert np.allclose(begun[identity][2], curve[:1], rtol=1e-7)
+
+
+def test_other_seeds_tasks_rates_and_replicates_are_other_trainings_and_idle_genes_are_none(memory):
+    outcomes([job("g")], memory)
+    for changed in ({"seed": 1}, {"task": b"other"}):
+        assert outcomes([job("g")], memory, **changed)[1] == 1
+    assert outcomes([job("g", rate=0.2), job("g", replicate=1), job("g", held_out=True)], memory)[1] == 3
+    assert program(equation("left(g, h)")) == program(equation("left(g, relu(fa))")) != program(equation("h"))
+
+
+# How good a rule is.
+
+
+class ByRate:
+    """Workers by whose hand a training's accuracy is that of its rate, or on held out examples another."""
+
+    def __init__(self, of_rate: dict[float, float | None]):
+        self.jobs, self._of_rate, self._open = [], of_rate, []
+
+    @property
+    def idle(self) -> bool:
+        return not self._open
+
+    def submit(self, job) -> None:
+        self.jobs.append(job.training)
+        self._open.append(job)
+
+    def poll(self, meanwhile=lambda: None) -> list:
+        ended, self._open = self._open[::-1], []
+        return [self._outcome(job) for job in ended]
+
+    def _outcome(self, job) -> Outcome:
+        accuracy = self._of_rate.get(job.training.learning_rate, 0.1)
+        if job.training.held_out:
+            accuracy = 0.77 if job.training.replicate % 2 else None
+        curve = (epoch_result(EPOCHS, accuracy or 0.0, "" if accuracy else "loss not finite", 0.0),)
+        return Outcome(
+            job=job, status="done" if accuracy else "diverged", reason=curve[0].reason, curve=curve, seconds=0.0
+        )
+
+
+def test_a_rule_is_tuned_on_validation_and_scored_at_its_best_rate_on_new_seeds_and_held_out_examples():
+    workers = ByRate({3.2: 0.8, 6.4: None, 1.6: 0.7})
+    found = running.score("unit_fro(g)", workers)
+    tuned, fresh = ([t for t in workers.jobs if t.held_out == held_out] for held_out in (False, True))
+    assert {t.learning_rate for t in tuned} == {0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4}  # the grid grew until 3.2 was inside
+    assert len(tuned) == 7 * protocol.TUNING and len({t.replicate for t in tuned}) == protocol.TUNING
+    assert {t.learning_rate for t in fresh} == {3.2} and len({t.replicate for t in fresh}) == protocol.FRESH
+    assert not {t.replicate for t in fresh} & {t.replicate for t in tuned}
+    assert found == running.Score(rate=3.2, at_edge=False, fresh=(None, 0.77) * (protocol.FRESH // 2))
+    lost = running.score("unit_fro(g)", ByRate({0.1 * 2**i: None for i in range(-9, 9)}))
+    assert lost == running.Score(rate=None, at_edge=False, fresh=(None,) * protocol.FRESH)
+
+
+# A whole race.
+
+
+class Exact(StandIn):
+    """Its accuracies are float32, as those of a Trainer, and depend on the program alone."""
+
+    def start(self, slot, training, epoch=0, state=()):
+        text = str(without_idle(training.equation.to_expression()))
+        super().start(slot, dataclasses.replace(training, equation=equation(text)), epoch, state)
+
+    def advance(self, meanwhile=lambda: None):
+        found = super().advance(meanwhile)
+        return {k: dataclasses.replace(e, eval_accuracy=float(np.float32(e.eval_accuracy))) for k, e in found.items()}
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Trainings are the stand-in's; the number of slots is that of each plan."""
+    slots = iter(itertools.cycle([4, 1, 7]))
+    monkeypatch.setattr(TrainingPlan, "trainer", lambda plan, parts, count: Exact(next(slots)))
+    monkeypatch.setattr(protocol, "SETTINGS", {"digits": SETTING})
+
+
+ARM_NAMES = ("paper", "niches-one-rate")
+
+
+def test_a_race_has_the_same_results_whatever_was_remembered_and_however_many_slots(stand_in, tmp_path):
+    found = []
+    for folder, arms in ((tmp_path / "a", ARM_NAMES), (tmp_path / "b", ARM_NAMES[::-1]), (tmp_path / "a", ARM_NAMES)):
+        with Memory.opened(folder) as memory:
+            track, said = running.Track(SETTING, memory, None), []
+            results = {name: running.run(track, [track], ARMS[name], 24, 1, said.append) for name in arms}
+            results["backprop"] = running.run(track, [track], None, 24, 1, said.append)
+            found.append(results)
+    assert all(" 0 of " in line for line in said)  # all was remembered
+    assert found[0] == found[1] == found[2]
+    for name in ARM_NAMES:
+        counts = [p["equations"] for p in found[0][name]["points"]]
+        assert counts == sorted(counts) and counts[0] < counts[-1]
+        assert found[0][name]["points"][-1]["rule"] and list(found[0][name]["unseen"]) == [SETTING.name]
+    one_rate = found[0]["niches-one-rate"]["points"][-1]["equations"]
+    assert one_rate > found[0]["paper"]["points"][-1]["equations"] >= 20
+
+
+# The report.
+
+
+def result(values, unseen=0.5) -> dict:
+    score = {"rate": 0.1, "at_edge": False}
+    points = [
+        {"equations": 10 * i, "rule": "unit_fro(g)", "search": 0.9, "score": score | {"fresh": [v / 100, v / 100]}}
+        for i, v in enumerate(values, 1)
+    ]
+    return {"points": points, "unseen": {"elsewhere": score | {"fresh": [unseen, None]}}}
+
+
+def made_up(planned: int = 3) -> page.Race:
+    results = {}
+    for seed in range(4):
+        shift = 0.1 * seed
+        results["paper", seed] = result([50, 60, 70, 80, 90 + shift])
+        results["random", seed] = result([50, 55, 60, 65, 70 + shift**2])
+        results["aging", seed] = result([50, 70, 90 + shift, 92, 95 + 2 * shift])
+        results["backprop", seed] = result([94] * 5)
+    del results["random", 3]  # not done yet
+    return page.Race(name="made up", budget=1600, planned=planned, results=results)
+
+
+def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved():
+    race = made_up()
+    assert race.arms == ["paper", "random", "aging"] and race.seeds == [0, 1, 2]
+    paper, random, aging = page.compared_rows(race)
+    assert aging[1:3] == ["+1.20 ± 0.50", "+5.10 ± 0.25"]  # 95, 95.2, 95.4 - 94; - 90, 90.1, 90.2: means by hand
+    assert paper[-1] == "1 (1 to 1)" and random[-1] == "never (never to never)" and aging[-1].startswith("0.25 (")
+    assert random[2].startswith("-20.0")
+    first, second = page.verdict(race)
+    assert first.startswith("Better than paper at all of the budget over 3 search seeds: aging (+5.10 points, p 0.00")
+    assert "paper (+2" in second and "aging (+2" in second
+    curve = dict(zip(page.COLUMNS, page.rows(race)[0], strict=True))
+    assert curve["1/16"] == "50.00 ± 0.00" and curve["all"] == "90.10 ± 0.25" and curve["equations"] == "50"
+    unseen = page.unseen_rows(race)
+    assert ["elsewhere", "aging", "25.00 ± 0.00", "+0.00 ± 0.00", "50%"] in unseen
+
+
+def test_there_is_no_verdict_before_all_seeds_are_done():
+    assert page.verdict(made_up(planned=4)) == ["No verdict yet: 3 of 4 search seeds are done."]
+
+
+def test_the_page_of_a_race_holds_curves_tables_and_what_was_measured_and_nothing_from_elsewhere():
+    race = made_up()
+    text, table = page.report_html([race], "versions"), page.markdown([race], "versions")
+    assert text.count("<figure>") == 1 and "http" not in text.replace("http-equiv", "")
+    for expected in ("aging", "unit_fro(g)", "95.40", "backprop, rescaled per unit", *page.verdict(race)):
+        assert expected in text and expected in table
+    assert "Holm-corrected" in text and "1600" not in table and "1,600 slot-epochs" in table
+    (axis,) = page.curves(race).axes
+    lines = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert lines["aging"] == pytest.approx([50, 70, 90.1, 92, 95.2]) and len(lines) == 4
+    assert axis.lines[0].get_xdata() == pytest.approx([1600 * f for f in FRACTIONS])

@@ -20,10 +20,10 @@ from bpevo.evaluation import (
     EvaluationPlan,
     LocalWorkplace,
     Program,
+    Recipes,
     Treatment,
     standings,
     verdict,
-    workplace,
 )
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.evaluation import FIRST_REPLICATE
@@ -349,7 +349,7 @@ def values(folder, **changes) -> Values:
         learning_rates=["0.3", "0.1"], weight_decay=1e-3, batch_size=32, epochs=2, schedule="paper",
         compute_dtype="float32", slots=4, seed=0, scenario="mine", rules="fa", top=3, finalists=2, tuning_repeats=1,
         selection_repeats=2, repeats=3, ablate=0, eval_examples=None, alignment=False,
-        selfcheck=False, max_hours=None, metrics=None,
+        selfcheck=False, max_hours=None, metrics=None, pool="local", ray_address=None, workers=None,
     )  # fmt: skip
     return Values(**(common | changes))
 
@@ -398,9 +398,13 @@ DISGUISES = ("gh * dh", "(b_next @ W.T) * dh", "-(-g)", "(2.0*g) - g", "max(g, g
              "mul_noise(g, 0.01)", "add_noise(g, 0.0001)", "drop(g, 0.001)", "g + (g - g)")  # fmt: skip
 
 
-def workplace_of(command: plans.EvaluationCommand) -> LocalWorkplace:
+def recipes_of(command: plans.EvaluationCommand) -> Recipes:
     parts = command.evaluation.max_parts
-    return LocalWorkplace(command.training, command.test_split, parts, command.slots, command.alignment)
+    return Recipes(command.training, command.test_split, parts, command.slots, command.alignment)
+
+
+def workplace_of(command: plans.EvaluationCommand) -> LocalWorkplace:
+    return LocalWorkplace(recipes_of(command))
 
 
 @pytest.fixture(scope="module")
@@ -436,20 +440,16 @@ def test_the_alignment_of_backprop_in_disguise_is_perfect(disguised):
             assert e.curve["norm_ratio Dense_1"] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path, monkeypatch):
+def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path):
+    def sizes(made):
+        both = [recipes_of(made)(on_test, Program()) for on_test in (False, True)]
+        return [(r.task.examples, int((r.examples.eval_labels >= 0).sum())) for r in both]
+
     dataset = data.load("digits")
-    made = plans.evaluation_command(values(tmp_path, train_examples=None))
-    sizes = {}
-    monkeypatch.setattr(workplace, "Trainer", lambda candidate, examples, *_, **__: sizes.setdefault(
-        len(sizes), (candidate.examples, int((examples.eval_labels >= 0).sum()))))  # fmt: skip
-    monkeypatch.setattr(workplace, "LocalWorkers", lambda trainer: trainer)
-    place = workplace_of(made)
-    place(False, Program()), place(True, Program())
-    assert sizes == {0: (1197, 240), 1: (len(dataset.train_labels), len(dataset.test_labels))}
-    made = plans.evaluation_command(values(tmp_path, train_examples=64, eval_examples=50))
-    place = workplace_of(made)
-    place(False, Program()), place(True, Program())
-    assert (sizes[2], sizes[3]) == ((64, 50), (64, 50))
+    whole = plans.evaluation_command(values(tmp_path, train_examples=None))
+    assert sizes(whole) == [(1197, 240), (len(dataset.train_labels), len(dataset.test_labels))]
+    less = plans.evaluation_command(values(tmp_path, train_examples=64, eval_examples=50))
+    assert sizes(less) == [(64, 50), (64, 50)]
     subset = data.full_training_split(dataset, 100)
     same = data.train_validation_split(dataset, 100)
     np.testing.assert_array_equal(subset.train_images, same.train_images)

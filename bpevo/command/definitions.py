@@ -73,6 +73,20 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
         None,
         "Candidates in training at once, over all devices. Default: 4 a CPU device, what fits up to 16 an accelerator.",
     )
+    define.enum(
+        "pool", "local", ("local", "ray"), "Where to train: this process's devices, or workers on a Ray cluster."
+    )
+    define.string(
+        "ray_address",
+        None,
+        "With --pool=ray: the cluster, HOST:PORT or auto. Default: one on this machine that ends with the run.",
+    )
+    define.integer(
+        "workers",
+        None,
+        "With --pool=ray: workers at most, each an accelerator or its share of the CPUs. --slots is then of each. Default: as "
+        "many as there is room for.",
+    )
     define.integer("seed", 0, "Root of everything random.")
     define.float(
         "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."

@@ -1,14 +1,15 @@
 """An evaluation from its plan to its verdict, whoever asks for it."""
 
+import contextlib
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from bpevo import report
-from bpevo.command import plans, process, selfcheck
-from bpevo.evaluation import Evaluation, LocalWorkplace, standings, verdict
+from bpevo.command import plans, pools, process, selfcheck
+from bpevo.evaluation import Evaluation, LocalWorkplace, PoolWorkplace, Program, Recipes, standings, verdict
 from bpevo.evaluation.plan import FREE, SEMANTICS
-from bpevo.runs import Row, RunDatabase, RunError, provenance
+from bpevo.runs import Row, RunDatabase, RunError
 
 
 def run(command: plans.EvaluationCommand, console: Console, interruption: process.Interruption | None = None) -> int:
@@ -21,15 +22,18 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
     if command.selfcheck:
         selfcheck.check()
     plan, training = command.evaluation, command.training
-    with process.time_limit(command.max_hours), RunDatabase.writing(command.folder) as database:
+    recipes = Recipes(training, command.test_split, plan.max_parts, slots=command.slots, alignment=command.alignment)
+    with (
+        process.time_limit(command.max_hours),
+        RunDatabase.writing(command.folder) as database,
+        _pool(command, recipes, interruption, say) as pool,
+    ):
         _check_version(command, database)
-        database.check_settings(command.fingerprint(), provenance.versions(), free=FREE)
+        database.check_settings(command.fingerprint(), pools.versions(pool), free=FREE)
         for line in (f"{training.dataset.source}; {len(plan.treatments)} rows", command.likeness):
             if line:
                 say(line)
-        workplace = LocalWorkplace(
-            training, command.test_split, plan.max_parts, slots=command.slots, alignment=command.alignment
-        )
+        workplace = LocalWorkplace(recipes) if pool is None else PoolWorkplace(recipes, pool)
         stages = report.Stages(console)
         metrics: report.Metrics | None = None
 
@@ -53,6 +57,13 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
         for sentence in verdict(table):
             console.print(sentence, highlight=False, markup=False)
         return code
+
+
+def _pool(command: plans.EvaluationCommand, recipes: Recipes, interruption: process.Interruption, say):
+    if command.pool is None:
+        return contextlib.nullcontext()
+    first = recipes(False, Program(transforms=command.evaluation.transforms("")))  # what the chains train with
+    return pools.opened(command.pool, first, command.selfcheck, interruption, say)
 
 
 def _check_version(command: plans.EvaluationCommand, database: RunDatabase) -> None:

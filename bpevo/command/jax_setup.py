@@ -47,14 +47,17 @@ def cache_folder() -> pathlib.Path | None:
     return None if base.startswith("~") else pathlib.Path(base) / "bpevo" / "jax"
 
 
-def configure_jax() -> None:
+def configure_jax(leave_accelerators: bool = False) -> None:
     """A device per core where there is no accelerator, and a persistent compilation cache. Before any other use of jax.
 
-    Raises RunError if jax has no device to run on.
+    With `leave_accelerators` this process takes none: others on this machine train on them. Raises RunError if jax has no
+    device to run on.
     """
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # tells which backends are absent
     for name, value in FIXED.items():
         jax.config.update(name, value)
+    if leave_accelerators:
+        jax.config.update("jax_platforms", "cpu")
     if not os.environ.get("JAX_NUM_CPU_DEVICES") and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", usable_cpus())
     cache = cache_folder()

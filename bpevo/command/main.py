@@ -13,6 +13,7 @@ from bpevo.command.plans import UsageError
 from bpevo.data import DataError
 from bpevo.runs import RunError
 from bpevo.training import DeviceLost, OutOfMemory
+from bpevo.workers import PoolError
 
 flags.disclaim_key_flags()
 Run = Callable[[flags.FlagValues, Console, process.Interruption], int]
@@ -33,9 +34,9 @@ def start(name: str, definitions: Sequence[Callable[[], None]], run: Run) -> Non
         interruption = process.Interruption()
         interruption.install()
         try:
-            configure_jax()
+            configure_jax(leave_accelerators="pool" in flags.FLAGS and flags.FLAGS.pool != "local")
             code = run(flags.FLAGS, Console(file=cast(IO[str], process.Output(sys.stdout))), interruption)
-        except (UsageError, DataError, RunError, OutOfMemory) as error:
+        except (UsageError, DataError, RunError, OutOfMemory, PoolError) as error:
             code = process.fail(name, error)
         except DeviceLost as error:
             code = process.fail(name, error, process.EXIT_AGAIN)

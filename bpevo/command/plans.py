@@ -14,6 +14,7 @@ from absl import flags
 
 from bpevo import data, models
 from bpevo.command.inherited import Inherited, compared
+from bpevo.command.pools import PoolPlan
 from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.duplicates import firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
@@ -47,6 +48,7 @@ class SearchCommand:
     selfcheck: bool
     max_hours: float | None = None
     metrics: str | None = None  # one of bpevo.report.metrics.KINDS
+    pool: PoolPlan | None = None  # None: this process's devices
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
@@ -68,6 +70,7 @@ class EvaluationCommand:
     selfcheck: bool
     max_hours: float | None = None
     metrics: str | None = None  # one of bpevo.report.metrics.KINDS
+    pool: PoolPlan | None = None  # None: this process's devices
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
@@ -161,6 +164,29 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
     return result
 
 
+def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
+    """The flags of a pool; None where this process trains. Raises UsageError."""
+    at_least("workers", values.workers, 1)
+    if values.pool == "local":
+        for name in ("ray_address", "workers"):
+            if values[name].value is not None:
+                raise UsageError(f"--{name}={values[name].value} is of a pool: give --pool=ray too")
+        return None
+    return PoolPlan(address=values.ray_address, workers=values.workers)
+
+
+def _slots_in_all(values: flags.FlagValues) -> int:
+    """By which the lag is chosen where none is given; never by what a pool happens to have. Raises UsageError."""
+    if values.pool == "local":
+        return values.slots or most_slots(jax.local_devices())
+    if not values.lag and not (values.workers and values.slots):
+        raise UsageError(
+            "--pool=ray needs --workers and --slots, or --lag: how far proposals run ahead of results is settled at the start, "
+            "and must not follow the workers that come and go"
+        )
+    return (values.workers or 1) * (values.slots or 1)
+
+
 def search_plan(values: flags.FlagValues) -> SearchPlan:
     """Checks the search flags. Raises UsageError."""
     for name in ("max_evaluations", "max_parts", "elite_size", "tournament", "lag", "top", "repeats"):
@@ -182,7 +208,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     if values.repeats > MOST_REPEATS:
         raise UsageError(f"--repeats={values.repeats} must be at most {MOST_REPEATS}")
     rungs = _rungs(values)
-    slots = values.slots or most_slots(jax.local_devices())
+    slots = _slots_in_all(values)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
         initial = initial_equations(values.initial, values.max_parts)
@@ -247,6 +273,7 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
         metrics=values.metrics,
+        pool=pool_plan(values),
     )
 
 
@@ -347,6 +374,7 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
         metrics=values.metrics,
+        pool=pool_plan(values),
     )
 
 

@@ -35,11 +35,18 @@ class Interruption:
         # Shows a line in a live display, which would wipe what is written beside it; says whether there is one.
         self.notice: Callable[[str], bool] = lambda line: False
         self._first = signal.SIGINT
+        self._installed = False
 
     def install(self) -> None:
+        self._installed = True
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Installs again what a library has taken over, if it was installed."""
+        if self._installed:
+            self.install()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:

@@ -1,20 +1,22 @@
 """A search from its plan to its leaderboard, whoever asks for it."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import jax
 from rich.console import Console
 
 from bpevo import report
-from bpevo.command import plans, process, selfcheck
+from bpevo.command import plans, pools, process, selfcheck
 from bpevo.evolution import CONTROLLERS, SameFunction, SameText
 from bpevo.rules import parse
 from bpevo.runs import Row, RunDatabase, RunError, provenance
 from bpevo.search import CONTROL_KEYS, SEMANTICS, Search, fork
-from bpevo.workers import Checkpoints, LocalWorkers
+from bpevo.workers import Checkpoints, LocalWorkers, Pool, Recipe
 
 
 def run(command: plans.SearchCommand, console: Console, interruption: process.Interruption | None = None) -> int:
@@ -26,25 +28,33 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    with process.time_limit(command.max_hours), RunDatabase.writing(command.workdir) as database:
-        command = _settled(command, database, say)
+    with (
+        process.time_limit(command.max_hours),
+        RunDatabase.writing(command.workdir) as database,
+        _pool(command, interruption, say) as pool,
+    ):
+        command = _settled(command, database, pools.versions(pool), say)
         plan, training = command.search, command.training
         say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
-        checkpoints = _checkpoints(command, say)
-        workers = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
+        watches: list[Callable[[Search, Sequence[Row]], None]] = []
+        checkpoints = None
+        if pool is None:
+            checkpoints = _checkpoints(command, say)
+            local = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
+            forecast = report.Forecast(plan, local.trainer, say)
+            forecast.start()
+            watches.append(forecast)
         duplicates = SameFunction() if plan.equivalence else SameText()
         controller = CONTROLLERS[plan.controller](plan.space, plan.evolution, plan.initial, duplicates)
         progress = report.Progress(console)
-        forecast = report.Forecast(plan, workers.trainer, say)
-        forecast.start()
+        watches.append(progress)
         interruption.notice = progress.notice
-        watches: list[Callable[[Search, Sequence[Row]], None]] = [forecast, progress]
 
         def watching(search: Search, rows: Sequence[Row]) -> None:
             for watch in watches:
                 watch(search, rows)
 
-        search = interruption.search = Search(database, controller, workers, plan, watching)
+        search = interruption.search = Search(database, controller, pool or local, plan, watching)
         if command.metrics:
             metrics = report.Metrics(command.metrics, command.workdir, search.rows, _is_control, say)
             watches.append(lambda search, rows: metrics.add(rows, search.occupancy))
@@ -75,6 +85,16 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         return code
 
 
+def _pool(command: plans.SearchCommand, interruption: process.Interruption, say) -> AbstractContextManager[Pool | None]:
+    if command.pool is None:
+        return contextlib.nullcontext()
+    training, parts = command.training, command.search.space.max_parts
+    recipe = Recipe(
+        task=training.task(), examples=training.examples(), max_parts=parts, seed=training.seed, slots=command.slots
+    )
+    return pools.opened(command.pool, recipe, command.selfcheck, interruption, say)
+
+
 def _is_control(text: str) -> bool:
     return parse(text).key in CONTROL_KEYS
 
@@ -90,9 +110,9 @@ def _next(command: plans.SearchCommand) -> list[str]:
     ]
 
 
-def _settled(command: plans.SearchCommand, database: RunDatabase, say) -> plans.SearchCommand:
+def _settled(command: plans.SearchCommand, database: RunDatabase, versions: dict[str, str], say) -> plans.SearchCommand:
     """The command after the run's own settings were compared with it, or stored; a new run may begin as a fork."""
-    stored, versions = database.settings(), provenance.versions()
+    stored = database.settings()
     forked = stored.get("fork")
     if stored:
         older = stored.get("semantics", 1)

@@ -5,12 +5,15 @@ from bpevo.evaluation.plan import EvaluationPlan
 from bpevo.evaluation.standings import Standing, standings
 from bpevo.evaluation.treatments import Treatment, controls
 from bpevo.evaluation.verdict import verdict
-from bpevo.evaluation.workplace import LocalWorkplace, Program, Workplace
+from bpevo.evaluation.workplace import LocalWorkplace, PoolWorkplace, Program, Recipes, Workplace
 
 __all__ = [
     "Evaluation",
     "EvaluationPlan",
     "LocalWorkplace",
+    "PoolWorkplace",
+    "Program",
+    "Recipes",
     "Program",
     "Standing",
     "Treatment",

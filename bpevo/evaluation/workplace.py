@@ -6,8 +6,8 @@ from typing import Protocol
 
 from bpevo import data
 from bpevo.rules import Expression, compile
-from bpevo.training import Trainer, TrainingPlan
-from bpevo.workers import LocalWorkers, Workers
+from bpevo.training import Examples, TrainingPlan
+from bpevo.workers import LocalWorkers, Pool, Recipe, Workers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class Workplace(Protocol):
         given before: they are idle by then."""
 
 
-class LocalWorkplace:
-    """This process's devices. One program at a time has its slots on them."""
+class Recipes:
+    """What makes the slots of each program, the same recipe whenever it is asked for."""
 
     def __init__(
         self,
@@ -41,26 +41,54 @@ class LocalWorkplace:
         """`test_split` is called when the test stage begins: nothing else reads the test set."""
         self._training, self._test_split, self._max_parts = training, test_split, max_parts
         self._slots, self._alignment = slots, alignment
-        self._kept: dict[tuple[bool, Program], LocalWorkers] = {}  # at most one
+        self._plans: dict[bool, tuple[TrainingPlan, Examples]] = {}  # read once, by whether they are for the test set
+        self._made: dict[tuple[bool, Program], Recipe] = {}
 
-    def __call__(self, on_test: bool, program: Program) -> LocalWorkers:
-        if (on_test, program) not in self._kept:
-            self._kept.clear()  # frees the slots before the next are allocated
-            self._kept[on_test, program] = self._make(on_test, program)
-        return self._kept[on_test, program]
+    def __call__(self, on_test: bool, program: Program) -> Recipe:
+        if (on_test, program) not in self._made:
+            self._made[on_test, program] = self._make(on_test, program)
+        return self._made[on_test, program]
 
-    def _make(self, on_test: bool, program: Program) -> LocalWorkers:
-        plan = self._training
-        if on_test:
-            plan = dataclasses.replace(plan, split=self._test_split())
+    def _make(self, on_test: bool, program: Program) -> Recipe:
+        if on_test not in self._plans:
+            plan = self._training
+            if on_test:
+                plan = dataclasses.replace(plan, split=self._test_split())
+            self._plans[on_test] = plan, plan.examples()
+        plan, examples = self._plans[on_test]
         if program.optimizer:
             plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, optimizer=program.optimizer))
-        trainer = Trainer(
-            plan.task(self._alignment, program.transforms),
-            plan.examples(),
-            capacity=self._slots,
+        return Recipe(
+            task=plan.task(self._alignment, program.transforms),
+            examples=examples,
             max_parts=self._max_parts,
             seed=plan.seed,
+            slots=self._slots,
             rule=None if program.rule is None else compile(program.rule),
         )
-        return LocalWorkers(trainer)
+
+
+class LocalWorkplace:
+    """This process's devices. One program at a time has its slots on them."""
+
+    def __init__(self, recipes: Recipes):
+        self._recipes = recipes
+        self._kept: dict[Recipe, LocalWorkers] = {}  # at most one
+
+    def __call__(self, on_test: bool, program: Program) -> LocalWorkers:
+        recipe = self._recipes(on_test, program)
+        if recipe not in self._kept:
+            self._kept.clear()  # frees the slots before the next are allocated
+            self._kept[recipe] = LocalWorkers(recipe.trainer())
+        return self._kept[recipe]
+
+
+class PoolWorkplace:
+    """A pool, whose workers change their slots with the program."""
+
+    def __init__(self, recipes: Recipes, pool: Pool):
+        self._recipes, self._pool = recipes, pool
+
+    def __call__(self, on_test: bool, program: Program) -> Pool:
+        self._pool.use(self._recipes(on_test, program))
+        return self._pool

@@ -6,6 +6,7 @@ import os
 import platform
 import types
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,15 +59,16 @@ def _checksum(component: Component) -> int:
     return zlib.crc32(repr(fields).encode())
 
 
+def numerics(versions: Mapping[str, str]) -> dict[str, str]:
+    """What of `versions` may change bits: releases and the kind of device, not how many."""
+    shown = {n: versions.get(n, "unknown") for n in ("bpevo", "jax", "jaxlib", "flax", "optax")}
+    shown |= {"device": versions.get("device", "").partition(" x ")[2] or "unknown"}
+    shown |= {"matmul precision": versions.get("matmul precision", "default")}
+    shown |= {"registered": versions.get("registered") or "none", "rules": versions.get("rules") or "interpreted"}
+    return shown | {"XLA_FLAGS": versions.get("XLA_FLAGS") or "none"}
+
+
 def changed_numerics(before: dict[str, str], now: dict[str, str]) -> str:
     """What of `versions` differs and may change bits; the number of devices and cores does not."""
-
-    def kinds(versions: dict[str, str]) -> dict[str, str]:
-        shown = {n: versions.get(n, "unknown") for n in ("bpevo", "jax", "jaxlib", "flax", "optax")}
-        shown |= {"device": versions.get("device", "").partition(" x ")[2] or "unknown"}
-        shown |= {"matmul precision": versions.get("matmul precision", "default")}
-        shown |= {"registered": versions.get("registered") or "none", "rules": versions.get("rules") or "interpreted"}
-        return shown | {"XLA_FLAGS": versions.get("XLA_FLAGS") or "none"}
-
-    old, new = kinds(before), kinds(now)
+    old, new = numerics(before), numerics(now)
     return "; ".join(f"{n} {old[n]} then, {new[n]} now" for n in new if old[n] != new[n])

@@ -4,6 +4,7 @@ from bpevo.workers.checkpoints import Checkpoints
 from bpevo.workers.job import Job, Outcome, Stage
 from bpevo.workers.local import LocalWorkers
 from bpevo.workers.pool import Patience, Pool, PoolError, PoolLost
+from bpevo.workers.recipe import Recipe
 from bpevo.workers.workers import Workers
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Pool",
     "PoolError",
     "PoolLost",
+    "Recipe",
     "Stage",
     "Workers",
 ]

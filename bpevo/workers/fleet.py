@@ -2,12 +2,12 @@
 
 import dataclasses
 import enum
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from bpevo.workers.job import Job, Outcome
 
-Worker = Hashable  # a worker's name in its fleet
+Worker = Any  # a worker's name in its fleet, hashable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

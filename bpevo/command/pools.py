@@ -1,0 +1,73 @@
+"""Where a command trains, if not on its own devices: a pool of machines, opened and closed around the run."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+
+from bpevo.command import process, selfcheck
+from bpevo.command.jax_setup import configure_jax
+from bpevo.runs import RunError, provenance
+from bpevo.workers import Pool, Recipe
+
+PASSED_ON = ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION")  # of the environment: they decide numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolPlan:
+    """What a command was told of its pool."""
+
+    address: str | None  # of a Ray cluster; None: a local one, for this run alone
+    workers: int | None  # at most; None: as many as there is room for
+
+
+def begin(check: bool) -> dict[str, str]:
+    """Sets a worker's process up; returns what decides its numbers. Raises RunError."""
+    configure_jax()
+    if check:
+        selfcheck.check()
+    return provenance.numerics(provenance.versions())
+
+
+@contextlib.contextmanager
+def opened(
+    plan: PoolPlan, recipe: Recipe, check: bool, interruption: process.Interruption, say: Callable[[str], None]
+) -> Iterator[Pool]:
+    """A pool with a first worker that is ready. Raises RunError, PoolError or PoolLost."""
+    if plan.address is None and "ray" not in sys.modules:
+        # Others on this machine can reach a loopback address: only this process and its workers know the token. Ray reads it
+        # when it loads.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        from bpevo.workers import ray_cluster, ray_fleet
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"--pool=ray needs Ray, and {error.name} is not installed: pip install '.[cluster]' in a clone of bpevo, on every "
+            "machine of the cluster"
+        ) from error
+    try:
+        cluster = ray_cluster.Cluster(plan.address)
+    except ConnectionError as error:
+        raise RunError(str(error)) from error
+    with contextlib.closing(cluster):
+        interruption.restore()  # Ray takes SIGTERM for itself
+        needs = ray_cluster.needs(plan.workers)
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment |= ray_cluster.environment(needs)
+        expected = provenance.numerics(provenance.versions())
+        del expected["device"], expected["rules"]  # this process leaves the accelerators to the workers
+        fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment)
+        with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected, say=say)) as pool:
+            pool.meet()
+            yield pool
+
+
+def versions(pool: Pool | None) -> dict[str, str]:
+    """Versions and machine of a run, as stored with it."""
+    own = provenance.versions()
+    return (
+        own if pool is None else own | {"device": f"pool x {pool.versions['device']}", "rules": pool.versions["rules"]}
+    )

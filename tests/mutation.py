@@ -37,26 +37,49 @@ ROOT = pathlib.Path(__file__).parents[1]
 SUBJECTS = {
     "bpevo": "bad_input launch",
     "bpevo.bench": "bench",
+    **{f"bpevo.bench.{name}": "bench_accounting bench_described" for name in ("accounting", "described", "hlo")},
+    **{f"bpevo.bench.{name}": "bench_accounting bench_described" for name in ("described_table", "targets", "thunks")},
+    "bpevo.bench.accelerator": "bench_accelerator",
+    "bpevo.bench.equivalence": "bench_equivalence",
+    "bpevo.bench.false_finds": "false_finds",
+    "bpevo.bench.race": "race",
+    "bpevo.bench.sample": "bench_described",
+    "bpevo.bench.simulated": "pool",
     "bpevo.command": "bad_input environment launch",
     "bpevo.command.process": "terminal faults survival",
+    "bpevo.command.python": "python",
     "bpevo.command.selfcheck": "doctor environment",
     "bpevo.data": "data data_tfds bad_input",
+    "bpevo.data.own": "own_data",
     "bpevo.doctor": "doctor",
     "bpevo.evaluate": "evaluate",
     "bpevo.evaluation": "figures significance ranking evaluate_command evaluate report",
-    "bpevo.evolution": "rates budget ranking controllers standing kinds equivalence runs evolution",
-    "bpevo.layers": "layers models training",
+    "bpevo.evolution": "rates budget ranking controllers standing kinds equivalence runs evolution controllers_searching",
+    "bpevo.evolution.simplify": "front",
+    "bpevo.layers": "layers layers_positions models shared_units training",
     **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("constants", "discovery", "evaluation", "evolve")},
     **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("graph", "traced_map", "varying")},
     "bpevo.models": "models",
+    "bpevo.models.own": "own_networks",
     "bpevo.report": "figures plots ranking runs terminal report",
+    "bpevo.report.forecast": "forecast",
+    "bpevo.report.front": "front",
+    "bpevo.report.metrics": "metrics",
     "bpevo.rules": "rules rules_values rules_interpreter registering",
+    **{f"bpevo.rules.{name}": "drawing" for name in ("drawing", "svg")},
+    "bpevo.rules.export": "export",
+    **{f"bpevo.rules.{name}": "kernels" for name in ("kernels", "tile_programs", "tiled", "tiles")},
+    "bpevo.rules.own": "own_rules",
     "bpevo.runs": "ranking standing runs places faults",
     "bpevo.search": "ranking runs figures fork",
     "bpevo.training": "training_alignment training extensions_training",
+    "bpevo.training.graphs": "graphs",
+    "bpevo.training.kernel": "kernel_trial kernels",
+    "bpevo.training.optimizers": "optimizers training",
     "bpevo.training.transforms": "training_alignment",
     "bpevo.workers": "runs faults",
     "bpevo.workers.checkpoints": "survival",
+    "bpevo.workers.pool": "pool",
 }
 
 
@@ -68,7 +91,8 @@ def tests_of(module: pathlib.Path) -> tuple[str, ...]:
 
 
 def command(tests: tuple[str, ...]) -> list[str]:
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    """Runs these tests, quickest first; what XLA compiles is kept in the tree's .pytest_cache for the next change."""
+    options = ["-x", "-q", "-n", "0"]
     return [sys.executable, "-m", "pytest", *options, "-m", "not slow and not soak", *tests]
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 from rich.console import Console
@@ -146,9 +146,7 @@ _PLAIN = " ,;:=+@()[]*'^~"  # beside letters, digits and _.-: what a folder's na
 class Sweep:
     """Runs searches, so many at once."""
 
-    def __init__(
-        self, searches: Sequence[Member], at_once: int, launch: Sequence[str] = LAUNCH, more: Sequence[str] = ()
-    ):
+    def __init__(self, searches: Sequence[Member], at_once: int, launch: Sequence[str], more: Sequence[str] = ()):
         """`more`: flags of every search, after its own."""
         self._launch, self._more, self._at_once = launch, more, at_once
         self._waiting = collections.deque(m for m in searches if not m.finished)
@@ -178,9 +176,10 @@ class Sweep:
         for _, child in list(self._running.values()):
             child.send_signal(signal.SIGTERM)  # none if it has ended
 
-    def run(self, watch: report.Searches) -> None:
+    def run(self, watch: Callable[[], None]) -> None:
         """Returns when all have ended, or after a `stop` or the loss of a device those that run. Raises RunError."""
         looked = 0.0
+        watch()
         try:
             while self._running or (self._waiting and not self.stopped):
                 while self._waiting and len(self._running) < self._at_once and not self.stopped:
@@ -260,7 +259,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
 
     searches, pool = members(values), plans.pool_plan(values)
     with process.time_limit(values.max_hours), _place(pool, len(searches), interruption) as (at_once, more):
-        sweep = interruption.search = Sweep(searches, at_once, more=more)
+        sweep = interruption.search = Sweep(searches, at_once, LAUNCH, more)
         watch = report.Searches(console, sweep.states)
         interruption.notice = watch.notice
         say(f"{len(searches)} searches, {min(at_once, len(searches))} at once")

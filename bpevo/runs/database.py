@@ -233,10 +233,15 @@ class RunDatabase:
     # Proposals and evaluations
 
     def add_proposal(self, p: Proposal) -> None:
+        """Waits for no disk: where the machine fails before a later row is stored, it is drawn again as it was."""
         changes = json.dumps([dataclasses.asdict(c) for c in p.changes])
         row = (p.id, str(p.equation), p.key, p.parent, changes, json.dumps(p.bars), p.infeasible, p.duplicates, _now())
-        with self._transaction() as c:
-            c.execute("INSERT INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self._transaction() as c:
+                c.execute("INSERT INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        finally:
+            self._connection.execute("PRAGMA synchronous = FULL")
 
     def proposals(self) -> list[Proposal]:
         """In id order."""

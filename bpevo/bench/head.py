@@ -36,7 +36,7 @@ MISFORTUNE = Misfortune(dies=2e-3, hangs=1e-4, twice=1e-3, halves=1e-5, fails=1e
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Of the results since the figures before; `results`, `memory`, `deaths` and `reissued` are of the whole run so far."""
+    """What the results since the figures before took; `results`, `memory`, `deaths` and `reissued` are of the whole run so far."""
 
     results: int
     milliseconds: float  # of the head's processor time, a result
@@ -161,7 +161,7 @@ def undisturbed(job: Job) -> Outcome:
 
 
 def plan(trainings: int, workers: int, slots: int, *settings: str) -> SearchPlan:
-    """Of the search that `bpevo.launch --pool=ray` would run with these numbers, its lag included. Raises UsageError."""
+    """What the search is that `bpevo.launch --pool=ray` would run with these numbers, its lag included. Raises UsageError."""
     values = flags.FlagValues()
     definitions.define_common(values)
     definitions.define_search(values)

@@ -26,7 +26,7 @@ class Found:
 
 
 def best_found(search: str, rows: Rows, rates: Sequence[float], top: int = 10) -> Found:
-    """Of a search's rows as they rank; the best rule is that of its leaderboard, of so many rules."""
+    """From a search's rows as they rank; the best rule is that of its leaderboard, of so many rules."""
     board = leaderboard(rows, top, rates)
     best = next((row for row in board if not row.label), None)
     return Found(search=search, best=best, backprop=next((row for row in board if row.label == "backprop"), None))

@@ -244,6 +244,16 @@ def merged(lines: jax.Array, norm: p.Norm) -> jax.Array:
     return jnp.where(_by_maximum(norm), jnp.max(lines, 0), jnp.sum(lines, 0))
 
 
+def joined(line: jax.Array, other: jax.Array, norm: p.Norm) -> jax.Array:
+    """The line of two sets of tiles, of theirs."""
+    return jnp.where(_by_maximum(norm), jnp.maximum(line, other), line + other)
+
+
+def nothing(norm: p.Norm, like: jax.Array) -> jax.Array:
+    """What changes no line that it is joined with."""
+    return jnp.where(_by_maximum(norm), jnp.full_like(like, -jnp.inf), jnp.zeros_like(like))
+
+
 def divisors(line: jax.Array, norm: p.Norm, batch: int) -> jax.Array:
     """What a norm divides each sample by, of the line of all tiles; both [at least B], those beyond B are padding."""
     order, axis, of_sums = norm

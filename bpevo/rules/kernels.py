@@ -7,7 +7,6 @@ either on a CPU, for tests. Pallas is imported when there is a kernel.
 """
 
 import dataclasses
-import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any

@@ -55,14 +55,14 @@ class Kernel:
     def __call__(self, scalars: Sequence[jax.Array], rows: jax.Array, arrays: dict[str, jax.Array]):
         """Signals [K, B, M] and the next rows of state [K, rows, 2, at least M] of K slots.
 
-        Everything has a leading slot axis: `scalars` of tile_programs.pack, `arrays` [K, B, M] of tile_programs.stored.
+        Everything has a leading slot axis: `scalars` of tile_programs.pack, `arrays` of tile_programs.stored.
         """
-        _, batch, features = next(iter(arrays.values())).shape
+        _, batch, features = arrays["hp"].shape
         layout = self.layout(batch, features)
-        beyond = layout.tiles * layout.tile
-        grow = [(0, 0), (0, layout.rows - batch), (0, beyond - features)]
-        values = [_padded(arrays[name], grow) for name in stored()]
-        own = _padded(rows[..., :features], [(0, 0), (0, 0), *grow[::2]])  # rows are as long as the longest type's
+        none, below, beside = (0, 0), (0, layout.rows - batch), (0, layout.tiles * layout.tile - features)
+        grow = {"b_L": (none, none, below), "R_L": (none, none, beside)}
+        values = [_padded(arrays[name], grow.get(name, (none, below, beside))) for name in stored()]
+        own = _padded(rows[..., :features], (none, none, none, beside))  # rows are as long as the longest type's
         run = _passes if self.platform == "gpu" else _at_once
         signals, own = run(layout, self.interpret, scalars, own, values)
         new = lax.dynamic_update_slice_in_dim(rows, own[..., :features], 0, 3)
@@ -74,8 +74,13 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _padded(x: jax.Array, grow: list[tuple[int, int]]) -> jax.Array:
+def _padded(x: jax.Array, grow: Sequence[tuple[int, int]]) -> jax.Array:
     return jnp.pad(x, grow) if any(after for _, after in grow) else x
+
+
+def _block(layout: ti.Layout, name: str, shape: Sequence[int]) -> tuple[int, int]:
+    """A tile's part of a stored array [K, …]."""
+    return {"b_L": (shape[1], layout.rows), "R_L": (shape[1], layout.tile)}.get(name, (layout.rows, layout.tile))
 
 
 def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], rows: jax.Array, values: list[jax.Array]):
@@ -87,6 +92,10 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
     line = pl.BlockSpec((None, None, 1, layout.rows), lambda k, j: (k, j, 0, 0))
     state = pl.BlockSpec((None, count, 2, layout.tile), lambda k, j: (k, 0, 0, j))
     divided = pl.BlockSpec((None, PASSES, layout.rows), lambda k, j: (k, 0, 0))
+    inputs = [
+        pl.BlockSpec((None, *_block(layout, name, x.shape)), lambda k, j, of_tile=name != "b_L": (k, 0, j * of_tile))
+        for name, x in zip(stored(), values, strict=True)
+    ]
     made = [
         jax.ShapeDtypeStruct((slots, layout.rows, layout.tiles * layout.tile), jnp.float32),
         jax.ShapeDtypeStruct((slots, -(-layout.tiles // chunk) * chunk, 1, layout.rows), jnp.float32),
@@ -96,14 +105,13 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
         return pl.BlockSpec(x.shape, lambda k, j: (0,) * x.ndim)
 
     def kernel(which, integers, floats, keys, divisors, old, *references):
-        inputs, (signal, partial, new) = references[: len(values)], references[-3:]
+        (signal, partial, new), arrays = references[-3:], dict(zip(stored(), references, strict=False))
         number, k, j = which[0], pl.program_id(0), pl.program_id(1)
         program = Scalars(k, integers, floats, keys)
         ends = program.integer("ends")
 
         @pl.when(number <= ends)  # else what an earlier pass stored is right
         def _():
-            arrays = dict(zip(stored(), inputs, strict=True))
             of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
             value, partial[0, :] = of_tile.run()
 
@@ -119,7 +127,7 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
         return pl.pallas_call(
             kernel,
             grid=(slots, layout.tiles),
-            in_specs=[*map(whole, before), divided, state, *[tile] * len(values), *(tile, line)[: len(earlier)]],
+            in_specs=[*map(whole, before), divided, state, *inputs, *(tile, line)[: len(earlier)]],
             out_specs=[tile, line, state],
             out_shape=[*made, jax.ShapeDtypeStruct(rows.shape, rows.dtype)],
             input_output_aliases=aliases | {len(before) + 1: 2},
@@ -210,11 +218,11 @@ def _at_once(
     def place(integers, k):
         return Scalars(k, integers, None, None)
 
-    def reading(which: int):
+    def reading(which: int, name: str):
         def index(k, n, j, integers, floats, keys):
             program = place(integers, k)
             wanted = (program.integer("used", 0, which) > 0) & (n <= program.integer("ends"))
-            return k, 0, jnp.where(wanted, j, last)
+            return k, 0, 0 if name == "b_L" else jnp.where(wanted, j, last)
 
         return index
 
@@ -263,19 +271,26 @@ def _at_once(
                     divisors[number, :] = ti.divisors(line[0, :], norm, layout.batch)
 
     block, state = (None, layout.rows, layout.tile), (None, count, 2, layout.tile)
+    inputs = [
+        pl.BlockSpec((None, *_block(layout, name, x.shape)), reading(i, name))
+        for i, (name, x) in enumerate(zip(stored(), values, strict=True))
+    ]
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(slots, PASSES, layout.tiles),
-            in_specs=[pl.BlockSpec(state, of_state), *(pl.BlockSpec(block, reading(i)) for i in range(len(values)))],
+            in_specs=[pl.BlockSpec(state, of_state), *inputs],
             out_specs=[pl.BlockSpec(block, writing), pl.BlockSpec(state, writing_state)],
             scratch_shapes=[
                 pltpu.VMEM((PASSES, layout.rows), jnp.float32),
                 pltpu.VMEM((1, layout.rows), jnp.float32),
             ],
         ),
-        out_shape=[jax.ShapeDtypeStruct(values[0].shape, jnp.float32), jax.ShapeDtypeStruct(rows.shape, jnp.float32)],
+        out_shape=[
+            jax.ShapeDtypeStruct((slots, layout.rows, layout.tiles * layout.tile), jnp.float32),
+            jax.ShapeDtypeStruct(rows.shape, jnp.float32),
+        ],
         input_output_aliases={len(scalars): 1},
         interpret=interpret,
         name="rule",

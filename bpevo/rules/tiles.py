@@ -107,11 +107,12 @@ class Tile:
         known = [functools.partial(operand, name) if OPERANDS[name].base == "X" else zeros for name in OPERANDS]
         return [lambda: accumulator, zeros, *known]
 
-    def product(self, b_L, name: str, R_L) -> jax.Array:
+    def product(self, signal, name: str, feedback) -> jax.Array:
         """b_L @ R_L, the only product of a tile: a sum over the classes."""
         assert name == "ZF"
         start = jnp.zeros(self._shape, jnp.float32)
-        return lax.fori_loop(0, R_L.shape[0], lambda c, sum_: sum_ + b_L[c, :][:, None] * R_L[c, :][None], start)
+        outer = lambda c, total: total + signal[c, :][:, None] * feedback[c, :][None]  # noqa: E731
+        return lax.fori_loop(0, feedback.shape[0], outer, start)
 
     def _function(self, t, carry):
         i, value, line, barrier = carry

@@ -36,7 +36,7 @@ MISFORTUNE = Misfortune(dies=2e-3, hangs=1e-4, twice=1e-3, halves=1e-5, fails=1e
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What the results since the figures before took; `results`, `memory`, `deaths` and `reissued` are of the whole run so far."""
+    """What the results since the figures before took; `results`, `memory`, `deaths`, `reissued`: of the whole run so far."""
 
     results: int
     milliseconds: float  # of the head's processor time, a result

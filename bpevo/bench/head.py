@@ -36,7 +36,7 @@ MISFORTUNE = Misfortune(dies=2e-3, hangs=1e-4, twice=1e-3, halves=1e-5, fails=1e
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What the head took since the figures before; `results`, `memory`, `deaths` and `reissued` are of the whole run so far."""
+    """What the head took since the figures before; `results`, `memory`, `deaths`, `reissued`: of the whole run so far."""
 
     results: int
     drawn: int  # proposals: at first far more than results, in the end none

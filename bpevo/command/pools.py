@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import secrets
-import sys
 from collections.abc import Callable, Iterator
 
 from bpevo.command import process, selfcheck
@@ -37,10 +35,6 @@ def opened(
     plan: PoolPlan, recipe: Recipe, check: bool, interruption: process.Interruption, say: Callable[[str], None]
 ) -> Iterator[Pool]:
     """A pool with a first worker that is ready. Raises RunError, PoolError or PoolLost."""
-    if plan.address is None and "ray" not in sys.modules:
-        # Others on this machine can reach a loopback address: only this process and its workers know the token. Ray reads it
-        # when it loads.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         from bpevo.workers import ray_cluster, ray_fleet
     except ModuleNotFoundError as error:

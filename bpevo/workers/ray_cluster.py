@@ -11,7 +11,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray loads: it reports to its makers
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from bpevo.training import usable_cpus
@@ -38,6 +38,9 @@ class Cluster:
                 # jax warns of forks; a child of Ray's becomes another program at once.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 ray.init(**options)
+            # Of a death Ray prints pages, whatever log_to_driver says; the pool says it in a line.
+            self._settings.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+            worker.print_to_stdstream = lambda data, ignore_prefix: None
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, ray.exceptions.RayError) as error:
             self.close()
             what = "start a Ray cluster on this machine" if address is None else f"reach a Ray cluster at {address}"
@@ -46,6 +49,7 @@ class Cluster:
     def _private(self) -> dict[str, Any]:
         # Others on this machine can reach a loopback address: only this process and its workers know the token.
         own = {OUTER: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        own["RAY_worker_niceness"] = str(os.nice(0))  # as this process: Ray would have its workers give way to all else
         self._settings.enter_context(_settings(own))
         # "local": without it Ray would join whatever cluster it finds.
         return {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False} | {

@@ -38,9 +38,9 @@ def opened(
 ) -> Iterator[Pool]:
     """A pool with a first worker that is ready. Raises RunError, PoolError or PoolLost."""
     with connected(plan.address, interruption):
-        from bpevo.workers import ray_cluster, ray_fleet
+        from bpevo.workers import ray_fleet
 
-        needs = ray_cluster.needs(plan.workers, plan.cpus)
+        needs = _needs(plan.workers, plan.cpus)
         fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment(needs))
         with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected(), say=say)) as pool:
             pool.meet()
@@ -54,9 +54,9 @@ def shared(plan: PoolPlan, runs: int, interruption: process.Interruption) -> Ite
     assert plan.workers
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connected(plan.address, interruption))
-        from bpevo.workers import ray_cluster, ray_fleet
+        from bpevo.workers import ray_fleet
 
-        needs = ray_cluster.needs(plan.workers * runs, plan.cpus)
+        needs = _needs(plan.workers * runs, plan.cpus)
         room = sum(ray_fleet.rooms(needs).values())
         cpus = int(needs["CPU"]) if needs.keys() == {"CPU"} else None
         own = dataclasses.replace(plan, address=plan.address or cluster.address, cpus=cpus)
@@ -82,6 +82,15 @@ def connected(address: str | None, interruption: process.Interruption) -> Iterat
     with contextlib.closing(cluster):
         interruption.restore()  # Ray takes SIGTERM for itself
         yield cluster
+
+
+def _needs(workers: int | None, cpus: int | None) -> dict[str, float]:
+    from bpevo.workers import ray_cluster
+
+    try:
+        return ray_cluster.needs(workers, cpus)
+    except ConnectionError as error:
+        raise RunError(str(error)) from error
 
 
 def environment(needs: Mapping[str, float]) -> dict[str, str]:

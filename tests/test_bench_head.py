@@ -21,9 +21,10 @@ def test_every_training_of_a_search_on_workers_that_die_ends_once_and_figures_sa
     (figures,) = head.measure(PLAN, tmp_path, fleet(), WORKERS)
     with RunDatabase.reading(tmp_path) as database:
         assert len(database.rows()) == figures.results and len(database.rows("search", "confirmation")) == 120
+        proposals = database.proposals()
         assert database.settings()["lag"] == PLAN.lag  # what the run began with, however many died
     assert figures.deaths > 5 and figures.reissued > 5
-    assert 0 < figures.controller + figures.database < figures.milliseconds
+    assert figures.drawn == len(proposals) and figures.controller > 0 and 0 < figures.database < figures.milliseconds
     assert figures.per_hour > 0 and figures.memory > 2**20
 
 

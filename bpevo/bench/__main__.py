@@ -203,6 +203,7 @@ def _head(console: Console) -> dict:
     rows = [
         [
             f"{f.results:,}",
+            f"{f.drawn:,}",
             *(f"{t:.2f}" for t in (f.milliseconds, f.controller, f.database, f.disk)),
             f"{f.memory / 2**20:,.0f}",
             f"{f.per_hour:,.0f}",
@@ -211,10 +212,21 @@ def _head(console: Console) -> dict:
         ]
         for f in found
     ]
-    columns = ["results", "ms each", "controller", "database", "disk", "peak MiB", "an hour", "deaths", "begun again"]
+    columns = [
+        "results",
+        "drawn",
+        "ms a result",
+        "ms a draw",
+        "database",
+        "disk",
+        "peak MiB",
+        "an hour",
+        "deaths",
+        "begun again",
+    ]
     title = (
         f"{head.WORKERS} simulated workers x {head.SLOTS} slots, lag {plan.lag:,}; since the line before: processor time of "
-        "the head for a result, of it controller and database, and what it waits for the disk; each training once"
+        "the head for a result, of it a draw and the database, and what a result waits for the disk; each training once"
     )
     console.print(_table(title, columns, rows))
     return {"head": [dataclasses.asdict(f) for f in found]}

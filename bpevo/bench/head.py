@@ -36,12 +36,13 @@ MISFORTUNE = Misfortune(dies=2e-3, hangs=1e-4, twice=1e-3, halves=1e-5, fails=1e
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What the results since the figures before took; `results`, `memory`, `deaths`, `reissued`: of the whole run so far."""
+    """What the head took since the figures before; `results`, `memory`, `deaths`, `reissued`: of the whole run so far."""
 
     results: int
+    drawn: int  # proposals: at first far more than results, in the end none
     milliseconds: float  # of the head's processor time, a result
-    controller: float  # of these: draws, and what tells duplicates
-    database: float
+    controller: float  # of these, but a proposal: its draw, and what tells duplicates
+    database: float  # of these, a result
     disk: float  # milliseconds that a result waits for it beside the processor's
     memory: int  # bytes at most, the simulation's too
     per_hour: float  # results in an hour of virtual time
@@ -222,14 +223,15 @@ def measure(
         nonlocal before
         spent = account.seconds
         head = time.process_time() - begin - spent["simulation"]
-        now = {"results": len(search.rows), "virtual": simulated.time, "head": head}
+        now = {"results": len(search.rows), "drawn": len(search.proposals), "virtual": simulated.time, "head": head}
         now |= {"controller": spent["controller"], "database": spent["database"], "disk": account.waited["database"]}
         since, before = {name: value - before[name] for name, value in now.items()}, now
         each = 1e3 / since["results"]
         figures = Figures(
             results=len(search.rows),
+            drawn=int(since["drawn"]),
             milliseconds=since["head"] * each,
-            controller=since["controller"] * each,
+            controller=1e3 * since["controller"] / max(1, since["drawn"]),
             database=since["database"] * each,
             disk=since["disk"] * each,
             memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

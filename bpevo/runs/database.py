@@ -18,10 +18,10 @@ from bpevo.rules import extensions, parse
 from bpevo.runs.errors import RunError, printable
 from bpevo.runs.lock import locked, same, unwritable
 from bpevo.runs.provenance import registered
-from bpevo.runs.ranking import judged
+from bpevo.runs.ranking import judged, networks
 from bpevo.runs.rows import Row, Rows
 from bpevo.training import EpochResult
-from bpevo.workers import Outcome
+from bpevo.workers import ON, Outcome
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -39,7 +39,8 @@ CREATE TABLE proposals (
 );
 CREATE TABLE evaluations (
   stage TEXT NOT NULL,              -- control, trial, search, confirmation, selection, tuning, ablation, test
-  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform
+  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform; over several
+                                    -- networks the rule, " on " and the one on which it was trained
   learning_rate REAL NOT NULL,
   replicate INTEGER NOT NULL,       -- training seed = fold_in(root, replicate)
   proposal INTEGER REFERENCES proposals(id),
@@ -76,6 +77,9 @@ CREATE TABLE IF NOT EXISTS front (
   search REAL NOT NULL              -- accuracy that selected it, %
 );
 """
+
+
+_COLUMNS = [f.name for f in dataclasses.fields(Row) if f.name not in ("network", "members")]  # of `evaluations`
 
 
 class RunDatabase:
@@ -254,15 +258,15 @@ class RunDatabase:
         return self._read("proposals", rows, proposal)
 
     def add_row(self, outcome: Outcome) -> Row:
-        columns = [f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "reason", "alignment")]
-        curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in columns}
+        measured = [f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "reason", "alignment")]
+        curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in measured}
         for unit in outcome.curve[0].alignment if outcome.curve else ():
             for i, name in enumerate(("cosine", "norm_ratio")):
                 curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
         job = outcome.job
         row = Row(
             stage=str(job.stage),
-            equation=job.subject,
+            equation=job.subject.partition(ON)[0],
             learning_rate=job.training.learning_rate,
             replicate=job.training.replicate,
             proposal=job.proposal,
@@ -273,8 +277,13 @@ class RunDatabase:
             curve=curve,
             seconds=outcome.seconds,
             finished=_now(),
+            network=job.network,
         )
-        values = [json.dumps(v) if isinstance(v, dict) else v for v in dataclasses.astuple(row)]
+        columns = {name: getattr(row, name) for name in _COLUMNS} | {
+            "equation": row.subject,
+            "curve": json.dumps(curve),
+        }
+        values = list(columns.values())
         with self._transaction() as c:
             c.execute(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values))})", values)
         return row
@@ -291,7 +300,7 @@ class RunDatabase:
         settings = self.settings()
         epochs = [rung["epoch"] for rung in settings.get("evolution", {}).get("rungs", ())]
         bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
-        return judged(self.rows(), bars, epochs)
+        return judged(self.rows(), bars, epochs, networks(settings))
 
     def store_tables(self, leaderboard: Iterable[tuple], front: Iterable[tuple]) -> None:
         """Rows as the columns of the table `leaderboard` after `place`, best first, and as those of the table `front`."""
@@ -325,9 +334,9 @@ class RunDatabase:
 
 
 def _row(values: tuple) -> Row:
-    names = [f.name for f in dataclasses.fields(Row)]
-    columns = dict(zip(names, values, strict=True))
-    e = Row(**columns | {"curve": json.loads(columns["curve"])})
+    columns = dict(zip(_COLUMNS, values, strict=True))
+    equation, _, network = columns["equation"].partition(ON)
+    e = Row(**columns | {"equation": equation, "network": network, "curve": json.loads(columns["curve"])})
     texts, whole, real = (
         (e.stage, e.equation, e.status, e.reason, e.finished),
         (e.replicate, e.rungs),

@@ -190,3 +190,15 @@ def define_evaluation(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer("eval_examples", None, "Only the first so many validation and test examples. Default: all.")
     define.integer("ablate", 0, "Best rules (by validation) whose components are removed in turn.")
     define.bool("alignment", False, "Measure angle and norm ratio to the true gradient's signal in every unit.")
+
+
+def define_funnel(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The flag of `bpevo.funnel` beside those of an evaluation."""
+    define = _Into(values)
+    define.string(
+        "stages",
+        None,
+        "Stages separated by ';', each of settings that change from it on, and how many rules go on from it: "
+        "'train_examples=500 keep=20; epochs=10 keep=8; model=wrn-10-1 keep=3'.",
+    )
+    values.set_default("scenario", "funnel")

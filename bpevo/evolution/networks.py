@@ -36,7 +36,7 @@ class Networks:
         return len(self.names) > 1
 
     def within(self, place: int, bars: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-        """Of (epoch, value) those on the network at that place, from its own first epoch on."""
+        """Those of (epoch, value) on the network at that place, from its own first epoch on."""
         if not self.several:
             return tuple(bars)
         before = place * self.epochs

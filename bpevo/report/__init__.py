@@ -2,6 +2,7 @@
 
 from bpevo.report.forecast import Forecast
 from bpevo.report.front import FrontRow, front, front_table
+from bpevo.report.funnel import funnel_notes, funnel_table
 from bpevo.report.leaderboard import LeaderboardRow, leaderboard, plain, remarks, table
 from bpevo.report.metrics import Metrics
 from bpevo.report.progress import Progress, Stages
@@ -16,6 +17,8 @@ __all__ = [
     "Stages",
     "front",
     "front_table",
+    "funnel_notes",
+    "funnel_table",
     "leaderboard",
     "plain",
     "remarks",

@@ -93,7 +93,7 @@ def _member(e: Row, place: int) -> Row:
 
 
 def _row(rows: Rows, e: Row, baseline: _Fresh, rates: Sequence[float]) -> LeaderboardRow:
-    """Of a rule on one network, whose rows these are; `baseline`: of backprop there, empty for itself."""
+    """A rule on one network, whose rows these are; `baseline`: of backprop there, empty for itself."""
     fresh = _fresh(rows, e)
     values = {seed: 100 * a for seed, a in fresh.items() if a is not None}
     pairs = [value - 100 * (baseline.get(seed) or 0.0) for seed, value in values.items() if baseline.get(seed)]

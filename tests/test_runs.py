@@ -214,9 +214,9 @@ def test_evaluations_come_back_as_they_were_stored(tmp_path):
         database.check_settings(SETTINGS, {}, ())
         proposal = Proposal(id=0, equation=parse("g").to_equation(PARTS), key="key")
         database.add_proposal(proposal)
-        first = database.add_row(outcome("g"))
-        second = database.add_row(outcome("g", "diverged", (0.0,), 0.2))
-        control = database.add_row(outcome("g", stage=Stage.CONTROL, proposal=None))
+        first, second = database.add_rows([outcome("g"), outcome("g", "diverged", (0.0,), 0.2)])
+        (control,) = database.add_rows([outcome("g", stage=Stage.CONTROL, proposal=None)])
+        assert database.add_rows([]) == []
         assert database.rows() == [first, second, control]
         assert database.rows("control") == [control]
     assert (first.status, first.accuracy, first.rungs, first.seconds) == ("done", 0.5, 2, 1.25)

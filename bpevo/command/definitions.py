@@ -87,6 +87,11 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
         "With --pool=ray: workers at most, each an accelerator or its share of the CPUs. --slots is then of each. Default: as "
         "many as there is room for.",
     )
+    define.integer(
+        "worker_cpus",
+        None,
+        "With --pool=ray and no accelerators: CPUs of each worker. Default: so many that --workers find room.",
+    )
     define.integer("seed", 0, "Root of everything random.")
     define.float(
         "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
@@ -164,6 +169,17 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer("top", 5, "Best rules trained again on fresh seeds at the end.")
     define.integer("repeats", 5, "Fresh seeds of each.")
     define.string("fork_from", None, "Another run's workdir: a new run begins with what that one found.")
+
+
+def define_sweep(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags of `bpevo.sweep` beside those of a search."""
+    flags.DEFINE_multi_string(
+        "vary",
+        [],
+        "FLAG=VALUE|VALUE, such as 'optimizer=sgd|momentum': a search for each value; given several times, for each "
+        "combination. Each has a folder of its own in --workdir.",
+        flag_values=values,
+    )
 
 
 def define_evaluation(values: flags.FlagValues = flags.FLAGS) -> None:

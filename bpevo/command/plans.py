@@ -189,13 +189,14 @@ def networks_of(model: str) -> tuple[str, ...]:
 
 def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
     """The flags of a pool; None where this process trains. Raises UsageError."""
-    at_least("workers", values.workers, 1)
+    for name in ("workers", "worker_cpus"):
+        at_least(name, values[name].value, 1)
     if values.pool == "local":
-        for name in ("ray_address", "workers"):
+        for name in ("ray_address", "workers", "worker_cpus"):
             if values[name].value is not None:
                 raise UsageError(f"--{name}={values[name].value} is of a pool: give --pool=ray too")
         return None
-    return PoolPlan(address=values.ray_address, workers=values.workers)
+    return PoolPlan(address=values.ray_address, workers=values.workers, cpus=values.worker_cpus)
 
 
 def _slots_in_all(values: flags.FlagValues) -> int:

@@ -6,22 +6,20 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 import os
 import pathlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from bpevo.evolution import Change, Proposal
-from bpevo.rules import extensions, parse
+from bpevo.rules import NAMED, extensions, parse
 from bpevo.runs.errors import RunError, printable
 from bpevo.runs.lock import locked, same, unwritable
 from bpevo.runs.provenance import registered
 from bpevo.runs.ranking import judged, networks
-from bpevo.runs.rows import Row, Rows
-from bpevo.training import EpochResult
-from bpevo.workers import ON, Outcome
+from bpevo.runs.rows import Row, Rows, row_of
+from bpevo.workers import ON, Outcome, Stage, on
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -80,6 +78,15 @@ CREATE TABLE IF NOT EXISTS front (
 
 
 _COLUMNS = [f.name for f in dataclasses.fields(Row) if f.name not in ("network", "members")]  # of `evaluations`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glance:
+    """How far a search is."""
+
+    trained: int = 0  # trainings of its proposals that ended
+    best: float | None = None  # accuracy of a rule, as it was measured; None: not yet, or over several networks
+    backprop: float | None = None  # likewise, of the control at its best learning rate
 
 
 class RunDatabase:
@@ -230,10 +237,15 @@ class RunDatabase:
     # Proposals and evaluations
 
     def add_proposal(self, p: Proposal) -> None:
+        """Waits for no disk: where the machine fails before a later row is stored, it is drawn again as it was."""
         changes = json.dumps([dataclasses.asdict(c) for c in p.changes])
         row = (p.id, str(p.equation), p.key, p.parent, changes, json.dumps(p.bars), p.infeasible, p.duplicates, _now())
-        with self._transaction() as c:
-            c.execute("INSERT INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self._transaction() as c:
+                c.execute("INSERT INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        finally:
+            self._connection.execute("PRAGMA synchronous = FULL")
 
     def proposals(self) -> list[Proposal]:
         """In id order."""
@@ -257,36 +269,30 @@ class RunDatabase:
 
         return self._read("proposals", rows, proposal)
 
-    def add_row(self, outcome: Outcome) -> Row:
-        measured = [f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "reason", "alignment")]
-        curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in measured}
-        for unit in outcome.curve[0].alignment if outcome.curve else ():
-            for i, name in enumerate(("cosine", "norm_ratio")):
-                curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
-        job = outcome.job
-        row = Row(
-            stage=str(job.stage),
-            equation=job.subject.partition(ON)[0],
-            learning_rate=job.training.learning_rate,
-            replicate=job.training.replicate,
-            proposal=job.proposal,
-            status=outcome.status,
-            reason=outcome.reason,
-            accuracy=outcome.accuracy,
-            rungs=outcome.rungs,
-            curve=curve,
-            seconds=outcome.seconds,
-            finished=_now(),
-            network=job.network,
+    def add_rows(self, outcomes: Sequence[Outcome]) -> list[Row]:
+        """In one transaction: all of them or none."""
+        rows = [row_of(outcome, _now()) for outcome in outcomes]
+        if rows:
+            values = [_values(row) for row in rows]
+            with self._transaction() as c:
+                c.executemany(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values[0]))})", values)
+        return rows
+
+    def glance(self) -> Glance:
+        """How far a search is; costs little, also while it is written."""
+
+        def one(query: str, *values: Any) -> Any:
+            return self._connection.execute(f"SELECT {query}", values).fetchone()[0]
+
+        on_each = [on(NAMED["backprop"], name) for name in networks(self.settings()).names]
+        marks = ", ".join("?" * len(on_each))
+        tuned = f"SELECT MAX(accuracy) AS tuned FROM evaluations WHERE stage = ? AND equation IN ({marks}) GROUP BY equation"
+        of_rules = "MAX(accuracy) FROM evaluations WHERE stage = ?"
+        return Glance(
+            trained=one("COUNT(*) FROM evaluations WHERE proposal IS NOT NULL"),
+            best=one(of_rules, Stage.SEARCH) if len(on_each) == 1 else None,
+            backprop=one(f"AVG(tuned) FROM ({tuned})", Stage.CONTROL, *on_each),
         )
-        columns = {name: getattr(row, name) for name in _COLUMNS} | {
-            "equation": row.subject,
-            "curve": json.dumps(curve),
-        }
-        values = list(columns.values())
-        with self._transaction() as c:
-            c.execute(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values))})", values)
-        return row
 
     def rows(self, *stages: str) -> Rows:
         """All, or those of some stages, in order of finishing."""
@@ -331,6 +337,12 @@ class RunDatabase:
                     f"{self.path}: row {position + 1} of {table} is damaged ({reason}); move the file away or restore a copy"
                 ) from error
         return items
+
+
+def _values(row: Row) -> list[Any]:
+    """Those of _COLUMNS."""
+    stored = vars(row) | {"equation": row.subject, "curve": json.dumps(row.curve)}
+    return [stored[name] for name in _COLUMNS]
 
 
 def _row(values: tuple) -> Row:
@@ -406,10 +418,6 @@ def _remedy(error: sqlite3.Error) -> str:
     if not name or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return "the file is damaged: move it away or restore a copy"
     return "nothing that was stored is lost: start again"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _now() -> str:

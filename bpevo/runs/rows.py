@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
-from bpevo.workers.job import Stage, on
+from bpevo.training import EpochResult
+from bpevo.workers.job import ON, Outcome, Stage, on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,3 +63,32 @@ class Rows(list[Row]):
         trials = {(row.subject, row.learning_rate): row.epochs for row in rows.of(stage=Stage.TRIAL)}
         trained = sum(row.epochs for row in rows)
         return trained - sum(trials.get((row.subject, row.learning_rate), 0) for row in rows.of(stage=Stage.SEARCH))
+
+
+def row_of(outcome: Outcome, finished: str) -> Row:
+    """What of an outcome is stored. What is not finite in its curve becomes None."""
+    columns = [f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "reason", "alignment")]
+    curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in columns}
+    for unit in outcome.curve[0].alignment if outcome.curve else ():
+        for i, name in enumerate(("cosine", "norm_ratio")):
+            curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
+    job = outcome.job
+    return Row(
+        stage=str(job.stage),
+        equation=job.subject.partition(ON)[0],
+        learning_rate=job.training.learning_rate,
+        replicate=job.training.replicate,
+        proposal=job.proposal,
+        status=outcome.status,
+        reason=outcome.reason,
+        accuracy=outcome.accuracy,
+        rungs=outcome.rungs,
+        curve=curve,
+        seconds=outcome.seconds,
+        finished=finished,
+        network=job.network,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

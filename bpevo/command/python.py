@@ -107,11 +107,11 @@ class Funnel(_Command):
     _definitions = (definitions.define_common, definitions.define_evaluation, definitions.define_funnel)
 
     def run(self) -> Opened:
-        """All stages, with progress; as Search.run. Returns the last one's evaluation."""
+        """All stages, with progress; as Search.run. Returns the evaluation of the last one that has begun."""
         with self._started() as (values, console, interruption):
             commands = funnelling.funnel_commands(values)
             funnelling.climb(commands, values.max_hours, console, interruption)
-        return open(list(commands.values())[-1].folder)
+        return open([command.folder for command in commands.values() if command.folder.exists()][-1])
 
 
 def open(folder: str | os.PathLike) -> Opened:

@@ -63,7 +63,7 @@ SUBJECTS = {
     **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("graph", "traced_map", "varying")},
     "bpevo.layers.constants": "layers_positions evolve_rules",
     "bpevo.models": "models",
-    "bpevo.models.own": "own_networks",
+    **{f"bpevo.models.{name}": "own_networks" for name in ("importing", "own")},
     "bpevo.report": "figures plots ranking runs terminal report",
     "bpevo.report.forecast": "forecast",
     "bpevo.report.front": "front",

@@ -151,8 +151,13 @@ def test_a_cluster_of_ones_own_is_on_loopback_and_a_search_goes_on_when_it_break
     assert len(below) >= 5 and clusters.listening([process.pid, *below]) == {"127.0.0.1"}
     (control,) = (pid for pid, line in below.items() if "gcs_server" in line.split()[0])
     assert b"\0RAY_AUTH_MODE=token\0" in (clusters.PROC / str(control) / "environ").read_bytes()
+    working = [pid for pid, line in below.items() if line.startswith("ray::_Actor")]
+    for worker in working:  # else the search might end before it misses anything
+        os.kill(worker, signal.SIGSTOP)
     os.kill(control, signal.SIGKILL)
     assert process.wait(90) == 75
+    for worker in working:
+        os.kill(worker, signal.SIGKILL)
     *_, line = (tmp_path / "output").read_text().splitlines()
     assert line == (
         "bpevo.launch: Ray's control service is gone: every finished training is kept, the same command continues"

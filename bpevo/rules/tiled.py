@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from bpevo.rules import formulas, statistics
+from bpevo.rules.components import OPERANDS
 from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.kernels import Kernel
 from bpevo.rules.program import Program
 from bpevo.rules.tile_programs import pack, stored
+from bpevo.rules.types import matrix
 from bpevo.rules.unit import State, Unit, UnitShapes
 
 
@@ -53,7 +55,8 @@ class TiledRule:
                 found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
             return found[name]
 
-        arrays = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in stored()}
+        arrays = {name: matrix(operand(name), OPERANDS[name].base) for name in stored()}
+        arrays["b_L"] = arrays["b_L"].T
         assert unit.key is not None
         scalars = pack(program, state, unit.key)
         signal, rows = _over_slots(self.kernel)(scalars, state["small"], arrays)

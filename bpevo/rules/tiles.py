@@ -60,7 +60,8 @@ class Tile:
     """One pass of one program over one tile. Values are [B, m]."""
 
     def __init__(self, layout: Layout, number, tile, scalars: Scalars, stored: Mapping[str, Any], rows: Rows, lines):
-        """`stored` [B, m] and `lines` [PASSES, B] are references; `rows` holds the state; `number` is of the pass."""
+        """References: `stored` [B, m], of b_L [C, B] and of R_L [C, m]; `lines` [PASSES, B]. `rows` holds the state; `number`
+        is of the pass."""
         self._layout, self._number, self._tile, self._scalars = layout, number, tile, scalars
         self._stored, self._rows, self._lines = stored, rows, lines
         self._codes = p.codes()
@@ -95,16 +96,23 @@ class Tile:
         return t + 1, _switch(self._scalars.integer("combine", t), combines), line, barrier
 
     def _loads(self, accumulator: jax.Array) -> list[Callable[[], jax.Array]]:
-        def operand(name: str) -> jax.Array:
+        def operand(name: str) -> Any:
             if name in self._stored:
-                return self._stored[name][...]
+                return self._stored[name] if name in ("b_L", "R_L") else self._stored[name][...]
             node = formulas.definition(name)
             assert node is not None
-            return formulas.value(None, node, lambda n: operand(n.name), None)  # type: ignore[arg-type]
+            return formulas.value(self, node, lambda n: operand(n.name), None)  # type: ignore[arg-type]
 
         zeros = lambda: jnp.zeros(self._shape, jnp.float32)  # noqa: E731
         known = [functools.partial(operand, name) if OPERANDS[name].base == "X" else zeros for name in OPERANDS]
         return [lambda: accumulator, zeros, *known]
+
+    def product(self, signal, name: str, feedback) -> jax.Array:
+        """b_L @ R_L, the only product of a tile: a sum over the classes."""
+        assert name == "ZF"
+        start = jnp.zeros(self._shape, jnp.float32)
+        outer = lambda c, total: total + signal[c, :][:, None] * feedback[c, :][None]  # noqa: E731
+        return lax.fori_loop(0, feedback.shape[0], outer, start)
 
     def _function(self, t, carry):
         i, value, line, barrier = carry
@@ -242,6 +250,16 @@ def _by_maximum(norm: p.Norm) -> jax.Array:
 def merged(lines: jax.Array, norm: p.Norm) -> jax.Array:
     """The line of all tiles, [B], of theirs, [tiles, B]."""
     return jnp.where(_by_maximum(norm), jnp.max(lines, 0), jnp.sum(lines, 0))
+
+
+def joined(line: jax.Array, other: jax.Array, norm: p.Norm) -> jax.Array:
+    """The line of two sets of tiles, of theirs."""
+    return jnp.where(_by_maximum(norm), jnp.maximum(line, other), line + other)
+
+
+def nothing(norm: p.Norm, like: jax.Array) -> jax.Array:
+    """What changes no line that it is joined with."""
+    return jnp.where(_by_maximum(norm), jnp.full_like(like, -jnp.inf), jnp.zeros_like(like))
 
 
 def divisors(line: jax.Array, norm: p.Norm, batch: int) -> jax.Array:

@@ -70,6 +70,11 @@ class Cluster:
         self._settings.enter_context(_settings({OUTER: "0"}))
         return {"address": address, "_node_ip_address": host}
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT, by which other processes reach it."""
+        return ray.get_runtime_context().gcs_address
+
     def close(self) -> None:
         with contextlib.suppress(Exception):  # what is left of a broken cluster is no reason to lose an exit code
             ray.shutdown()
@@ -105,9 +110,9 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def needs(workers: int | None) -> dict[str, float]:
-    """Ray's resources of a worker: a GPU; or all TPU chips of a host; or, where there are none, so many CPUs that `workers`
-    find room, or all of a host. Raises ConnectionError where the cluster has none of these."""
+def needs(workers: int | None, each: int | None = None) -> dict[str, float]:
+    """Ray's resources of a worker: a GPU; or all TPU chips of a host; or, where there are none, `each` CPUs, else so many that
+    `workers` find room, or all of a host. Raises ConnectionError where the cluster has none of these."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(node.get("GPU") for node in nodes):
         return {"CPU": 1, "GPU": 1}
@@ -116,6 +121,12 @@ def needs(workers: int | None) -> dict[str, float]:
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU")]
     if not cpus:
         raise ConnectionError("the Ray cluster has neither GPUs, TPUs nor CPUs to give")
+    if each:
+        if each > max(cpus):
+            raise ConnectionError(
+                f"no node of the Ray cluster has {each} CPUs for a worker, the largest has {max(cpus)}"
+            )
+        return {"CPU": each}
     each = min(cpus)
     while workers and each > 1 and sum(c // each for c in cpus) < workers:
         each -= 1

@@ -156,8 +156,6 @@ def test_a_cluster_of_ones_own_is_on_loopback_and_a_search_goes_on_when_it_break
         os.kill(worker, signal.SIGSTOP)
     os.kill(control, signal.SIGKILL)
     assert process.wait(90) == 75
-    for worker in working:
-        os.kill(worker, signal.SIGKILL)
     *_, line = (tmp_path / "output").read_text().splitlines()
     assert line == (
         "bpevo.launch: Ray's control service is gone: every finished training is kept, the same command continues"

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import secrets
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,10 +72,6 @@ def shared(plan: PoolPlan, runs: int, interruption: process.Interruption) -> Ite
 @contextlib.contextmanager
 def connected(address: str | None, interruption: process.Interruption) -> Iterator[Any]:
     """A ray_cluster.Cluster, see there. Raises RunError."""
-    if address is None and "ray" not in sys.modules:
-        # Others on this machine can reach a loopback address: only this process and its workers know the token. Ray reads it
-        # when it loads.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         from bpevo.workers import ray_cluster
     except ModuleNotFoundError as error:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bpevo.command import process, selfcheck
@@ -41,12 +41,8 @@ def opened(
         from bpevo.workers import ray_cluster, ray_fleet
 
         needs = ray_cluster.needs(plan.workers, plan.cpus)
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment |= ray_cluster.environment(needs)
-        expected = provenance.numerics(provenance.versions())
-        del expected["device"], expected["rules"]  # this process leaves the accelerators to the workers
-        fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment)
-        with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected, say=say)) as pool:
+        fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment(needs))
+        with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected(), say=say)) as pool:
             pool.meet()
             yield pool
 
@@ -86,6 +82,20 @@ def connected(address: str | None, interruption: process.Interruption) -> Iterat
     with contextlib.closing(cluster):
         interruption.restore()  # Ray takes SIGTERM for itself
         yield cluster
+
+
+def environment(needs: Mapping[str, float]) -> dict[str, str]:
+    """Variables of the process of a worker that needs so much."""
+    from bpevo.workers import ray_cluster
+
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return passed_on | ray_cluster.environment(needs)
+
+
+def expected() -> dict[str, str]:
+    """What every worker must report as this process does, which leaves the accelerators to them."""
+    own = provenance.numerics(provenance.versions())
+    return {name: value for name, value in own.items() if name not in ("device", "rules")}
 
 
 def versions(pool: Pool | None) -> dict[str, str]:

@@ -75,7 +75,7 @@ NAMES = [
     "epochs", "schedule", "compute_dtype", "slots", "seed", "checkpoint_minutes", "selfcheck", "max_evaluations", "max_parts",
     "elite_size", "elite_probability", "tournament", "mutations", "initial", "operands", "unaries", "binaries", "lag",
     "stop_epochs", "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
-    "metrics",
+    "metrics", "fitness_over", "pool", "ray_address", "workers", "worker_cpus",
 ]  # fmt: skip
 VALUES = [
     "", "0", "1", "-1", "2", "3", "1.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400", "9" * 30, "-" + "9" * 30, "abc",
@@ -83,6 +83,7 @@ VALUES = [
     "1e308,1e308", "--", "x" * 5000, "a\0b", "/dev/null", "/dev/full", "/proc/self/mem", "wrn-16-0", "wrn-16-999999", "mlp-",
     "mlp-0", "mlp--1", "mlp-99999999999", "wrn-4-1", "digits", "no_such_set", "/etc", "random", "known", "momentum", "cosine",
     "bfloat16", "csv", "g", "relu", "clip:nan", "clip:", "drop:1", "scale:1e999", "add", "W", "mean(g)", "R_L",
+    "mlp-8;mlp-4", "mlp-8;", "mean",
 ]  # fmt: skip
 
 

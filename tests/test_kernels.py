@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from conftest import STEPS, UnitSteps
 
@@ -87,7 +88,7 @@ def expected(geometry: str, text: str, steps: UnitSteps) -> tuple[np.ndarray, fl
 
 
 @pytest.mark.parametrize(("platform", "geometry"), KERNELS)
-def test_kernels_agree_with_specialised_rules(units, platform, geometry):
+def test_kernels_agree_with_specialised_rules_and_the_oracle(units, platform, geometry):
     steps, texts = units[geometry], [*components(), *chains(40)]
     texts += ["g"] * (-len(texts) % SLOTS)
     run, compared = kernel_signals(platform, geometry, _hashable(steps)), 0
@@ -99,6 +100,10 @@ def test_kernels_agree_with_specialised_rules(units, platform, geometry):
             if right is not None:
                 compared += 1
                 np.testing.assert_allclose(signals, right[0], rtol=0, atol=right[1], err_msg=text)
+                if not rules.compile(text).needs_noise:
+                    reference = oracle.Rule(str(rules.compile(text)))
+                    by_numpy = np.stack([reference(steps.oracle(step)) for step in range(STEPS)])
+                    np.testing.assert_allclose(signals, by_numpy, rtol=0, atol=2 * right[1], err_msg=text)
     assert compared > 0.8 * len(texts)
 
 

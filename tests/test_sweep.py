@@ -284,7 +284,7 @@ def test_the_overview_has_each_searchs_best_rule_beside_its_backprop(tmp_path):
     with RunDatabase.reading(tmp_path) as database:
         judged, glance = database.judged(), database.glance()
     board = report.leaderboard(judged, 10, (0.1,))
-    row = report.best_found("seed=0", judged, (0.1,))
+    row = report.best_found("seed=0", judged, {"learning_rates": [0.1]})
     assert row.best == next(r for r in board if not r.label) and row.backprop == next(
         r for r in board if r.label == "backprop"
     )

@@ -75,39 +75,13 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
     if values.specialised:
         timings.append(engines.specialised(setting, rules[: values.specialised], values.repeats))
     peak = engines.peak_flops()
-    rows = [
-        [
-            t.name,
-            f"{1e3 * t.step:.2f}",
-            f"{t.step / plain.step:.2f}x",
-            f"{t.spread:.0%}",
-            f"{setting.batch / t.step:,.0f}",
-            f"{3600 / (t.step * 351 * 20):,.1f}",
-            f"{flop / t.step / peak:.0%}",
-            f"{t.compile:.1f}",
-            str(t.programs),
-            "" if t.bytes_per_slot is None else f"{t.bytes_per_slot / 2**20:.0f}",
-        ]
-        for t in timings
-    ]
-    columns = [
-        "engine",
-        "ms/step",
-        "vs plain",
-        "spread",
-        "images/s",
-        "A1 sizes/h",
-        "of peak",
-        "compile s",
-        "programs",
-        "peak MiB/slot",
-    ]
+    rows = [engines.cells(t, plain, setting, flop / peak) for t in timings]
     said = graphs(jax.local_devices()[0]).said
     decisions = f", decisions {said}" if said else ""
     console.print(
         _table(
             f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}{decisions}",
-            columns,
+            list(engines.COLUMNS),
             rows,
         )
     )

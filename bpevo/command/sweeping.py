@@ -284,7 +284,7 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
 def _found(member: Member) -> report.Found | None:
     try:
         with RunDatabase.reading(member.workdir) as database:
-            return report.best_found(member.name, database.judged(), database.settings().get("learning_rates", ()))
+            return report.best_found(member.name, database.judged(), database.settings())
     except RunError:  # there is none yet
         return None
 

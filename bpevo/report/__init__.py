@@ -2,6 +2,7 @@
 
 from bpevo.report.forecast import Forecast
 from bpevo.report.front import FrontRow, front, front_table
+from bpevo.report.funnel import funnel_notes, funnel_table
 from bpevo.report.leaderboard import LeaderboardRow, leaderboard, plain, remarks, table
 from bpevo.report.metrics import Metrics
 from bpevo.report.overview import Found, Searches, SearchState, best_found, overview_table
@@ -21,6 +22,8 @@ __all__ = [
     "best_found",
     "front",
     "front_table",
+    "funnel_notes",
+    "funnel_table",
     "leaderboard",
     "overview_table",
     "plain",

@@ -20,7 +20,7 @@ from bpevo.report.front import front
 from bpevo.report.leaderboard import leaderboard, remarks
 from bpevo.report.overview import best_found
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
-from bpevo.runs import Rows, RunDatabase, RunError, ranked
+from bpevo.runs import Rows, RunDatabase, RunError, networks, ranked
 from bpevo.search import CONTROL_KEYS
 from bpevo.workers import Stage
 
@@ -93,13 +93,13 @@ class Report:
             self._add(page.picture(image, caption))
 
     def add_overview(self, searches: Sequence[Run]) -> None:
-        rows = [best_found(run.name, run.rows, run.settings.get("learning_rates", ()), LEADERS) for run in searches]
+        rows = [best_found(run.name, run.rows, run.settings, LEADERS) for run in searches]
         self._add(page.heading(2, f"{len(rows)} searches"), page.overview_html(rows))
 
     def add_search(self, run: Run, prefix: str = "") -> None:
         """`prefix`: of its plots' names."""
-        s, stages = run.settings, collections.Counter(row.stage for row in run.rows)
-        board = leaderboard(run.rows, LEADERS, s.get("learning_rates", ()))
+        s, stages = run.settings, collections.Counter(row.stage for row in run.rows.trainings)
+        board = leaderboard(run.rows, LEADERS, s.get("learning_rates", ()), networks(s))
         held_out = s.get("held_out", 0)
         confirmations = sum(p.confirms is not None for p in run.proposals)
         trials = f"{stages[Stage.TRIAL]} trials of {s.get('trial_epochs')} epochs, " if stages[Stage.TRIAL] else ""

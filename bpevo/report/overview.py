@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -11,7 +12,7 @@ from rich.live import Live
 from bpevo.report.leaderboard import LeaderboardRow, board_cells, leaderboard, name
 from bpevo.report.progress import LINE_SECONDS
 from bpevo.report.terminal import Line, TextTable
-from bpevo.runs import Glance, Rows
+from bpevo.runs import Glance, Rows, networks
 
 OVERVIEW_COLUMNS = ("lr", "search %", "fresh %", "n", "vs backprop", "backprop %")
 
@@ -25,9 +26,9 @@ class Found:
     backprop: LeaderboardRow | None
 
 
-def best_found(search: str, rows: Rows, rates: Sequence[float], top: int = 10) -> Found:
+def best_found(search: str, rows: Rows, settings: Mapping[str, Any], top: int = 10) -> Found:
     """From a search's rows as they rank; the best rule is that of its leaderboard, of so many rules."""
-    board = leaderboard(rows, top, rates)
+    board = leaderboard(rows, top, settings.get("learning_rates", ()), networks(settings))
     best = next((row for row in board if not row.label), None)
     return Found(search=search, best=best, backprop=next((row for row in board if row.label == "backprop"), None))
 

@@ -17,9 +17,9 @@ from bpevo.rules import NAMED, extensions, parse
 from bpevo.runs.errors import RunError, printable
 from bpevo.runs.lock import locked, same, unwritable
 from bpevo.runs.provenance import registered
-from bpevo.runs.ranking import judged
+from bpevo.runs.ranking import judged, networks
 from bpevo.runs.rows import Row, Rows, row_of
-from bpevo.workers import Outcome, Stage
+from bpevo.workers import ON, Outcome, Stage, on
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -37,7 +37,8 @@ CREATE TABLE proposals (
 );
 CREATE TABLE evaluations (
   stage TEXT NOT NULL,              -- control, trial, search, confirmation, selection, tuning, ablation, test
-  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform
+  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform; over several
+                                    -- networks the rule, " on " and the one on which it was trained
   learning_rate REAL NOT NULL,
   replicate INTEGER NOT NULL,       -- training seed = fold_in(root, replicate)
   proposal INTEGER REFERENCES proposals(id),
@@ -76,12 +77,15 @@ CREATE TABLE IF NOT EXISTS front (
 """
 
 
+_COLUMNS = [f.name for f in dataclasses.fields(Row) if f.name not in ("network", "members")]  # of `evaluations`
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Glance:
     """How far a search is."""
 
     trained: int = 0  # trainings of its proposals that ended
-    best: float | None = None  # accuracy of a rule, as it was measured; None: not yet
+    best: float | None = None  # accuracy of a rule, as it was measured; None: not yet, or over several networks
     backprop: float | None = None  # likewise, of the control at its best learning rate
 
 
@@ -269,7 +273,7 @@ class RunDatabase:
         """In one transaction: all of them or none."""
         rows = [row_of(outcome, _now()) for outcome in outcomes]
         if rows:
-            values = [[json.dumps(v) if isinstance(v, dict) else v for v in vars(row).values()] for row in rows]
+            values = [_values(row) for row in rows]
             with self._transaction() as c:
                 c.executemany(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values[0]))})", values)
         return rows
@@ -280,11 +284,14 @@ class RunDatabase:
         def one(query: str, *values: Any) -> Any:
             return self._connection.execute(f"SELECT {query}", values).fetchone()[0]
 
-        accuracy = "MAX(accuracy) FROM evaluations WHERE stage = ?"
+        on_each = [on(NAMED["backprop"], name) for name in networks(self.settings()).names]
+        marks = ", ".join("?" * len(on_each))
+        tuned = f"SELECT MAX(accuracy) AS tuned FROM evaluations WHERE stage = ? AND equation IN ({marks}) GROUP BY equation"
+        of_rules = "MAX(accuracy) FROM evaluations WHERE stage = ?"
         return Glance(
             trained=one("COUNT(*) FROM evaluations WHERE proposal IS NOT NULL"),
-            best=one(accuracy, Stage.SEARCH),
-            backprop=one(f"{accuracy} AND equation = ?", Stage.CONTROL, NAMED["backprop"]),
+            best=one(of_rules, Stage.SEARCH) if len(on_each) == 1 else None,
+            backprop=one(f"AVG(tuned) FROM ({tuned})", Stage.CONTROL, *on_each),
         )
 
     def rows(self, *stages: str) -> Rows:
@@ -299,7 +306,7 @@ class RunDatabase:
         settings = self.settings()
         epochs = [rung["epoch"] for rung in settings.get("evolution", {}).get("rungs", ())]
         bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
-        return judged(self.rows(), bars, epochs)
+        return judged(self.rows(), bars, epochs, networks(settings))
 
     def store_tables(self, leaderboard: Iterable[tuple], front: Iterable[tuple]) -> None:
         """Rows as the columns of the table `leaderboard` after `place`, best first, and as those of the table `front`."""
@@ -332,10 +339,16 @@ class RunDatabase:
         return items
 
 
+def _values(row: Row) -> list[Any]:
+    """Those of _COLUMNS."""
+    stored = vars(row) | {"equation": row.subject, "curve": json.dumps(row.curve)}
+    return [stored[name] for name in _COLUMNS]
+
+
 def _row(values: tuple) -> Row:
-    names = [f.name for f in dataclasses.fields(Row)]
-    columns = dict(zip(names, values, strict=True))
-    e = Row(**columns | {"curve": json.loads(columns["curve"])})
+    columns = dict(zip(_COLUMNS, values, strict=True))
+    equation, _, network = columns["equation"].partition(ON)
+    e = Row(**columns | {"equation": equation, "network": network, "curve": json.loads(columns["curve"])})
     texts, whole, real = (
         (e.stage, e.equation, e.status, e.reason, e.finished),
         (e.replicate, e.rungs),

@@ -51,7 +51,7 @@ def small_cluster() -> Iterator[SmallCluster]:
     folder = pathlib.Path(__file__).parent
     own = {"PYTHONPATH": f"{folder.parent}{os.pathsep}{folder}"}
     own |= {ray_cluster.OUTER: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    own["RAY_worker_niceness"] = str(os.nice(0))
+    own["RAY_worker_niceness"] = "0"
     with ray_cluster._settings(own):
         made = SmallCluster()
         try:

@@ -21,7 +21,7 @@ from bpevo.workers.recipe import Recipe
 
 LOOK = 2.0  # seconds between looks at the nodes
 GRACE = 15.0  # seconds that Ray's control service may take to tell of them
-PAUSE = 0.2  # seconds before an actor that is out of reach is asked again
+PAUSE = 0.5  # seconds before an actor that is out of reach is asked again
 DOUBT = 30.0  # seconds that an actor may be out of reach: by then Ray knows of a node that died
 
 
@@ -74,6 +74,7 @@ class RayFleet:
         self._actors: dict[int, Any] = {}
         self._calls: dict[ray.ObjectRef, tuple[int, int]] = {}  # under way -> worker, number
         self._doubts: dict[tuple[int, int], float] = {}  # calls whose actors are out of reach, and since when
+        self._again: dict[tuple[int, int], float] = {}  # of these, when to ask again
         self._examples: list[tuple[Any, ray.ObjectRef]] = []  # what is in Ray's object store
         self._nodes = rooms(self._needs)
         self._looking = threading.Thread()
@@ -101,6 +102,10 @@ class RayFleet:
 
     def wait(self, seconds: float) -> list[tuple[int, int, Answer]]:
         self._look()
+        now = time.monotonic()
+        for call in [call for call, due in self._again.items() if due <= now]:
+            del self._again[call]
+            self._calls[self._actors[call[0]].place.remote()] = call
         if not self._calls:
             time.sleep(seconds)
             return []
@@ -109,19 +114,20 @@ class RayFleet:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         answers = []
         for reference in ready:
-            worker, number = call = self._calls.pop(reference)
+            call = self._calls.pop(reference)
             answer = self._answer(call, reference)
             if answer is None:
-                self._calls[self._actors[worker].place.remote()] = call
+                self._again[call] = now + PAUSE
             else:
                 self._doubts.pop(call, None)
-                answers.append((worker, number, answer))
+                answers.append((*call, answer))
         return answers
 
     def kill(self, worker: int) -> None:
         actor = self._actors.pop(worker)
         self._calls = {reference: call for reference, call in self._calls.items() if call[0] != worker}
         self._doubts = {call: since for call, since in self._doubts.items() if call[0] != worker}
+        self._again = {call: due for call, due in self._again.items() if call[0] != worker}
         ray.kill(actor)
 
     def close(self) -> None:
@@ -135,7 +141,6 @@ class RayFleet:
             answer = ray.get(reference)
         except ActorUnavailableError:
             if now - self._doubts.setdefault(call, now) < DOUBT:
-                time.sleep(PAUSE)
                 return None
             return Lost(reason="it is out of reach")
         except RayError as error:

@@ -9,11 +9,12 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from bpevo.command import clusters, jax_setup, main, process, selfcheck  # isort: skip (main comes before jax)
+from bpevo.command import main  # isort: skip (before jax)
 import jax
 from absl import flags
 from rich.console import Console
 
+from bpevo.command import clusters, jax_setup, process, selfcheck
 from bpevo.command.clusters import Finding
 from bpevo.data import DataError
 from bpevo.data.tfds_reader import data_root

@@ -187,15 +187,11 @@ def networks_of(model: str) -> tuple[str, ...]:
     return names
 
 
-def on_a_pool(values: flags.FlagValues) -> bool:
-    return values.pool != "local"
-
-
 def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
     """The flags of a pool; None where this process trains. Raises UsageError."""
     for name in ("workers", "worker_cpus"):
         at_least(name, values[name].value, 1)
-    if not on_a_pool(values):
+    if values.pool == "local":
         for name in ("ray_address", "workers", "worker_cpus"):
             if values[name].value is not None:
                 raise UsageError(f"--{name}={values[name].value} is of a pool: give --pool=ray too")
@@ -205,7 +201,7 @@ def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
 
 def _slots_in_all(values: flags.FlagValues) -> int:
     """By which the lag is chosen where none is given; never by what a pool happens to have. Raises UsageError."""
-    if not on_a_pool(values):
+    if values.pool == "local":
         return values.slots or most_slots(jax.local_devices())
     if not values.lag and not (values.workers and values.slots):
         raise UsageError(

@@ -10,4 +10,4 @@ from bpevo.command.sweeping import run
 
 if __name__ == "__main__":
     flags = (definitions.define_common, definitions.define_search, definitions.define_sweep)
-    main.start("bpevo.sweep", flags, run, leave_accelerators=True)
+    main.start("bpevo.sweep", flags, run, elsewhere=lambda values: True)

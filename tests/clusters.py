@@ -77,10 +77,10 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
-def workers(node) -> list[int]:
-    """Pids of a node's workers."""
+def workers(node, call: str = "") -> list[int]:
+    """Pids of a node's workers, of those in such a call alone if it is given."""
     pid = node.all_processes["raylet"][0].process.pid
-    return [number for number, line in children(pid).items() if line.startswith("ray::_Actor")]
+    return [number for number, line in children(pid).items() if line.startswith(f"ray::_Actor{call and f'.{call}'}")]
 
 
 def listening(pids: Iterable[int]) -> set[str]:

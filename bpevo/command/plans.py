@@ -187,11 +187,15 @@ def networks_of(model: str) -> tuple[str, ...]:
     return names
 
 
+def on_a_pool(values: flags.FlagValues) -> bool:
+    return values.pool != "local"
+
+
 def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
     """The flags of a pool; None where this process trains. Raises UsageError."""
     for name in ("workers", "worker_cpus"):
         at_least(name, values[name].value, 1)
-    if values.pool == "local":
+    if not on_a_pool(values):
         for name in ("ray_address", "workers", "worker_cpus"):
             if values[name].value is not None:
                 raise UsageError(f"--{name}={values[name].value} is of a pool: give --pool=ray too")
@@ -201,7 +205,7 @@ def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
 
 def _slots_in_all(values: flags.FlagValues) -> int:
     """By which the lag is chosen where none is given; never by what a pool happens to have. Raises UsageError."""
-    if values.pool == "local":
+    if not on_a_pool(values):
         return values.slots or most_slots(jax.local_devices())
     if not values.lag and not (values.workers and values.slots):
         raise UsageError(

@@ -75,7 +75,7 @@ def members(values: flags.FlagValues) -> list[Member]:
     if not values.workdir:
         raise plans.UsageError("--workdir=FOLDER is needed: each search gets a folder of its own in it")
     workdir = pathlib.Path(plans.path_of("workdir", values.workdir))
-    if values.pool != "local" and not values.workers:
+    if plans.on_a_pool(values) and not values.workers:
         raise plans.UsageError("a sweep on a pool needs --workers: how many each search may have at most")
     varied = _varied(values)
     passed = [n for n in _launch_flags() if values[n].present and n not in OWN and n not in varied]

@@ -196,6 +196,7 @@ def test_other_settings_are_another_search(tmp_path):
     assert not longer.finished
     (slower,) = members(values(f"--workdir={tmp_path}", "--vary=seed=0", "--slots=4", "--metrics=csv"))
     assert slower.finished
+    assert Sweep([slower], 1, [], []).states["seed=0"].reached.trained == 12
 
 
 # A whole sweep, over stand-ins for training.

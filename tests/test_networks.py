@@ -211,7 +211,11 @@ def test_over_several_networks_the_controls_come_first_and_are_tuned_on_each(who
 
 def test_a_search_over_several_networks_ranks_what_it_stored_as_it_did_itself(whole):
     with RunDatabase.reading(whole.workdir) as database:
-        stored = database.judged()
+        stored, glance = database.judged(), database.glance()
+    backprop = [100 * a for a in backprop_on(whole.rows, whole.plan.networks)]
+    assert (
+        glance.trained == whole.done and glance.best is None and 200 * glance.backprop == pytest.approx(sum(backprop))
+    )
     assert stored == whole.judged and [r.network for r in stored.trainings] == [r.network for r in whole.rows]
     best = next(ranked(stored.of(stage="search")))
     confirmed = [r.trained for r in whole.results.values() if r.proposal.confirms == best.proposal]

@@ -50,7 +50,7 @@ class Cluster:
     def _private(self) -> dict[str, Any]:
         # Others on this machine can reach a loopback address: only this process and its workers know the token.
         own = {OUTER: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        own["RAY_worker_niceness"] = str(os.nice(0))  # as this process: Ray would have its workers give way to all else
+        own["RAY_worker_niceness"] = "0"  # beside this process's: Ray would have its workers give way to all else
         self._settings.enter_context(_settings(own))
         # "local": without it Ray would join whatever cluster it finds.
         return {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False} | {

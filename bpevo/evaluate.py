@@ -20,4 +20,4 @@ def _run(values: flags.FlagValues, console: Console, interruption: process.Inter
 
 
 if __name__ == "__main__":
-    main.start("bpevo.evaluate", (definitions.define_common, definitions.define_evaluation), _run, plans.on_a_pool)
+    main.start("bpevo.evaluate", (definitions.define_common, definitions.define_evaluation), _run)

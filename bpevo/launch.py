@@ -17,4 +17,4 @@ def _run(values: flags.FlagValues, console: Console, interruption: process.Inter
 
 
 if __name__ == "__main__":
-    main.start("bpevo.launch", (definitions.define_common, definitions.define_search), _run, plans.on_a_pool)
+    main.start("bpevo.launch", (definitions.define_common, definitions.define_search), _run)

@@ -19,11 +19,15 @@ flags.disclaim_key_flags()
 Run = Callable[[flags.FlagValues, Console, process.Interruption], int]
 
 
+def on_a_pool(values: flags.FlagValues) -> bool:
+    return "pool" in values and values.pool != "local"
+
+
 def start(
     name: str,
     definitions: Sequence[Callable[[], None]],
     run: Run,
-    elsewhere: Callable[[flags.FlagValues], bool] = lambda values: False,
+    elsewhere: Callable[[flags.FlagValues], bool] = on_a_pool,
 ) -> None:
     """Ends the process with what `run` returns, or with the exit code of its error.
 

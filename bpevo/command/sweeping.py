@@ -75,7 +75,7 @@ def members(values: flags.FlagValues) -> list[Member]:
     if not values.workdir:
         raise plans.UsageError("--workdir=FOLDER is needed: each search gets a folder of its own in it")
     workdir = pathlib.Path(plans.path_of("workdir", values.workdir))
-    if plans.on_a_pool(values) and not values.workers:
+    if values.pool != "local" and not values.workers:
         raise plans.UsageError("a sweep on a pool needs --workers: how many each search may have at most")
     varied = _varied(values)
     passed = [n for n in _launch_flags() if values[n].present and n not in OWN and n not in varied]
@@ -160,6 +160,8 @@ class Sweep:
             )
             for m in searches
         }
+        for member in searches:  # of an earlier start
+            self._look(member)
 
     @property
     def code(self) -> int:
@@ -258,6 +260,8 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     searches, pool = members(values), plans.pool_plan(values)
+    if all(member.finished for member in searches):
+        pool = None  # nothing is left to run on one
     with process.time_limit(values.max_hours), _place(pool, len(searches), interruption) as (at_once, more):
         sweep = interruption.search = Sweep(searches, at_once, LAUNCH, more)
         watch = report.Searches(console, sweep.states)

@@ -1,9 +1,9 @@
 """Convolution and its two gradients, NHWC activations and HWIO kernels, with explicit padding.
 
 XLA's CPU backend turns autodiff's convolution gradients into fast kernels only outside of loops, so on CPU both gradients
-are written as forward convolutions in its own layout; elsewhere both are left to the backend. Mapping over candidates' kernels (`jax.vmap`) would become a grouped convolution, which
-has no good gradient kernel on any platform: `custom_vmap` unrolls it into separate convolutions instead, and the
-weight gradient into batched matrix products.
+are written as forward convolutions in its own layout; elsewhere both are left to the backend. Mapping over candidates'
+kernels (`jax.vmap`) would become a grouped convolution, which has no good gradient kernel on any platform: `custom_vmap`
+unrolls it into separate convolutions instead, and the weight gradient into batched matrix products.
 """
 
 import functools

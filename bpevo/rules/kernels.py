@@ -37,6 +37,8 @@ class Kernel:
     interpret: bool = False
     floats: int = 0
 
+    one_by_one = False  # all slots are one call
+
     def __post_init__(self):
         # Adds settings to jax, so that whatever was traced before is traced again: not in the middle of a program.
         importlib.import_module("jax.experimental.pallas")
@@ -101,8 +103,8 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
         @pl.when(number <= ends)  # else what an earlier pass stored is right
         def _():
             arrays = dict(zip(stored(), inputs, strict=True))
-            of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
-            value, partial[0, :] = of_tile.run()
+            of_tile = ti.Tile(layout, number, j, program, arrays, ti.ReferencedRows(old, new, number == ends), divisors)
+            value, partial[0, :], _ = of_tile.run()
 
             @pl.when(number == ends)
             def _():
@@ -200,8 +202,8 @@ def _at_once(
             def _():
                 new[...] = old[...]
 
-            of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
-            value, found = of_tile.run()
+            of_tile = ti.Tile(layout, number, j, program, arrays, ti.ReferencedRows(old, new, number == ends), divisors)
+            value, found, _ = of_tile.run()
 
             # A block that does not leave yet stays as it is: new rows share the old ones' memory.
             @pl.when(number == ends)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bpevo.rules import formulas, statistics
-from bpevo.rules.interpreter import InterpretedRule
+from bpevo.rules.interpreter import InterpretedRule, products
 from bpevo.rules.kernels import Kernel
+from bpevo.rules.loops import Loop
 from bpevo.rules.program import Program
 from bpevo.rules.tile_programs import pack, stored
 from bpevo.rules.unit import State, Unit, UnitShapes
@@ -27,10 +28,13 @@ class TiledRule:
     """
 
     program: Program
-    kernel: Kernel = dataclasses.field(metadata={"static": True})
+    kernel: Kernel | Loop = dataclasses.field(metadata={"static": True})
 
     needs_noise = True
-    equation_is_data = False  # nothing to map: the kernel has an axis of slots
+
+    @property
+    def equation_is_data(self) -> bool:
+        return self.kernel.one_by_one  # else there is nothing to map: the kernel has an axis of slots
 
     @property
     def reads(self) -> frozenset[str]:
@@ -53,10 +57,13 @@ class TiledRule:
                 found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
             return found[name]
 
+        if self.kernel.one_by_one:
+            found |= products(unit, program)
         arrays = {name: operand(name).reshape(unit.shapes.matrix("X")) for name in stored()}
         assert unit.key is not None
         scalars = pack(program, state, unit.key)
-        signal, rows = _over_slots(self.kernel)(scalars, state["small"], arrays)
+        run = self.kernel if self.kernel.one_by_one else _over_slots(self.kernel)
+        signal, rows = run(scalars, state["small"], arrays)
         step = state["step"] / statistics.uses(state) + 1
         return signal.reshape(unit.shapes.X), state | {"small": rows, "step": step, "uses": jnp.float32(1)}
 

@@ -21,6 +21,7 @@ from bpevo.rules import (
     blank_program,
     takes,
 )
+from bpevo.rules.loops import Loop
 from bpevo.training.graphs import graphs, without
 from bpevo.training.kernel import kernel_of
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
@@ -86,7 +87,7 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
         rule: CompiledRule | None = None,
-        kernel: Kernel | None = None,
+        kernel: Kernel | Loop | None = None,
     ):
         """Places examples and empty slots on the devices; the first epoch compiles.
 

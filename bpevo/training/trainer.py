@@ -139,6 +139,8 @@ class Trainer:
         self._sharded, replicated = shardings(self._devices)
         self._lowering = lowering
         self.kernel = None if rule else kernel or kernel_of(self._devices[0]).kernel
+        if self.kernel and self.kernel.one_by_one and (lowering or default_lowering(self._devices)) != "map":
+            self.kernel = None
         self._in_kernel = np.zeros(self.capacity, bool)  # slots whose equation it takes
         self._programs = self._make_programs()
         self.graphs = graphs(self._devices[0])

@@ -23,7 +23,13 @@ _ROOMS = (
     "report",
 )
 # What people type, and where it is.
-_NAMES = {"evolve": "layers", "Search": "command.python", "Evaluation": "command.python", "open": "command.python"}
+_NAMES = {
+    "evolve": "layers",
+    "Search": "command.python",
+    "Evaluation": "command.python",
+    "Funnel": "command.python",
+    "open": "command.python",
+}
 __all__ = ["__version__", *_NAMES, *_ROOMS]  # noqa: PLE0604
 
 

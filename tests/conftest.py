@@ -57,7 +57,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """What takes long runs only when it is asked for by its marker."""
-    for name, reason in (("soak", "an hour: run with -m soak -s -n 0"), ("long", "minutes: run with -m long -n 0")):
+    reasons = {
+        "soak": "an hour: run with -m soak -s -n 0",
+        "long": "minutes: run with -m long -n 0",
+        "cluster": "minutes: run with -m cluster -n 0",
+    }
+    for name, reason in reasons.items():
         for item in items:
             if name not in config.option.markexpr and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))

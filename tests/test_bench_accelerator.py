@@ -16,7 +16,7 @@ FIGURES = {
     "step": 0.002, "spread": 0.01, "compile": 60.0, "bytes": 3.35e9, "flops": 49.45e9, "decisions": "in CUDA graphs",
     "repeatable": True, "memory": 2**30, "estimated": 2**29, "counted": 2**28,
 }  # fmt: skip
-WANTED = accelerator.cases(("wrn-16-2",), (1, 4))[:6]  # of float32
+WANTED = [c for c in accelerator.cases(("wrn-16-2",), (1, 4)) if c.engine != "kernel"][:6]  # of float32
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def fill(path, minutes: float, wanted=WANTED) -> list[dict]:
 
 def test_the_rows_that_tell_most_come_first():
     rows = accelerator.cases()
-    first = ("1 backprop", "1 specialised", "1 interpreter", "4 backprop")
-    assert [str(row) for row in rows[:4]] == [f"wrn-16-2 float32 K = {rest}" for rest in first]
+    first = ("1 backprop", "1 specialised", "1 interpreter", "1 kernel", "4 backprop")
+    assert [str(row) for row in rows[:5]] == [f"wrn-16-2 float32 K = {rest}" for rest in first]
     assert len(set(rows)) == len(rows) and {row.slots for row in rows} == {1, 4, 16}
     keys = [
         ("float32", "bfloat16").index(row.compute_dtype) * 2 + ("wrn-16-2", "wrn-10-1").index(row.setting)
@@ -119,3 +119,8 @@ def test_a_row_is_measured_on_whatever_is_here():
     assert row["step"] > 0 and row["compile"] > 0 and row["repeatable"] is True and row["decisions"] == ""
     assert row["flops"] > 0 and row["bytes"] > 1e4 and 0 < row["estimated"] < 100 * row["counted"]
     assert dataclasses.asdict(case)["slots"] == 2 and json.dumps(row)
+
+
+def test_a_device_without_a_kernel_says_so():
+    found = accelerator.apart(500, accelerator.measure, Case("tiny", "float32", 1, "kernel"), 7)
+    assert found == {"error": "a cpu has no kernel"}

@@ -176,3 +176,40 @@ def test_on_an_h100_every_decision_that_depends_on_data_is_in_a_graph(target):
     _, _, (conditionals, _), counts = compiled(target, 2, in_kernel=False)
     assert conditionals > 5 and counts.branches > 5 and counts.turns > 1 and counts.guessed == 0
     assert counts.decisions == 0
+
+
+BARS = """
+from bpevo.bench import described, engines, targets
+targets.quiet()
+setting, equations = engines.SETTINGS[{setting!r}], engines.equations(described.SAMPLE)
+devices = targets.described({target!r})
+rows = [
+    described.backprop(setting, 4, devices)[0],
+    described.specialised(setting, 4, equations[:{rules}], devices)[0],
+    described.in_slots(setting, 4, equations, 4, devices)[0],
+]
+for row in rows:
+    print(row.mean.bytes + row.mean.fast_bytes, row.mean.kernels, row.mean.decisions, row.programs[0].temporaries)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("target", "setting"),
+    [
+        pytest.param("h100", "wrn-10-1", marks=GPU),
+        pytest.param("h100", "wrn-16-2", marks=GPU),
+        pytest.param("v5e", "wrn-10-1", marks=TPU),
+    ],
+)
+def test_four_slots_of_random_equations_cost_little_more_than_specialised_rules_or_backprop(target, setting):
+    """Against four specialised rules on a GPU, bytes and kernels; against backprop on a TPU, bytes and temporaries."""
+    command = [sys.executable, "-c", BARS.format(target=target, setting=setting, rules=4 if target == "h100" else 1)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    backprop, specialised, slots = ([float(x) for x in line.split()] for line in done.stdout.splitlines())
+    assert slots[2] == 0
+    if target == "h100":
+        assert slots[0] <= 1.5 * specialised[0] and slots[1] <= 1.5 * specialised[1]
+    else:
+        assert slots[0] <= 3 * backprop[0] and slots[3] <= 3 * backprop[3]

@@ -10,7 +10,7 @@ import pytest
 from test_evolution import equation
 from test_runs import StandIn, plan, search
 
-from bpevo.evolution import budget
+from bpevo.evolution import Rung, budget
 from bpevo.training import cpus
 
 SMALL = st.integers(1, 60)
@@ -88,6 +88,13 @@ def test_a_short_lag_leaves_the_foretold_share_of_slots_idle(tmp_path):
     trainer = StandIn(16)
     search(tmp_path, plan(40, lag=4, top=1, repeats=1), trainer)
     assert trainer.most == 4 + 4  # and the two controls, at a higher and a lower rate, which no lag holds back
+
+
+def test_the_lag_keeps_slots_busy_while_one_equation_trains_to_its_end():
+    """Eight slots, 20 epochs: ten times the first rung's two; without rungs, or with a late one, four times; at least 16."""
+    early, late = (Rung(2, 0.5), Rung(4, 0.5)), (Rung(10, 0.5),)
+    assert [budget.busy_lag(8, 1, 20, rungs) for rungs in (early, late, ())] == [80, 32, 32]
+    assert [budget.busy_lag(8, rates, 20, early) for rates in (3, 8)] == [27, 16]
 
 
 # CPUs.

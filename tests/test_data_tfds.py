@@ -161,6 +161,7 @@ def test_load_of_the_prepared_set_leaves_nothing_else_behind(copy, origin):
     _, _, train, _ = origin
     dataset = load_small(copy)
     assert dataset.train_images.shape == (TRAIN, 32, 32, 3) and dataset.test_images.shape == (TEST, 32, 32, 3)
+    assert (dataset.flip, dataset.pad) == (True, 4)
     assert sorted(i.tobytes() for i in dataset.train_images) == sorted(i.tobytes() for i in images_of(train))
     assert [path.name for path in (copy / "downloads").iterdir() if path.is_file()] == [ARCHIVE]
     assert sorted(path.name for path in (copy / "bpevo_cache/cifar10-3.0.2").iterdir()) == [
@@ -193,6 +194,7 @@ def test_cifar100_has_both_labels(tmp_path):
     data.prepare("cifar100", tmp_path, checksums={archive.name: sha256(archive)}, progress=silent)
     dataset = data.load("cifar100", tmp_path, progress=silent)
     assert sorted(dataset.train_labels) == list(range(70, 90)) and dataset.num_classes == 100
+    assert (dataset.flip, dataset.pad) == (True, 4)
     wanted = {image.tobytes(): label for image, label in zip(images_of(records, 2), records[:, 1], strict=True)}
     assert all(wanted[i.tobytes()] == n for i, n in zip(dataset.test_images, dataset.test_labels, strict=True))
 

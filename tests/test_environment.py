@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
 from test_runs import rows
 
-from bpevo.command import flag_files
+from bpevo.command import flag_files, process
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -146,6 +147,25 @@ def test_flag_files_without_an_end_are_refused(tmp_path):
 
 
 # Time.
+
+
+def test_max_hours_are_of_3600_seconds(monkeypatch):
+    made = []
+
+    class Timer:
+        def __init__(self, seconds, function, arguments):
+            made.append((seconds, function, arguments))
+
+        def start(self):
+            made.append("started")
+
+        def cancel(self):
+            made.append("cancelled")
+
+    monkeypatch.setattr(process.threading, "Timer", Timer)
+    with process.time_limit(2.5):
+        assert made == [(9000, os.kill, (os.getpid(), signal.SIGTERM)), "started"]
+    assert made[-1] == "cancelled"
 
 
 def test_max_hours_ends_a_run_as_a_termination_does_and_the_same_command_continues(environment, clean_run, tmp_path):

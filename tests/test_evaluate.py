@@ -349,7 +349,7 @@ def values(folder, **changes) -> Values:
         learning_rates=["0.3", "0.1"], weight_decay=1e-3, batch_size=32, epochs=2, schedule="paper",
         compute_dtype="float32", slots=4, seed=0, scenario="mine", rules="fa", top=3, finalists=2, tuning_repeats=1,
         selection_repeats=2, repeats=3, ablate=0, eval_examples=None, alignment=False,
-        selfcheck=False, max_hours=None, metrics=None, pool="local", ray_address=None, workers=None,
+        selfcheck=False, max_hours=None, metrics=None, pool="local", ray_address=None, workers=None, worker_cpus=None,
     )  # fmt: skip
     return Values(**(common | changes))
 

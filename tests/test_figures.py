@@ -15,7 +15,7 @@ from bpevo.evaluation import Evaluation, EvaluationPlan, Treatment, standings, v
 from bpevo.evaluation.early_decisions import EarlyDecisions, early_decisions
 from bpevo.evaluation.standings import Standing, paper_numbers
 from bpevo.evaluation.treatments import CONTROLS, winners
-from bpevo.evolution import Change, Proposal
+from bpevo.evolution import ONE, Change, Networks, Proposal
 from bpevo.report import Progress, Stages, ancestry, leaderboard, page, progress, remarks, table, tables
 from bpevo.report.build import Report, Run
 from bpevo.rules import parse
@@ -489,7 +489,7 @@ class Clock:
 
 def watched(**changes) -> types.SimpleNamespace:
     values = dict(
-        plan=types.SimpleNamespace(max_evaluations=60), done=30, proposals=[None] * 15, infeasible=3, duplicates=2,
+        plan=types.SimpleNamespace(max_evaluations=60, networks=ONE), done=30, proposals=[None] * 15, infeasible=3, duplicates=2,
         best=(parse("unit_fro(g)").to_equation(3), 0.75), control={"backprop": (0.4, 0.5)}.get,
         failures=collections.Counter({"stopped": 4, "loss not finite": 1}), occupancy=0.875,
     )  # fmt: skip
@@ -517,6 +517,15 @@ def test_a_searchs_progress_line_holds_its_rates_and_shares(monkeypatch):
     assert console.file.getvalue().splitlines()[1] == (
         "stage control, evaluations 60 of 60 (116/h), draws 15 drawn, 15% infeasible, 10% duplicate, occupancy 88% of slots"
     )
+
+
+def test_over_several_networks_progress_tells_backprop_on_each():
+    console = Console(file=io.StringIO(), width=400)
+    both = types.SimpleNamespace(max_evaluations=60, networks=Networks(names=("a", "b"), epochs=3))
+    Progress(console)(
+        watched(plan=both, control=lambda name, network: {"a": (0.4, 0.5), "b": (0.2, 0.75)}[network]), []
+    )
+    assert "backprop 50.00 % (learning rate 0.4) / 75.00 % (learning rate 0.2)" in console.file.getvalue()
 
 
 def test_a_better_rule_is_told_at_once(monkeypatch):

@@ -1,11 +1,13 @@
 """What the start of a search says of its time and memory, on figures made up."""
 
+import dataclasses
 import types
 
 import jax
 import pytest
 from test_runs import plan
 
+from bpevo.evolution import Networks
 from bpevo.report import forecast
 from bpevo.report.forecast import Forecast
 
@@ -18,7 +20,7 @@ def trainer(capacity=8, epochs=10, steps=100, needed=(2**20, 3 * 2**20), estimat
 
 
 def test_trainings_count_trials_confirmations_controls_and_fresh_seeds():
-    made = Forecast(plan(50, rates=(0.1, 0.2, 0.3), top=4, repeats=5), trainer(), print)
+    made = Forecast(plan(50, rates=(0.1, 0.2, 0.3), top=4, repeats=5), [trainer()], print)
     # 10 equations cost 3 trials and a training each, and a confirmation; 9 trainings more afford 2 equations.
     assert made.trainings == 12 * 4 + 1 + 2 * 3 + (4 + 2) * 5
     # Of 10 epochs a trial takes 1, its training the 9 that are left.
@@ -32,10 +34,23 @@ def test_trainings_count_trials_confirmations_controls_and_fresh_seeds():
     )
 
 
+def test_over_several_networks_everything_counts_on_each(monkeypatch):
+    monkeypatch.setattr(forecast, "_bandwidth", lambda device: float(30 * 2**20))
+    networks = Networks(names=("a", "b"), epochs=10)
+    both = dataclasses.replace(plan(50, rates=(0.1, 0.2, 0.3), top=4, repeats=5), networks=networks)
+    said = []
+    made = Forecast(both, [trainer(), trainer()], said.append)
+    made.start()
+    # An equation costs 8 trainings, so 50 afford 6 and no confirmation.
+    assert made.trainings == 6 * 8 + 2 * (2 * 3 + (4 + 2) * 5)
+    assert made.slot_epochs == 2 * (6 * (3 + 9) + 10 * (2 * 3 + (4 + 2) * 5))
+    assert "16 slots over 2 networks, fitness over the worst; 6 equations" in said[0] and "64 MiB" in said[-1]
+
+
 def test_the_first_estimate_is_memory_moved_over_bandwidth(monkeypatch):
     monkeypatch.setattr(forecast, "_bandwidth", lambda device: float(30 * 2**20))
     said = []
-    Forecast(plan(20, top=1, repeats=1, lag=16), trainer(), said.append).start()
+    Forecast(plan(20, top=1, repeats=1, lag=16), [trainer()], said.append).start()
     # 24 trainings, 10 epochs, 100 steps that move 10 times 3 MiB at 30 MiB a second: 24,000 seconds.
     assert "about 7 h beside compilation and 32 MiB of device memory" in said[-1]
     # 19 of 20 trainings are equations, one of them a confirmation; 2 controls, 3 rows on a fresh seed.
@@ -43,7 +58,7 @@ def test_the_first_estimate_is_memory_moved_over_bandwidth(monkeypatch):
 
 
 def test_the_measured_time_left_counts_epochs_of_all_slots():
-    made = Forecast(plan(20, top=1, repeats=1), trainer(), print)
+    made = Forecast(plan(20, top=1, repeats=1), [trainer()], print)
     # 19 equations, a confirmation, 2 controls, 3 on a fresh seed: 250 slot-epochs; (250 - 50) / 8 * 2 s.
     assert made.measured(2.0, done=50).startswith("measured: 2 s an epoch of all slots, at most 50 s left")
     assert made.measured(60.0, done=50).startswith("measured: 60 s an epoch of all slots, at most 25 min left")
@@ -56,7 +71,7 @@ def test_a_device_that_tells_its_memory_is_asked():
 
     slots = trainer()
     slots.devices = [Device(), Device()]
-    assert Forecast(plan(20), slots, print).measured(1.0, 0).endswith(", 6.0 GiB of device memory in use")
+    assert Forecast(plan(20), [slots], print).measured(1.0, 0).endswith(", 6.0 GiB of device memory in use")
 
 
 def test_the_bandwidth_of_a_device_is_measured():

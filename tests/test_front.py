@@ -86,7 +86,7 @@ def run(tmp_path_factory):
     with RunDatabase.writing(folder) as database:
         for i, (text, accuracy) in enumerate(SEARCHED):
             status = "diverged" if accuracy is None else "done"
-            database.add_row(outcome(text, status, (accuracy or 0.0,), proposal=None, rate=0.1 * (i + 1)))
+            database.add_rows([outcome(text, status, (accuracy or 0.0,), proposal=None, rate=0.1 * (i + 1))])
         found = front(database.rows())
         database.store_tables(
             [], [(r.components, r.equation, r.kind, r.proposal, r.learning_rate, r.search) for r in found]

@@ -58,6 +58,7 @@ def costs(request, tmp_path_factory) -> dict[str, float]:
 
 
 def test_a_training_costs_a_few_statements_and_looks_at_no_more_than_its_own_rows(costs):
-    """A proposal and a row are stored, each in a transaction of three statements; nothing is read."""
-    assert 3 <= costs["statements"] <= 7
+    """A proposal and a row are stored, each in a transaction of three statements, the proposal's between two that say how
+    long it waits for the disk; nothing is read."""
+    assert 3 <= costs["statements"] <= 9
     assert costs["rows"] <= 1 and costs["proposals"] <= 2

@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from conftest import STEPS, UnitSteps
 
-from bpevo import rules
+from bpevo import layers, rules
 from bpevo.bench import sample
 from bpevo.evolution import SearchSpace
 from bpevo.rules import NAMED, Kernel, TiledRule, assemble, takes
@@ -90,7 +91,7 @@ def expected(geometry: str, text: str, steps: UnitSteps) -> tuple[np.ndarray, fl
 
 
 @pytest.mark.parametrize(("platform", "geometry"), KERNELS)
-def test_kernels_agree_with_specialised_rules(units, platform, geometry):
+def test_kernels_agree_with_specialised_rules_and_the_oracle(units, platform, geometry):
     steps, texts = units[geometry], [*components(), *chains(40)]
     texts += ["g"] * (-len(texts) % SLOTS)
     run, compared = kernel_signals(platform, geometry, _hashable(steps)), 0
@@ -102,12 +103,32 @@ def test_kernels_agree_with_specialised_rules(units, platform, geometry):
             if right is not None:
                 compared += 1
                 np.testing.assert_allclose(signals, right[0], rtol=0, atol=right[1], err_msg=text)
+                if not rules.compile(text).needs_noise:
+                    reference = oracle.Rule(str(rules.compile(text)))
+                    by_numpy = np.stack([reference(steps.oracle(step)) for step in range(STEPS)])
+                    np.testing.assert_allclose(signals, by_numpy, rtol=0, atol=2 * right[1], err_msg=text)
     assert compared > 0.8 * len(texts)
 
 
 def _hashable(steps: UnitSteps) -> UnitSteps:
     steps.__class__.__hash__ = object.__hash__  # a test's data: itself and nothing else
     return steps
+
+
+def test_a_kernel_in_a_layer_of_bfloat16_is_the_specialised_rule_there():
+    """Rules compute in float32 whatever the layer's dtype: of the same bfloat16 values, up to one rounding of the signal."""
+    text, rng = "mul_noise(unit_row1(fa), 0.1) + bn(dfa)", np.random.default_rng(0)
+    x, cotangent, logits = (jnp.bfloat16(rng.normal(size=(5, n))) for n in (6, 4, 3))
+
+    def signal(rule):
+        layer = layers.Dense(4, rule, dtype=jnp.bfloat16)
+        variables = layer.init(jax.random.key(0), x, 0 * logits)
+        _, pull = jax.vjp(lambda h: layer.apply(variables, h, 0 * logits, rngs={"noise": KEY}), x)
+        return jax.jit(pull)((cotangent, logits))[0]
+
+    found = signal(TiledRule(assemble(equation(text)), KERNELS["gpu", "dense"]))
+    assert found.dtype == jnp.bfloat16 and np.abs(np.float32(found)).max() > 0.01
+    np.testing.assert_allclose(np.float32(found), np.float32(signal(rules.compile(text))), rtol=2**-7, atol=0)
 
 
 def test_at_least_99_of_100_random_equations_are_taken_and_products_are_not():
@@ -134,18 +155,25 @@ def test_noise_in_a_tile_is_that_of_jax_bit_for_bit():
 
 
 def test_arrays_are_the_operands_that_no_tile_can_make():
-    assert stored() == ["hp", "h", "gh", "fah", "dfah", "dh"]
+    """b_L @ R_L is made in the tile, for programs that read it."""
+    assert stored() == ["R_L", "hp", "h", "b_L", "gh", "fah", "dh"]
 
 
 def test_the_account_of_a_kernel_by_hand():
-    """One slot has no norm and reads gh and dh (for g) and a statistic; another ends a pass after g and reads fah then."""
-    programs = [assemble(equation(t)) for t in ("g + mean(dh)", "unit_fro(g) + fah")]
+    """One slot has no norm and reads gh and dh (for g) and a statistic; another ends a pass after g and reads what makes dfah."""
+    programs = [assemble(equation(t)) for t in ("g + mean(dh)", "unit_fro(g) + dfah")]
     found = sample.kernels(programs)
     rows = 10  # of state, with up to three parts
     at_once, first, second, third = (found[name] for name in ("rule", "rule_pass_0", "rule_pass_1", "rule_pass_2"))
-    assert stored() == ["hp", "h", "gh", "fah", "dfah", "dh"]
-    assert first.operands[6:12] == [0, 0, (1 + 1) / 2, 0, 0, (2 + 1) / 2]  # dh: for g and for its mean; for g
+    assert stored() == ["R_L", "hp", "h", "b_L", "gh", "fah", "dh"]
+    assert first.operands[6:13] == [0, 0, 0, 0, (1 + 1) / 2, 0, (2 + 1) / 2]  # dh: for g and for its mean; for g
     assert first.operands[5] == pytest.approx(1 / rows / 2) == first.results[2] and first.results[:2] == [0.5, 1]
-    assert second.operands[6:12] == [0, 0, 0.5, 0.5, 0, 0.5] and second.results == [0.5, 0.5, 0]
+    assert second.operands[6:13] == [0.5, 0, 0, 0.5, 0.5, 0, 0.5] and second.results == [0.5, 0.5, 0]
     assert not any(third.operands[5:]) and not any(third.results)
-    assert at_once.operands[3:] == [0.5, 0, 0, (1 + 2) / 2, 2 / 2, 0, (1 + 2) / 2] and at_once.results == [1, 0.5]
+    norm = found["rule_norm_0"]  # reads every line of the slot whose pass ended, writes one of four rows
+    assert norm.operands == [1, 1, 0.5, 0] and norm.results == [0.5 / 4]
+    assert len(first.operands) + 2 == len(second.operands)  # no signals and lines of passes before
+    assert at_once.operands[3:] == [0.5, 2 / 2, 0, 0, 2 / 2, (1 + 2) / 2, 0, (1 + 2) / 2] and at_once.results == [
+        1,
+        0.5,
+    ]

@@ -275,7 +275,7 @@ def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
 def test_the_fingerprint_changes_with_every_setting_that_changes_results(parsed):
     def fingerprint(*arguments):
         values = parsed("--workdir=x", *SMALL, *arguments)
-        return plans.training_plan(values).fingerprint() | plans.search_plan(values).fingerprint()
+        return plans.search_command(values).fingerprint()
 
     base = fingerprint()
     changes = ["--epochs=3", "--train_examples=130", "--learning_rates=0.2", "--seed=1", "--optimizer=momentum", "--lag=5",
@@ -306,8 +306,8 @@ def test_flag_files_describe_a_search_that_can_start(parsed, monkeypatch, tmp_pa
 
     monkeypatch.setattr(data, "load", load)
     values = parsed(f"--flagfile={path}")
-    plan, training = plans.search_plan(values), plans.training_plan(values)
-    assert plan.max_evaluations >= 10 and training.task().steps_per_epoch >= 1
+    plan, trainings = plans.search_plan(values), plans.training_plans(values)
+    assert plan.max_evaluations >= 10 and all(t.task().steps_per_epoch >= 1 for t in trainings.values())
     assert path.read_text().startswith("# "), "a flag file says what it runs"
 
 

@@ -191,6 +191,20 @@ def test_what_is_no_network_gets_one_clear_error(name, message):
 
 
 @pytest.mark.parametrize(
+    "line, message",
+    [
+        ("raise OSError('no weights')", "cannot be imported: OSError: no weights .*broken_networks.py, line 2"),
+        ("import no_such_library", "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told_with_the_reason(tmp_path, monkeypatch, line, message):
+    (tmp_path / "broken_networks.py").write_text(f"\n{line}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"--model=broken_networks:build: broken_networks {message}"):
+        models.fingerprint("broken_networks:build", 4, (4, 4, 1))
+
+
+@pytest.mark.parametrize(
     "name, message",
     [
         ("own_networks:one_layer", "has no unit"),

@@ -756,6 +756,18 @@ def test_table_1_has_all_rows_but_the_misprinted_one():
     assert baselines == ["g"] * 8
 
 
+def test_the_papers_figures_are_all_those_of_its_table():
+    """Sums of the means and of the ± of each column, added up from the paper's Table 1."""
+    sums = {
+        "a1_sgd": (413.31, 6.91), "a1_momentum": (421.85, 5.78), "a2_sgd": (421.07, 4.16), "a2_momentum": (436.90, 5.75),
+        "a3_sgd": (463.88, 0.68), "a3_momentum": (467.89 - 93.66, 0.80 - 0.12),  # one is misprinted
+        "b1_sgd": (438.49, 1.30), "b1_momentum": (444.80, 0.86),
+    }  # fmt: skip
+    for column, expected in sums.items():
+        own = [figures for name, figures in rules.PAPER.items() if name.startswith(column)]
+        assert tuple(map(sum, zip(*own, strict=True))) == pytest.approx(expected, abs=1e-6)
+
+
 def test_what_a_rule_reads_is_known():
     text = "left(add_noise(g, 0.1), dfa) + bn(h)"
     rule = rules.compile(text)

@@ -247,6 +247,21 @@ def test_padding_carries_no_label_and_small_evaluation_sets_are_one_batch():
     assert to_examples(SPLIT, 64).eval_labels.shape == (1, 30)
 
 
+def test_held_out_examples_count_for_trainings_that_ask_for_them_and_for_no_others(trainers):
+    """The last ten of thirty; the three figures of one rule fit together as those of ten, twenty and thirty examples."""
+    examples = to_examples(SPLIT, SETTINGS.batch_size, held_out=10)
+    assert examples.held_out.ravel()[:30].tolist() == [False] * 20 + [True] * 10
+    trainer = Trainer(make_task(), examples, capacity=4, max_parts=PARTS, seed=SEED)
+    own = training("g", 0.3)
+    others, kept = run(trainer, {0: own, 1: dataclasses.replace(own, held_out=True)}).values()
+    everything = run(trainers[4], {0: own})[0]
+    for few, most, all_ in zip(kept, others, everything, strict=True):
+        assert few.train_loss == most.train_loss == all_.train_loss
+        assert 10 * few.eval_accuracy + 20 * most.eval_accuracy == pytest.approx(30 * all_.eval_accuracy)
+        assert 10 * few.eval_loss + 20 * most.eval_loss == pytest.approx(30 * all_.eval_loss, rel=1e-5)
+    assert kept[-1].eval_loss != others[-1].eval_loss
+
+
 # Slots.
 
 

@@ -1,5 +1,5 @@
 """Benchmarks: `python -m bpevo.bench --setting=digits`, `--start`, `--convolutions`, `--controller=1000,100000`,
-`--compile_for=h100,v5e`, `--accelerator --minutes=10`, `--json=FILE`.
+`--head=100000`, `--compile_for=h100,v5e`, `--accelerator --minutes=10`, `--json=FILE`.
 
 Ratios within one run count, not absolute times. (a) the slots, equations as data, for several K; (b) a program per
 equation; (c) the naive search, a fresh jit per equation, one by one; (d) plain Flax layers, backprop only; (e) PyTorch,
@@ -20,7 +20,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from bpevo.bench import accelerator, convolutions, described_table, engines, proposals, start, targets
+from bpevo.bench import accelerator, convolutions, described_table, engines, head, proposals, start, targets
 from bpevo.command import process
 from bpevo.evolution import CONTROLLERS
 from bpevo.runs import RunError
@@ -40,6 +40,12 @@ flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", lower_boun
 flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
 flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
+flags.DEFINE_integer(
+    "head",
+    None,
+    "Measure the head of a pool of 500 workers in a search of so many trainings instead.",
+    lower_bound=3000,
+)
 flags.DEFINE_list(
     "compile_for", [], "Compile for these devices, which need not be there, and count: h100, v5e, v5e:2x2."
 )
@@ -69,39 +75,13 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
     if values.specialised:
         timings.append(engines.specialised(setting, rules[: values.specialised], values.repeats))
     peak = engines.peak_flops()
-    rows = [
-        [
-            t.name,
-            f"{1e3 * t.step:.2f}",
-            f"{t.step / plain.step:.2f}x",
-            f"{t.spread:.0%}",
-            f"{setting.batch / t.step:,.0f}",
-            f"{3600 / (t.step * 351 * 20):,.1f}",
-            f"{flop / t.step / peak:.0%}",
-            f"{t.compile:.1f}",
-            str(t.programs),
-            "" if t.bytes_per_slot is None else f"{t.bytes_per_slot / 2**20:.0f}",
-        ]
-        for t in timings
-    ]
-    columns = [
-        "engine",
-        "ms/step",
-        "vs plain",
-        "spread",
-        "images/s",
-        "A1 sizes/h",
-        "of peak",
-        "compile s",
-        "programs",
-        "peak MiB/slot",
-    ]
+    rows = [engines.cells(t, plain, setting, flop / peak) for t in timings]
     said = graphs(jax.local_devices()[0]).said
     decisions = f", decisions {said}" if said else ""
     console.print(
         _table(
             f"{setting.model}, batch {setting.batch}, per candidate-step, n = {values.repeats}{decisions}",
-            columns,
+            list(engines.COLUMNS),
             rows,
         )
     )
@@ -185,6 +165,47 @@ def _controller(console: Console) -> dict:
     return {"proposal_seconds": {name: dict(zip(sizes, times, strict=True)) for name, times in figures.items()}}
 
 
+def _head(console: Console) -> dict:
+    """Everything that a head does for a search on a simulated pool, by stretches of the run."""
+    plan = head.plan(flags.FLAGS.head, head.WORKERS, head.SLOTS)
+
+    def said(figures: head.Figures) -> None:
+        console.print(f"{figures.results:,} results: {figures.milliseconds:.2f} ms each", highlight=False)
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = head.measure(plan, pathlib.Path(folder), head.fleet(head.WORKERS, head.SLOTS), head.WORKERS, said)
+    rows = [
+        [
+            f"{f.results:,}",
+            f"{f.drawn:,}",
+            *(f"{t:.2f}" for t in (f.milliseconds, f.controller, f.database, f.disk)),
+            f"{f.memory / 2**20:,.0f}",
+            f"{f.per_hour:,.0f}",
+            f"{f.deaths:,}",
+            f"{f.reissued:,}",
+        ]
+        for f in found
+    ]
+    columns = [
+        "results",
+        "drawn",
+        "ms a result",
+        "ms a draw",
+        "database",
+        "disk",
+        "peak MiB",
+        "an hour",
+        "deaths",
+        "begun again",
+    ]
+    title = (
+        f"{head.WORKERS} simulated workers x {head.SLOTS} slots, lag {plan.lag:,}; since the line before: processor time of "
+        "the head for a result, of it a draw and the database, and what a result waits for the disk; each training once"
+    )
+    console.print(_table(title, columns, rows))
+    return {"head": [dataclasses.asdict(f) for f in found]}
+
+
 def main(argv: list[str]) -> None:
     del argv
     if flags.FLAGS.accelerator:  # its rows have processes of their own, and the device to themselves
@@ -219,6 +240,8 @@ def _measure(console: Console) -> None:
         figures = described_table.tell(setting, values.compile_for, capacities, first, console)
     elif values.controller:
         figures = _controller(console)
+    elif values.head:
+        figures = _head(console)
     elif values.convolutions:
         figures = _convolutions(setting, console)
     elif values.start:

@@ -22,11 +22,13 @@ from rich.table import Table
 from bpevo.bench import engines, sample, targets
 from bpevo.bench.accounting import Account
 from bpevo.command.jax_setup import configure_jax
-from bpevo.rules import Equation, Expression, compile
+from bpevo.rules import Equation, Expression, assemble, compile, takes
 from bpevo.runs.provenance import versions
 from bpevo.training import Trainer, Training
+from bpevo.training.kernel import kernel_of
+from bpevo.training.slots import default_lowering
 
-ENGINES = ("backprop", "specialised", "interpreter")
+ENGINES = ("backprop", "specialised", "interpreter", "kernel")
 CAPACITIES = (1, 4, 16)
 MOST_SPECIALISED = 4  # a program each
 STEPS = 20  # of an epoch: what an epoch does beside its steps counts little
@@ -36,7 +38,7 @@ MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row. `specialised` are so many programs of one slot, for the equations that the interpreter's slots have."""
+    """One row. `specialised` are so many programs of one slot, for the equations that the others have as data."""
 
     setting: str
     compute_dtype: str
@@ -66,12 +68,15 @@ def measure(case: Case, steps: int = STEPS) -> dict[str, Any]:
     setting = dataclasses.replace(engines.SETTINGS[case.setting], compute_dtype=case.compute_dtype, steps=steps)
     device = jax.local_devices()[0]
     task, examples = engines.workload(setting, 10_000)
-    equations = engines.equations(case.slots)
+    equations = [e for e in engines.equations(2 * case.slots) if takes(assemble(e))][: case.slots]
     begin = time.perf_counter()
     make = functools.partial(Trainer, task, examples, devices=[device])
     orders: list[list[Equation | Expression]]
-    if case.engine == "interpreter":
-        trainers, orders = [make(capacity=case.slots)], [list(equations)]
+    if case.engine in ("interpreter", "kernel"):
+        lowering = default_lowering([device]) if case.engine == "interpreter" else None  # beside no kernel
+        trainers, orders = [make(capacity=case.slots, lowering=lowering)], [list(equations)]
+        if case.engine == "kernel" and not trainers[0].kernel:
+            return {"error": kernel_of(device).said or f"a {device.platform} has no kernel"}
     elif case.engine == "backprop":
         rule = compile("g")
         trainers, orders = [make(capacity=case.slots, rule=rule)], [[rule.expression] * case.slots]

@@ -78,13 +78,19 @@ def kernels(programs: Sequence[Program]) -> dict[str, Parts]:
             mean(lambda run: run.statistics(n) / rows),
             mean(lambda run: run.statistics(n) / rows * (run.ends == n)),
         )
-        return Parts([1, 1, 1, 1, 1, read, *reads, 0, 0], [last, mean(lambda run: run.ends >= n), written])
+        earlier = [0, 0] if n else []
+        return Parts([1, 1, 1, 1, 1, read, *reads, *earlier], [last, mean(lambda run: run.ends >= n), written])
+
+    def of_norm(n: int) -> Parts:
+        ended = mean(lambda run: run.ends > n)
+        return Parts([1, 1, ended, 0], [ended / PASSES])
 
     used = [sum((run.reads(name, run.ends) > 0) * (run.ends + 1) for run in taken) / len(taken) for name in names]
     state = mean(lambda run: (run.statistics(run.ends) > 0) * (run.ends + 1))
     of_state = mean(lambda run: run.statistics(run.ends) > 0)
     at_once = {"rule": Parts([1, 1, 1, state, *used], [1, of_state])}  # as _at_once: blocks of what a program reads
-    return at_once | {f"rule_pass_{n}": of_pass(n) for n in range(PASSES)}
+    passes = {f"rule_pass_{n}": of_pass(n) for n in range(PASSES)}
+    return at_once | passes | {f"rule_norm_{n}": of_norm(n) for n in range(PASSES - 1)}
 
 
 class _Run:

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from bpevo.evolution import CONTROLLERS, EvolutionSettings
+from bpevo.evolution import CONTROLLERS, OVER, EvolutionSettings, Networks
 from bpevo.report.metrics import KINDS
 from bpevo.training import DTYPES, OPTIMIZERS, SCHEDULES, TrainingSettings
 
@@ -41,7 +41,7 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
         "model",
         _DEFAULTS.model,
         "wrn-DEPTH-WIDTH (wrn-10-1, wrn-16-2, wrn-28-10), mlp-HIDDEN-… (mlp-64-64), or package.module:factory, a function "
-        "that makes a Linen or NNX module.",
+        "that makes a Linen or NNX module. A search takes several, separated by ';': see --fitness_over.",
     )
     define.string(
         "optimizer",
@@ -87,6 +87,11 @@ def define_common(values: flags.FlagValues = flags.FLAGS) -> None:
         "With --pool=ray: workers at most, each an accelerator or its share of the CPUs. --slots is then of each. Default: as "
         "many as there is room for.",
     )
+    define.integer(
+        "worker_cpus",
+        None,
+        "With --pool=ray and no accelerators: CPUs of each worker. Default: so many that --workers find room.",
+    )
     define.integer("seed", 0, "Root of everything random.")
     define.float(
         "max_hours", None, "End after so many hours as if terminated (exit code 143); the same command continues."
@@ -117,7 +122,14 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer(
         "max_evaluations",
         1000,
-        "Trials at a learning rate, trainings and confirmations of the search; controls and selection come on top.",
+        "Trials at a learning rate, trainings and confirmations, on every network; controls and selection come on top.",
+    )
+    define.enum(
+        "fitness_over",
+        Networks.over,
+        OVER,
+        "With several networks in --model, on which a rule trains one after the other: its fitness is its lead over tuned "
+        "backprop on the network where that is least, or the mean of its leads. --stop_epochs count on from network to network.",
     )
     define.integer("max_parts", 3, "Parts of the longest equation.")
     define.integer(
@@ -159,6 +171,17 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.string("fork_from", None, "Another run's workdir: a new run begins with what that one found.")
 
 
+def define_sweep(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags of `bpevo.sweep` beside those of a search."""
+    flags.DEFINE_multi_string(
+        "vary",
+        [],
+        "FLAG=VALUE|VALUE, such as 'optimizer=sgd|momentum': a search for each value; given several times, for each "
+        "combination. Each has a folder of its own in --workdir.",
+        flag_values=values,
+    )
+
+
 def define_evaluation(values: flags.FlagValues = flags.FLAGS) -> None:
     """Flags of `bpevo.evaluate` beside the common ones."""
     define = _Into(values)
@@ -183,3 +206,15 @@ def define_evaluation(values: flags.FlagValues = flags.FLAGS) -> None:
     define.integer("eval_examples", None, "Only the first so many validation and test examples. Default: all.")
     define.integer("ablate", 0, "Best rules (by validation) whose components are removed in turn.")
     define.bool("alignment", False, "Measure angle and norm ratio to the true gradient's signal in every unit.")
+
+
+def define_funnel(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The flag of `bpevo.funnel` beside those of an evaluation."""
+    define = _Into(values)
+    define.string(
+        "stages",
+        None,
+        "Stages separated by ';', each of settings that change from it on, and how many rules go on from it: "
+        "'train_examples=500 keep=20; epochs=10 keep=8; model=wrn-10-1 keep=3'.",
+    )
+    values.set_default("scenario", "funnel")

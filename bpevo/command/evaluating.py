@@ -52,10 +52,11 @@ def run(command: plans.EvaluationCommand, console: Console, interruption: proces
         except KeyboardInterrupt:
             code = interruption.code
             say("interrupted: every finished training is kept; the same command continues")
-        table = standings(evaluation.rows, database.settings())
-        console.print(report.standings_table(table, command.folder.name))
-        for sentence in verdict(table):
-            console.print(sentence, highlight=False, markup=False)
+        if plan.repeats or not plan.compared:  # what compares without a test is a stage of a funnel, which has a table
+            table = standings(evaluation.rows, database.settings())
+            console.print(report.standings_table(table, command.folder.name))
+            for sentence in verdict(table):
+                console.print(sentence, highlight=False, markup=False)
         return code
 
 

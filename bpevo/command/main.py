@@ -19,13 +19,14 @@ flags.disclaim_key_flags()
 Run = Callable[[flags.FlagValues, Console, process.Interruption], int]
 
 
-def start(name: str, definitions: Sequence[Callable[[], None]], run: Run) -> None:
+def start(name: str, definitions: Sequence[Callable[[], None]], run: Run, leave_accelerators: bool = False) -> None:
     """Ends the process with what `run` returns, or with the exit code of its error.
 
     Args:
       name: the command's, such as `bpevo.launch`; its messages begin with it.
       definitions: each defines flags.
       run: does the command's work.
+      leave_accelerators: this process takes none, others train.
     """
     for define in definitions:
         define()
@@ -34,7 +35,8 @@ def start(name: str, definitions: Sequence[Callable[[], None]], run: Run) -> Non
         interruption = process.Interruption()
         interruption.install()
         try:
-            configure_jax(leave_accelerators="pool" in flags.FLAGS and flags.FLAGS.pool != "local")
+            pool = "pool" in flags.FLAGS and flags.FLAGS.pool != "local"
+            configure_jax(leave_accelerators or pool)
             code = run(flags.FLAGS, Console(file=cast(IO[str], process.Output(sys.stdout))), interruption)
         except (UsageError, DataError, RunError, OutOfMemory, PoolError) as error:
             code = process.fail(name, error)

@@ -18,7 +18,7 @@ from bpevo.command.pools import PoolPlan
 from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.duplicates import firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
-from bpevo.evolution import CONTROLLERS, EvolutionSettings, Rung, SearchSpace, budget
+from bpevo.evolution import CONTROLLERS, EvolutionSettings, Networks, Rung, SearchSpace, budget
 from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, listed, parse, resolve
 from bpevo.runs import RunDatabase
 from bpevo.search import MOST_REPEATS, SearchPlan
@@ -37,7 +37,7 @@ class SearchCommand:
     """What `bpevo.launch` was asked to do."""
 
     workdir: str
-    training: TrainingPlan
+    trainings: dict[str, TrainingPlan]  # by the names of the search's networks
     search: SearchPlan
     lag: int | None  # as given; None: the run's own, or the default in `search`
     elite_size: int | None  # likewise
@@ -52,7 +52,17 @@ class SearchCommand:
 
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable."""
-        return self.training.fingerprint() | self.search.fingerprint()
+        shared = self.training.fingerprint() | self.search.fingerprint()
+        if self.search.networks.several:
+            each = [plan.fingerprint() for plan in self.trainings.values()]
+            shared |= {name: [f.get(name) for f in each] for name in ("model_crc32", "model_code_crc32")}
+            shared["model"] = ";".join(self.trainings)
+        return shared
+
+    @property
+    def training(self) -> TrainingPlan:
+        """On the first network: all but the network is the same on the others."""
+        return next(iter(self.trainings.values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +127,8 @@ def at_least(name: str, value: int | None, least: int) -> None:
         raise UsageError(f"--{name}={value} must be at least {least}")
 
 
-def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
-    """Checks the common flags and loads the data.
+def training_plans(values: flags.FlagValues | Inherited) -> dict[str, TrainingPlan]:
+    """Checks the common flags and loads the data; a plan for each network, by its name.
 
     Raises UsageError or bpevo.data.DataError.
     """
@@ -135,44 +145,58 @@ def training_plan(values: flags.FlagValues | Inherited) -> TrainingPlan:
         raise UsageError(f"--seed={values.seed} must be below 2^32")
     if (values.slots or 1) > MAX_SLOTS:
         raise UsageError(f"--slots={values.slots} must be at most {MAX_SLOTS}")
-    rates = _rates(values)
+    rates, names = _rates(values), networks_of(values.model)
+    plans: dict[str, TrainingPlan] = {}
     try:
-        settings = TrainingSettings(
-            model=values.model,
-            optimizer=values.optimizer,
-            weight_decay=values.weight_decay,
-            batch_size=values.batch_size,
-            epochs=values.epochs,
-            schedule=values.schedule,
-            compute_dtype=values.compute_dtype,
-        )
-        models.by_name(settings.model, dtype=DTYPES[settings.compute_dtype])
+        every = [
+            TrainingSettings(
+                model=name,
+                optimizer=values.optimizer,
+                weight_decay=values.weight_decay,
+                batch_size=values.batch_size,
+                epochs=values.epochs,
+                schedule=values.schedule,
+                compute_dtype=values.compute_dtype,
+            )
+            for name in names
+        ]
+        for settings in every:
+            models.by_name(settings.model, dtype=DTYPES[settings.compute_dtype])
         dataset = data.load(values.dataset, values.data_dir)
         split = data.train_validation_split(dataset, values.train_examples)
-        result = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
-        if settings.epochs * result.task().steps_per_epoch > MAX_STEPS:
-            raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
-        sample = split.train_images.shape[1:]
-        if models.fingerprint(
-            settings.model, dataset.num_classes, sample
-        ):  # of one's own: that its units take any rule
-            result.task().blank(InterpretedRule(blank_program(1)), sample)
+        for settings in every:
+            plan = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
+            plans[settings.model] = plan
+            if settings.epochs * plan.task().steps_per_epoch > MAX_STEPS:
+                raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
+            sample = split.train_images.shape[1:]
+            if models.fingerprint(settings.model, dataset.num_classes, sample):  # of one's own: its units take any rule
+                plan.task().blank(InterpretedRule(blank_program(1)), sample)
     except data.DataError:
         raise
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    return result
+    return plans
+
+
+def networks_of(model: str) -> tuple[str, ...]:
+    """The networks that `--model` names. Raises UsageError."""
+    names = tuple(name.strip() for name in model.split(";"))
+    if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
+        raise UsageError(f"--model={model} must be a network, or different ones separated by ';'")
+    return names
 
 
 def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
     """The flags of a pool; None where this process trains. Raises UsageError."""
-    at_least("workers", values.workers, 1)
+    for name in ("workers", "worker_cpus"):
+        at_least(name, values[name].value, 1)
     if values.pool == "local":
-        for name in ("ray_address", "workers"):
+        for name in ("ray_address", "workers", "worker_cpus"):
             if values[name].value is not None:
                 raise UsageError(f"--{name}={values[name].value} is of a pool: give --pool=ray too")
         return None
-    return PoolPlan(address=values.ray_address, workers=values.workers)
+    return PoolPlan(address=values.ray_address, workers=values.workers, cpus=values.worker_cpus)
 
 
 def _slots_in_all(values: flags.FlagValues) -> int:
@@ -197,22 +221,24 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         raise UsageError(f"--fork_from={values.fork_from!r} is no path")
     if values.max_parts > 8:
         raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
-    rates = _rates(values)
-    if values.max_evaluations < budget.charge(len(rates)):
+    rates, names = _rates(values), networks_of(values.model)
+    charge = budget.charge(len(rates), len(names))
+    if values.max_evaluations < charge:
+        each = f", on each of {len(names)} networks" if len(names) > 1 else ""
         raise UsageError(
             f"--max_evaluations={values.max_evaluations} is less than one equation costs: a trial for each of {len(rates)} "
-            "learning rates, and a training"
+            f"learning rates, and a training{each}"
         )
     if values.controller not in CONTROLLERS:
         raise UsageError(f"--controller={values.controller} must be one of {', '.join(CONTROLLERS)}")
     if values.repeats > MOST_REPEATS:
         raise UsageError(f"--repeats={values.repeats} must be at most {MOST_REPEATS}")
     rungs = _rungs(values)
-    slots = _slots_in_all(values)
+    slots = _slots_in_all(values) * len(names)
     try:
         space = SearchSpace(values.max_parts, values.operands, values.unaries, values.binaries)
         initial = initial_equations(values.initial, values.max_parts)
-        equations = budget.equations(values.max_evaluations, len(rates))
+        equations = budget.equations(values.max_evaluations, len(rates), len(names))
         elite_size = values.elite_size or budget.default_elite_size(equations)
         settings = EvolutionSettings(
             elite_size=elite_size,
@@ -230,7 +256,9 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
     if values.controller != "random":
         lag = values.lag or min(lag, budget.largest_lag(equations, elite_size=elite_size, initial=len(initial)))
         if not budget.bred(equations, elite_size=elite_size, initial=len(initial), lag=lag):
-            least = budget.least_budget(len(rates), elite_size=elite_size, initial=len(initial), lag=lag)
+            least = budget.least_budget(
+                len(rates), elite_size=elite_size, initial=len(initial), lag=lag, networks=len(names)
+            )
             raise UsageError(
                 f"--max_evaluations={values.max_evaluations} breeds nothing: {equations} equations at {len(rates)} learning "
                 f"rates are all {'initial' if initial else 'random'} ones; give at least {least}, a smaller "
@@ -240,11 +268,14 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         controller=values.controller,
         space=space,
         evolution=settings,
+        networks=Networks(names=names, epochs=values.epochs, over=values.fitness_over)
+        if len(names) > 1
+        else Networks(),
         initial=tuple(initial),
         equivalence=values.equivalence,
         max_evaluations=values.max_evaluations,
         learning_rates=rates,
-        trial_epochs=rungs[0].epoch if rungs else max(1, values.epochs // 4),
+        trial_epochs=rungs[0].epoch if rungs and rungs[0].epoch < values.epochs else max(1, values.epochs // 4),
         lag=lag,
         top=values.top,
         repeats=values.repeats,
@@ -253,16 +284,22 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
 
 def search_command(values: flags.FlagValues) -> SearchCommand:
     """All flags of `bpevo.launch`, data loaded. Raises UsageError or bpevo.data.DataError."""
-    search, training = search_plan(values), training_plan(values)
+    search, trainings = search_plan(values), training_plans(values)
+    training = next(iter(trainings.values()))
     validation = len(training.split.eval_labels)
     if validation < LEAST_VALIDATION:
         raise UsageError(
             f"{training.dataset.name} leaves {validation} validation examples: a search needs at least {LEAST_VALIDATION}, "
             "for a third of them is kept for the fresh seeds"
         )
+    pool = pool_plan(values)
+    if pool and search.networks.several:
+        raise UsageError(
+            f"--model={values.model}: several networks train on this machine's devices alone, without --pool"
+        )
     return SearchCommand(
         workdir=path_of("workdir", values.workdir or ""),
-        training=dataclasses.replace(training, held_out=validation // 3),
+        trainings={name: dataclasses.replace(plan, held_out=validation // 3) for name, plan in trainings.items()},
         search=search,
         lag=values.lag,
         elite_size=values.elite_size,
@@ -273,12 +310,13 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
         metrics=values.metrics,
-        pool=pool_plan(values),
+        pool=pool,
     )
 
 
 def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
-    eta, epochs = values.halving_eta, values.epochs
+    eta, networks = values.halving_eta, len(networks_of(values.model))
+    epochs = values.epochs * networks
     if eta:
         at_least("halving_eta", eta, 2)
         if values.stop_epochs:
@@ -291,8 +329,9 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     if not 0 < values.stop_quantile < 1:
         raise UsageError(f"--stop_quantile={values.stop_quantile} must lie between 0 and 1")
     stops = _numbers("stop_epochs", values.stop_epochs, int)
+    limit = f"--epochs={values.epochs}" + (f" times {networks} networks" if networks > 1 else "")
     if any(not 1 <= e < epochs for e in stops) or list(stops) != sorted(set(stops)):
-        raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below --epochs={epochs}")
+        raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below {limit}")
     return tuple(Rung(e, values.stop_quantile) for e in stops)
 
 
@@ -337,7 +376,12 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
     if values.workdir and not stored and not values.rules:
         raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
     inherited = Inherited(values, stored)
-    training = training_plan(inherited)
+    if len(networks_of(inherited.model)) > 1:
+        raise UsageError(
+            f"--model={inherited.model}: an evaluation is on one network; give one, such as --model="
+            f"{networks_of(inherited.model)[0]}, and each a --scenario of its own"
+        )
+    (training,) = training_plans(inherited).values()
     train_examples = inherited.train_examples
     if "train_examples" in inherited.names and train_examples == _most_examples(training.dataset):
         train_examples = None  # the search had all but the validation examples: the final training has these too

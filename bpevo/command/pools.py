@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-import secrets
-import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from bpevo.command import process, selfcheck
 from bpevo.command.jax_setup import configure_jax
@@ -22,6 +21,7 @@ class PoolPlan:
 
     address: str | None  # of a Ray cluster; None: a local one, for this run alone
     workers: int | None  # at most; None: as many as there is room for
+    cpus: int | None = None  # of a worker without an accelerator; None: so many that `workers` find room
 
 
 def begin(check: bool) -> dict[str, str]:
@@ -37,24 +37,10 @@ def opened(
     plan: PoolPlan, recipe: Recipe, check: bool, interruption: process.Interruption, say: Callable[[str], None]
 ) -> Iterator[Pool]:
     """A pool with a first worker that is ready. Raises RunError, PoolError or PoolLost."""
-    if plan.address is None and "ray" not in sys.modules:
-        # Others on this machine can reach a loopback address: only this process and its workers know the token. Ray reads it
-        # when it loads.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
+    with connected(plan.address, interruption):
         from bpevo.workers import ray_cluster, ray_fleet
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"--pool=ray needs Ray, and {error.name} is not installed: pip install '.[cluster]' in a clone of bpevo, on every "
-            "machine of the cluster"
-        ) from error
-    try:
-        cluster = ray_cluster.Cluster(plan.address)
-    except ConnectionError as error:
-        raise RunError(str(error)) from error
-    with contextlib.closing(cluster):
-        interruption.restore()  # Ray takes SIGTERM for itself
-        needs = ray_cluster.needs(plan.workers)
+
+        needs = ray_cluster.needs(plan.workers, plan.cpus)
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment |= ray_cluster.environment(needs)
         expected = provenance.numerics(provenance.versions())
@@ -63,6 +49,43 @@ def opened(
         with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected, say=say)) as pool:
             pool.meet()
             yield pool
+
+
+@contextlib.contextmanager
+def shared(plan: PoolPlan, runs: int, interruption: process.Interruption) -> Iterator[tuple[int, PoolPlan]]:
+    """A cluster for several runs with the workers of `plan` each: for how many at once it has room, at least one, and the plan
+    of each. Raises RunError."""
+    assert plan.workers
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(connected(plan.address, interruption))
+        from bpevo.workers import ray_cluster, ray_fleet
+
+        needs = ray_cluster.needs(plan.workers * runs, plan.cpus)
+        room = sum(ray_fleet.rooms(needs).values())
+        cpus = int(needs["CPU"]) if needs.keys() == {"CPU"} else None
+        own = dataclasses.replace(plan, address=plan.address or cluster.address, cpus=cpus)
+        if plan.address:
+            stack.close()  # it was only to be looked at
+        yield max(1, room // plan.workers), own
+
+
+@contextlib.contextmanager
+def connected(address: str | None, interruption: process.Interruption) -> Iterator[Any]:
+    """A ray_cluster.Cluster, see there. Raises RunError."""
+    try:
+        from bpevo.workers import ray_cluster
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"--pool=ray needs Ray, and {error.name} is not installed: pip install '.[cluster]' in a clone of bpevo, on every "
+            "machine of the cluster"
+        ) from error
+    try:
+        cluster = ray_cluster.Cluster(address)
+    except ConnectionError as error:
+        raise RunError(str(error)) from error
+    with contextlib.closing(cluster):
+        interruption.restore()  # Ray takes SIGTERM for itself
+        yield cluster
 
 
 def versions(pool: Pool | None) -> dict[str, str]:

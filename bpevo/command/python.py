@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from bpevo.command import definitions, evaluating, plans, process, searching
+from bpevo.command import definitions, evaluating, funnelling, plans, process, searching
 from bpevo.command.jax_setup import FIXED
 from bpevo.data import DataError
 from bpevo.report.opened import Opened
@@ -94,6 +94,24 @@ class Evaluation(_Command):
             command = plans.evaluation_command(values)
             evaluating.run(command, console, interruption)
         return open(command.folder)
+
+
+class Funnel(_Command):
+    """A funnel, as `python -m bpevo.funnel`.
+
+    Args:
+      workdir: folder of a search, whose best rules climb; or any, with `rules`.
+      **settings: the command's flags by name, such as `stages=["keep=20", "epochs=10 keep=5"]`, `top=50`.
+    """
+
+    _definitions = (definitions.define_common, definitions.define_evaluation, definitions.define_funnel)
+
+    def run(self) -> Opened:
+        """All stages, with progress; as Search.run. Returns the evaluation of the last one that has begun."""
+        with self._started() as (values, console, interruption):
+            commands = funnelling.funnel_commands(values)
+            funnelling.climb(commands, values.max_hours, console, interruption)
+        return open([command.folder for command in commands.values() if command.folder.exists()][-1])
 
 
 def open(folder: str | os.PathLike) -> Opened:

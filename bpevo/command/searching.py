@@ -16,7 +16,7 @@ from bpevo.evolution import CONTROLLERS, SameFunction, SameText
 from bpevo.rules import parse
 from bpevo.runs import Row, RunDatabase, RunError, provenance
 from bpevo.search import CONTROL_KEYS, SEMANTICS, Search, fork
-from bpevo.workers import Checkpoints, LocalWorkers, Pool, Recipe
+from bpevo.workers import Checkpoints, LocalWorkers, Pool, Recipe, Workers, WorkersByNetwork
 
 
 def run(command: plans.SearchCommand, console: Console, interruption: process.Interruption | None = None) -> int:
@@ -37,11 +37,16 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         plan, training = command.search, command.training
         say(f"{training.dataset.source}; {len(training.split.train_labels):,} training examples")
         watches: list[Callable[[Search, Sequence[Row]], None]] = []
-        checkpoints = None
-        if pool is None:
+        checkpoints: Checkpoints | None = None
+        workers: Workers
+        if pool is not None:
+            workers = pool
+        else:
             checkpoints = _checkpoints(command, say)
-            local = LocalWorkers(training.trainer(plan.space.max_parts, command.slots), checkpoints, say)
-            forecast = report.Forecast(plan, local.trainer, say)
+            trainers = [of.trainer(plan.space.max_parts, command.slots) for of in command.trainings.values()]
+            local = [LocalWorkers(trainer, checkpoints, say) for trainer in trainers]
+            workers = WorkersByNetwork(dict(zip(plan.networks.names, local, strict=True)))
+            forecast = report.Forecast(plan, trainers, say)
             forecast.start()
             watches.append(forecast)
         duplicates = SameFunction() if plan.equivalence else SameText()
@@ -54,7 +59,7 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
             for watch in watches:
                 watch(search, rows)
 
-        search = interruption.search = Search(database, controller, pool or local, plan, watching)
+        search = interruption.search = Search(database, controller, workers, plan, watching)
         if command.metrics:
             metrics = report.Metrics(command.metrics, command.workdir, search.rows, _is_control, say)
             watches.append(lambda search, rows: metrics.add(rows, search.occupancy))
@@ -70,10 +75,11 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         if search.exhausted:
             say(search.exhausted)
         s = training.settings
-        title = f"{s.model} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
-        board = report.leaderboard(search.judged, plan.top, plan.learning_rates)
+        network = " / ".join(command.trainings)
+        title = f"{network} on {training.dataset.name}, {s.optimizer}, {s.epochs} epochs, validation accuracy"
+        board = report.leaderboard(search.judged, plan.top, plan.learning_rates, plan.networks)
         front = report.front(search.judged)
-        database.store_tables(map(report.plain, board), map(dataclasses.astuple, front))
+        database.store_tables(map(report.plain, board), (row.plain for row in front))
         console.print(report.table(board, title))
         if front:
             console.print(report.front_table(front))
@@ -102,6 +108,8 @@ def _is_control(text: str) -> bool:
 def _next(command: plans.SearchCommand) -> list[str]:
     """The commands that go on from here."""
     options = {"workdir": command.workdir} | ({"data_dir": command.data_dir} if command.data_dir else {})
+    if command.search.networks.several:
+        options["model"] = command.training.settings.model
     given = shlex.join(f"--{name}={value}" for name, value in options.items())
     workdir = shlex.quote(f"--workdir={command.workdir}")
     return [

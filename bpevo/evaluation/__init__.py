@@ -1,6 +1,7 @@
 """The evaluation: treatments tuned alike, selected on fresh seeds and tested once; standings and significance."""
 
 from bpevo.evaluation.evaluation import Evaluation
+from bpevo.evaluation.funnel import FunnelStage, Passed, passed, read_stages
 from bpevo.evaluation.plan import EvaluationPlan
 from bpevo.evaluation.standings import Standing, standings
 from bpevo.evaluation.treatments import Treatment, controls
@@ -10,7 +11,9 @@ from bpevo.evaluation.workplace import LocalWorkplace, PoolWorkplace, Program, R
 __all__ = [
     "Evaluation",
     "EvaluationPlan",
+    "FunnelStage",
     "LocalWorkplace",
+    "Passed",
     "PoolWorkplace",
     "Program",
     "Recipes",
@@ -19,6 +22,8 @@ __all__ = [
     "Treatment",
     "Workplace",
     "controls",
+    "passed",
+    "read_stages",
     "standings",
     "verdict",
 ]

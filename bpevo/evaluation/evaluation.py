@@ -45,7 +45,7 @@ class Evaluation:
         """All stages. Idempotent."""
         plan = self._plan
         self._tune(plan.treatments)
-        self._tuned(Stage.SELECTION, plan.found, plan.selection_repeats)
+        self._tuned(Stage.SELECTION, plan.selected, plan.selection_repeats)
         ablated = self._ablated()
         self._tune(ablated)
         self._tuned(Stage.ABLATION, ablated, plan.selection_repeats)
@@ -56,24 +56,16 @@ class Evaluation:
         self._driver.stop()
 
     def rate(self, treatment: Treatment) -> float | None:
-        """The learning rate of the best mean validation accuracy; None if every training diverged."""
-        return best_rate(tried(self.rows, str(treatment)))
+        """As the function."""
+        return rate(self.rows, treatment)
 
     def worth(self, treatment: Treatment) -> tuple[bool, float]:
-        """Greater is better: whether nothing diverged at the tuned rate, and the mean validation accuracy there, 0 for what
-        did; on fresh seeds where selected, else as tuned."""
-        rate, text = self.rate(treatment), str(treatment)
-        for stage in (Stage.SELECTION, Stage.TUNING):
-            accuracies = [row.accuracy for row in self.rows.of(stage=stage, equation=text, learning_rate=rate)]
-            if accuracies:
-                return None not in accuracies, statistics.mean(a or 0.0 for a in accuracies)
-        return False, 0.0
+        """As the function."""
+        return worth(self.rows, treatment)
 
     def finalists(self) -> list[Treatment]:
-        """What goes on to the test set: controls, named rules, and the best of the search's by fresh seeds."""
-        plan = self._plan
-        best = sorted(plan.found, key=self.worth, reverse=True)[: plan.finalists]
-        return list(dict.fromkeys([*plan.controls, *plan.named, *best]))
+        """As the function."""
+        return finalists(self.rows, self._plan)
 
     def _tune(self, treatments: Sequence[Treatment]) -> None:
         """Rounds of all treatments of a program together, until every grid is done."""
@@ -150,6 +142,28 @@ class Evaluation:
     def _training(self, treatment: Treatment, rate: float, replicate: int) -> Training:
         equation = treatment.chain(self._max_parts) or treatment.expression
         return Training(equation, rate, replicate=replicate, transform=treatment.transform)
+
+
+def rate(rows: Rows, treatment: Treatment) -> float | None:
+    """The learning rate of the best mean validation accuracy; None if every training diverged."""
+    return best_rate(tried(rows, str(treatment)))
+
+
+def worth(rows: Rows, treatment: Treatment) -> tuple[bool, float]:
+    """Greater is better: whether nothing diverged at the tuned rate, and the mean validation accuracy there, 0 for what
+    did; on fresh seeds where selected, else as tuned."""
+    tuned, text = rate(rows, treatment), str(treatment)
+    for stage in (Stage.SELECTION, Stage.TUNING):
+        accuracies = [row.accuracy for row in rows.of(stage=stage, equation=text, learning_rate=tuned)]
+        if accuracies:
+            return None not in accuracies, statistics.mean(a or 0.0 for a in accuracies)
+    return False, 0.0
+
+
+def finalists(rows: Rows, plan: EvaluationPlan) -> list[Treatment]:
+    """What goes on to the test set: controls, named rules, and the best of the search's by fresh seeds."""
+    best = sorted(plan.found, key=lambda t: worth(rows, t), reverse=True)[: plan.finalists]
+    return list(dict.fromkeys([*plan.controls, *plan.named, *best]))
 
 
 def tried(rows: Rows, text: str) -> dict[float, list[float | None]]:

@@ -30,11 +30,17 @@ class EvaluationPlan:
     finalists: int = 10  # of `found` that are tested
     repeats: int = 10
     ablate: int = 0  # rules whose components are removed in turn
+    compared: bool = False  # the controls train on the selection's fresh seeds too
 
     @property
     def treatments(self) -> list[Treatment]:
         """All that is tuned, each once."""
         return list(dict.fromkeys([*self.controls, *self.named, *self.found]))
+
+    @property
+    def selected(self) -> list[Treatment]:
+        """All that trains on the selection's fresh seeds."""
+        return [*(self.controls if self.compared else ()), *self.found]
 
     @property
     def max_parts(self) -> int:

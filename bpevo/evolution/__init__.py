@@ -17,6 +17,7 @@ from bpevo.evolution.controllers import (
 )
 from bpevo.evolution.equivalence import Duplicates, SameFunction, SameText
 from bpevo.evolution.fitness import Bars, first_bars, fitness, standing
+from bpevo.evolution.networks import ONE, OVER, Networks
 from bpevo.evolution.population import Population
 from bpevo.evolution.proposals import EvolutionSettings, Proposal, Result, Rung, SpaceExhausted, Trained
 from bpevo.evolution.rates import at_edge, best_rate, next_rates
@@ -24,6 +25,8 @@ from bpevo.evolution.space import Change, SearchSpace
 
 __all__ = [
     "CONTROLLERS",
+    "ONE",
+    "OVER",
     "AgingController",
     "Bars",
     "BreedingController",
@@ -34,6 +37,7 @@ __all__ = [
     "DrawingController",
     "Duplicates",
     "EvolutionSettings",
+    "Networks",
     "NichesController",
     "PaperController",
     "Population",

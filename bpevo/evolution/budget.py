@@ -13,21 +13,22 @@ LEAST_ELITE, MOST_ELITE = 10, 1000
 LEAST_LAG = 16
 
 
-def charge(rates: int) -> int:
-    """Trainings of an equation: a trial for each learning rate and the training at the best one; with one rate that alone."""
-    return rates + 1 if rates > 1 else 1
+def charge(rates: int, networks: int = 1) -> int:
+    """Trainings of an equation: on each network a trial for each learning rate and the training at the best one; with one
+    rate that alone."""
+    return networks * (rates + 1 if rates > 1 else 1)
 
 
-def equations(max_evaluations: int, rates: int) -> int:
+def equations(max_evaluations: int, rates: int, networks: int = 1) -> int:
     """E: the equations that so many trainings afford, if one in CONFIRM_EVERY is confirmed. Where there is nothing to
-    confirm yet there are a few more.
+    confirm yet there are a few more, and likewise where bars spare trainings on later networks.
 
-    >>> equations(11, rates=1), equations(33, rates=4)
-    (10, 6)
+    >>> equations(11, rates=1), equations(33, rates=4), equations(33, rates=4, networks=2)
+    (10, 6, 3)
     """
-    of_block = CONFIRM_EVERY * charge(rates) + 1
-    blocks, rest = divmod(max_evaluations, of_block)
-    return CONFIRM_EVERY * blocks + min(CONFIRM_EVERY, rest // charge(rates))
+    of_each = charge(rates, networks)
+    blocks, rest = divmod(max_evaluations, CONFIRM_EVERY * of_each + networks)
+    return CONFIRM_EVERY * blocks + min(CONFIRM_EVERY, rest // of_each)
 
 
 def epochs_of(rates: int, epochs: int, trial: int) -> int:
@@ -81,11 +82,11 @@ def idle_share(slots: int, rates: int, lag: int) -> float:
     return max(0.0, 1 - lag * rates / slots)
 
 
-def least_budget(rates: int, *, elite_size: int, initial: int, lag: int) -> int:
+def least_budget(rates: int, *, elite_size: int, initial: int, lag: int, networks: int = 1) -> int:
     """The least number of trainings that affords one equation to breed.
 
     >>> least_budget(rates=4, elite_size=1000, initial=0, lag=16)
     5105
     """
     unbred = initial or max(elite_size, lag)
-    return (unbred + 1) * charge(rates) + unbred // CONFIRM_EVERY
+    return (unbred + 1) * charge(rates, networks) + unbred // CONFIRM_EVERY * networks

@@ -5,15 +5,14 @@ file, no network), table.md, table.tex and the plots as SVG and PNG into --workd
 minute, and the page in a browser follows, until Ctrl-C.
 """
 
-import os
 import time
 
-import jax
 from absl import flags
 from rich.console import Console
 
 from bpevo.command import main, process
 from bpevo.command.plans import UsageError
+from bpevo.report.writing import write
 from bpevo.runs import RunError
 
 
@@ -24,27 +23,17 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         raise UsageError(f"--every={every:g} must be at least 1 second")
     if not values.workdir:
         raise RunError("--workdir=FOLDER is needed: the folder of the run")
-    # The kinds of rules are computed: one small program. Read from jax's cache, it would come with pages of XLA's log, which
-    # nothing silences once jax is loaded.
-    jax.config.update("jax_enable_compilation_cache", False)
-    os.environ.pop("MPLBACKEND", None)  # a name that matplotlib does not know fails its import
-    try:
-        import matplotlib  # noqa: F401
-    except (ImportError, ValueError) as error:
-        raise RunError(f"matplotlib cannot be imported: {error}; check the matplotlibrc that it reads") from error
-    from bpevo.report.build import build  # takes a second to load; --help should not
-
-    for path in build(values.workdir, every):
+    for path in write(values.workdir, every):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
     try:
         while every is not None:
             time.sleep(every)
             try:
-                build(values.workdir, every)
+                write(values.workdir, every)
             except RunError as error:  # a disk that is full now may have room later
                 console.print(f"not written: {error}", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        build(values.workdir)  # the last word does not reload itself
+        write(values.workdir)  # the last word does not reload itself
         return interruption.code
     return 0
 

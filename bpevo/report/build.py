@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,8 +18,9 @@ from bpevo.evolution import Proposal
 from bpevo.report import ancestry, drawing, page, plots
 from bpevo.report.front import front
 from bpevo.report.leaderboard import leaderboard, remarks
+from bpevo.report.overview import best_found
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
-from bpevo.runs import Rows, RunDatabase, RunError, ranked
+from bpevo.runs import Rows, RunDatabase, RunError, networks, ranked
 from bpevo.search import CONTROL_KEYS
 from bpevo.workers import Stage
 
@@ -44,7 +46,8 @@ class Run:
 
 
 def read_runs(workdir: str | os.PathLike) -> list[Run]:
-    """The workdir's own run and the evaluations in its folders, in order of their names. Raises RunError if there is none."""
+    """The workdir's own run and the evaluations in its folders, in order of their names; where it has none, as that of a sweep,
+    the searches in its folders too. Raises RunError if there is none."""
     folder = pathlib.Path(workdir)
     inside = sorted(p.parent for p in folder.glob("*/run.sqlite"))
     folders = ([folder] if (folder / "run.sqlite").is_file() else []) + inside
@@ -56,7 +59,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
     for each in folders:
         with RunDatabase.reading(each) as database:
             settings = database.settings()
-            if each != folder and "scenario" not in settings:
+            if each != folder == folders[0] and "scenario" not in settings:
                 continue  # another search
             runs.append(
                 Run(
@@ -89,9 +92,14 @@ class Report:
             self._images |= {f"{name}.svg": image, f"{name}.png": drawing.png(figure)}
             self._add(page.picture(image, caption))
 
-    def add_search(self, run: Run) -> None:
-        s, stages = run.settings, collections.Counter(row.stage for row in run.rows)
-        board = leaderboard(run.rows, LEADERS, s.get("learning_rates", ()))
+    def add_overview(self, searches: Sequence[Run]) -> None:
+        rows = [best_found(run.name, run.rows, run.settings, LEADERS) for run in searches]
+        self._add(page.heading(2, f"{len(rows)} searches"), page.overview_html(rows))
+
+    def add_search(self, run: Run, prefix: str = "") -> None:
+        """`prefix`: of its plots' names."""
+        s, stages = run.settings, collections.Counter(row.stage for row in run.rows.trainings)
+        board = leaderboard(run.rows, LEADERS, s.get("learning_rates", ()), networks(s))
         held_out = s.get("held_out", 0)
         confirmations = sum(p.confirms is not None for p in run.proposals)
         trials = f"{stages[Stage.TRIAL]} trials of {s.get('trial_epochs')} epochs, " if stages[Stage.TRIAL] else ""
@@ -107,8 +115,8 @@ class Report:
             page.listing(remarks(board, held_out, s.get("validation_examples", 0) - held_out)),
             page.front_html(front(run.rows)),
         )
-        self._plot("search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
-        self._plot("search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")
+        self._plot(f"{prefix}search_best", plots.best_so_far(run.rows), "Best validation accuracy so far")
+        self._plot(f"{prefix}search_scores", plots.distribution(run.rows), "Distribution of validation accuracies")
         found = list(ranked(run.rows.of(stage=Stage.SEARCH), CONTROL_KEYS))
         by_id = {p.id: p for p in run.proposals}
         best = found[: max(MIN_WINNERS, int(WINNERS * len(found)))]
@@ -116,7 +124,7 @@ class Report:
         leaders = [by_id[row.proposal] for row in board if row.proposal in by_id]
         shares = ancestry.shares(run.proposals, winners)
         figure = plots.enrichment(shares, len(winners), len(run.proposals))
-        self._plot("search_components", figure, "Components of the best rules against the whole population")
+        self._plot(f"{prefix}search_components", figure, "Components of the best rules against the whole population")
         for leader in leaders[:LINEAGES]:
             line = ancestry.lineage(run.proposals, run.rows, leader)
             text = line[-1].equation
@@ -211,11 +219,15 @@ def build(workdir: str | os.PathLike, every: float | None = None) -> list[pathli
     folder = pathlib.Path(workdir)
     report = Report(f"bpevo: {_name(folder)}", every)
     with drawing.fixed_style():
-        for run in read_runs(folder):
+        runs = read_runs(folder)
+        searches = [run for run in runs if not run.is_evaluation and run.proposals]
+        if len(searches) > 1:
+            report.add_overview(searches)
+        for run in runs:
             if run.is_evaluation:
                 report.add_evaluation(run)
-            elif run.proposals:
-                report.add_search(run)
+            elif run in searches:
+                report.add_search(run, f"{run.name}_" if len(searches) > 1 else "")
     try:
         return report.write(folder / "report")
     except OSError as error:

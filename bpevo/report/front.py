@@ -1,5 +1,7 @@
 """The front by complexity: the best rule of a search for each number of components, simplified, so that it can be read."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -27,6 +29,12 @@ class FrontRow:
     proposal: int | None
     learning_rate: float
     search: float  # accuracy that selected it, %: it flatters
+    on: tuple[FrontRow, ...] = ()  # over several networks: with learning rate and accuracy on each
+
+    @property
+    def plain(self) -> tuple:
+        """For the database's table `front`."""
+        return self.components, self.equation, self.kind, self.proposal, self.learning_rate, self.search
 
 
 def front(rows: Rows) -> list[FrontRow]:
@@ -41,23 +49,26 @@ def front(rows: Rows) -> list[FrontRow]:
         rule = simplified(parse(row.equation))
         count = components(rule)
         if not found or count < found[-1].components:
-            assert row.accuracy is not None
-            found.append(
+            whole, *each = (
                 FrontRow(
                     components=count,
                     equation=str(rule),
                     kind=kind(rule),
                     proposal=row.proposal,
-                    learning_rate=row.learning_rate,
-                    search=100 * row.accuracy,
+                    learning_rate=trained.learning_rate,
+                    search=100 * (trained.accuracy or 0.0),
                 )
+                for trained in (row, *row.members)
             )
+            found.append(dataclasses.replace(whole, on=tuple(each)))
     return found[::-1]
 
 
 def front_cells(row: FrontRow) -> list[str]:
-    """The texts of FRONT_COLUMNS."""
-    return [str(row.components), f"{row.learning_rate:g}", f"{row.search:.2f}"]
+    """The texts of FRONT_COLUMNS; over several networks as on the leaderboard."""
+    rates = " / ".join(f"{each.learning_rate:g}" for each in row.on or (row,))
+    accuracies = f" ({' / '.join(f'{each.search:.2f}' for each in row.on)})" if row.on else ""
+    return [str(row.components), rates, f"{row.search:.2f}{accuracies}"]
 
 
 def front_table(found: Sequence[FrontRow]) -> TextTable:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 from bpevo.rules import NAMED, parse
 from bpevo.runs import Row, RunError
-from bpevo.workers import Stage
+from bpevo.workers import Stage, on
 
 KINDS = ("csv", "tensorboard")
 CURVE = ("train_loss", "train_accuracy", "gradient_norm", "eval_loss", "eval_accuracy")
@@ -59,7 +59,7 @@ class Figures:
         self.slot_epochs += row.epochs
         self.diverged += row.status == "diverged"
         self.stopped += row.status == "stopped"
-        at = row.equation, row.learning_rate
+        at = row.subject, row.learning_rate
         if row.stage == Stage.TRIAL:
             self._trials[at] = row.epochs
         elif row.stage == Stage.SEARCH:
@@ -91,7 +91,7 @@ class Figures:
 
 def contest(row: Row) -> str:
     """What the accuracy of `row` may be compared within."""
-    return "search" if row.stage in OF_SEARCH else row.stage
+    return on("search" if row.stage in OF_SEARCH else row.stage, row.network)
 
 
 class Format(Protocol):

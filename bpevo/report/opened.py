@@ -12,7 +12,8 @@ from bpevo.report import build
 from bpevo.report.front import front
 from bpevo.report.leaderboard import leaderboard, remarks
 from bpevo.rules import Expression, parse
-from bpevo.runs import Rows, RunDatabase
+from bpevo.runs import Row, Rows, RunDatabase, networks
+from bpevo.workers import on
 
 if TYPE_CHECKING:
     import pandas
@@ -42,12 +43,12 @@ class Opened:
     @property
     def leaderboard(self) -> "pandas.DataFrame":
         """A row per rule and control, best first; accuracies in %. Of an evaluation its standings."""
-        return _frame([dataclasses.asdict(row) | _read_off(row) for row in self._board])
+        return _frame([self._told(row) for row in self._board])
 
     @property
     def front(self) -> "pandas.DataFrame":
         """The best rule for each number of components that have an effect, simplified (bpevo.report.front)."""
-        return _frame([] if self.is_evaluation else [dataclasses.asdict(row) for row in front(self.rows)])
+        return _frame([] if self.is_evaluation else [self._told(row) for row in front(self.rows)])
 
     @property
     def remarks(self) -> list[str]:
@@ -71,8 +72,8 @@ class Opened:
     @property
     def trainings(self) -> "pandas.DataFrame":
         """A row per training, in order of finishing, as the database holds them."""
-        names = [f.name for f in dataclasses.fields(self.rows[0])] if self.rows else []
-        return _frame([{name: getattr(row, name) for name in names if name != "curve"} for row in self.rows])
+        names = [f.name for f in dataclasses.fields(Row) if f.name not in ("curve", "members")]
+        return _frame([{name: getattr(row, name) for name in names} for row in self.rows.trainings])
 
     @property
     def curves(self) -> "pandas.DataFrame":
@@ -84,10 +85,11 @@ class Opened:
                     "equation": row.equation,
                     "learning_rate": row.learning_rate,
                     "replicate": row.replicate,
+                    "network": row.network,
                 }
                 | {"epoch": epoch + 1}
                 | {name: values[epoch] for name, values in row.curve.items()}
-                for row in self.rows
+                for row in self.rows.trainings
                 for epoch in range(row.epochs)
             ]
         )
@@ -100,7 +102,16 @@ class Opened:
     def _board(self) -> list[Any]:
         if self.is_evaluation:
             return standings(self.rows, self.settings)
-        return leaderboard(self.rows, TOP, self.settings.get("learning_rates", ()))
+        return leaderboard(self.rows, TOP, self.settings.get("learning_rates", ()), networks(self.settings))
+
+    def _told(self, row: Any) -> dict[str, Any]:
+        """A row's fields and what its properties say; over several networks also what it did on each."""
+        told = dataclasses.asdict(row) | _read_off(row)
+        told.pop("on", None)
+        for name, part in zip(networks(self.settings).names, getattr(row, "on", ()), strict=False):
+            of_part = {"learning_rate": part.learning_rate, "search": part.search} | _read_off(part)
+            told |= {on(key, name): value for key, value in of_part.items()}
+        return told
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{line}</li>" for line in map(build.page.html.escape, self.remarks))
@@ -108,7 +119,7 @@ class Opened:
 
     def __repr__(self) -> str:
         kind = "evaluation" if self.is_evaluation else "search"
-        return f"<{kind} in {self.folder}: {len(self.rows)} trainings, best {self.best}>"
+        return f"<{kind} in {self.folder}: {len(self.rows.trainings)} trainings, best {self.best}>"
 
 
 def _read_off(row: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from bpevo.report import drawing
 from bpevo.report.ancestry import Ancestor
 from bpevo.report.front import FRONT_COLUMNS, FRONT_TITLE, FrontRow, front_cells
 from bpevo.report.leaderboard import BOARD_COLUMNS, LeaderboardRow, board_cells
+from bpevo.report.overview import OVERVIEW_COLUMNS, Found, overview_cells
 from bpevo.report.tables import COLUMNS, LEGEND, cells
 
 # A table where it fits; on less than a desktop's width each row is a card: the rule, and below it the names and numbers.
@@ -93,7 +94,7 @@ def rule(text: str) -> str:
 
 
 # Columns whose cells may break into lines.
-_TEXTS = ("rule", "equation", "kind", "mutation", "vs closest control", "paper %")
+_TEXTS = ("rule", "best rule", "search", "equation", "kind", "mutation", "vs closest control", "paper %")
 
 
 def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -124,6 +125,14 @@ def leaderboard_html(board: Sequence[LeaderboardRow]) -> str:
         texts = [row.kind + (f" ({row.status})" if row.status else ""), *board_cells(row)]
         made.append(("", [label + equation(row.equation), *map(html.escape, texts)]))
     return table(("equation", "kind", *BOARD_COLUMNS), made)
+
+
+def overview_html(rows: Sequence[Found]) -> str:
+    made = []
+    for row in rows:
+        rule, kind = (equation(row.best.equation), row.best.kind) if row.best else ("nothing yet", "")
+        made.append(("", [html.escape(row.search), rule, *map(html.escape, (kind, *overview_cells(row)))]))
+    return table(("search", "best rule", "kind", *OVERVIEW_COLUMNS), made)
 
 
 def front_html(found: Sequence[FrontRow]) -> str:

@@ -79,7 +79,7 @@ def _mark_controls(rows: Rows, line: Callable[..., object]) -> None:
 
 def best_so_far(rows: Rows) -> Figure | None:
     """The search's best validation accuracy against trainings and against wall time (pauses included)."""
-    search = rows.of(stage=Stage.SEARCH)
+    search = rows.of(stage=Stage.SEARCH, network="")
     if not search:
         return None
     best = np.maximum.accumulate([100 * (e.accuracy or 0.0) for e in search])
@@ -102,7 +102,7 @@ def best_so_far(rows: Rows) -> Figure | None:
 
 def distribution(rows: Rows) -> Figure | None:
     """Final validation accuracies of the search's trainings."""
-    search = rows.of(stage=Stage.SEARCH)
+    search = rows.of(stage=Stage.SEARCH, network="")
     scores = [100 * e.accuracy for e in search if e.accuracy is not None]
     if not scores:
         return None

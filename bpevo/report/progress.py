@@ -106,14 +106,15 @@ class Progress:
         elapsed = time.monotonic() - self._start
         rate = self._trained / elapsed
         left = search.plan.max_evaluations - search.done  # trials that diverge everywhere spare a training
-        best, backprop, drawn = search.best, search.control("backprop"), len(search.proposals)
+        best, drawn = search.best, len(search.proposals)
+        backprop = [found for name in search.plan.networks.names if (found := search.control("backprop", name))]
         tries = max(1, drawn + search.infeasible + search.duplicates)
         return {
             "stage": self._stage,
             "evaluations": f"{search.done} of {search.plan.max_evaluations} ({3600 * rate:,.0f}/h)",
             "time left": f"{left / rate / 60:.1f} min" if rate and left > 0 else "",
             "best": f"{100 * best[1]:.2f} % {without_idle(best[0].to_expression())}" if best else "",
-            "backprop": f"{100 * backprop[1]:.2f} % (learning rate {backprop[0]:g})" if backprop else "",
+            "backprop": " / ".join(f"{100 * accuracy:.2f} % (learning rate {rate:g})" for rate, accuracy in backprop),
             "failures": "; ".join(f"{n} {reason}" for reason, n in search.failures.most_common()),
             "draws": f"{drawn} drawn, {search.infeasible / tries:.0%} infeasible, {search.duplicates / tries:.0%} duplicate",
             "occupancy": f"{search.occupancy:.0%} of slots",

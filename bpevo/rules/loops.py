@@ -8,8 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bpevo.rules import program as p
+from bpevo.rules import statistics
 from bpevo.rules import tiles as ti
-from bpevo.rules.tile_programs import PASSES, Scalars
+from bpevo.rules.components import OPERANDS
+from bpevo.rules.interpreter import products
+from bpevo.rules.program import Program
+from bpevo.rules.tile_programs import PASSES, barriers, norms, stored
+from bpevo.rules.unit import State, Unit
 
 FLOATS = 65536  # of a tile: a value of it, what it is made of and what it becomes stay in a core's own cache
 
@@ -24,29 +29,59 @@ class Loop:
 
     floats: int = FLOATS
 
-    one_by_one = True  # under vmap branches would be no branches
-
     def layout(self, batch: int, features: int) -> ti.Layout:
         """Tiles of one size."""
         tiles = -(-features // max(1, self.floats // batch))
         return ti.Layout(batch, features, batch, -(-features // tiles))
 
-    def __call__(self, scalars: tuple[jax.Array, ...], rows: jax.Array, arrays: dict[str, jax.Array]):
-        """The signal [B, M] and the next rows of state [rows, 2, at least M].
-
-        `scalars` of tile_programs.pack, `arrays` [B, M] of tile_programs.stored.
-        """
-        batch, features = next(iter(arrays.values())).shape
-        layout = self.layout(batch, features)
+    def __call__(self, unit: Unit, program: Program, state: State) -> tuple[jax.Array, jax.Array]:
+        """The signal [B, M] and the next rows of state, of a program that tile_programs.takes accepts."""
+        made, (batch, features) = products(unit, program), unit.shapes.matrix("X")
+        layout, rows = self.layout(batch, features), state["small"]
         beyond = layout.tiles * layout.tile - features
-        if beyond:
-            arrays = {name: jnp.pad(x, [(0, 0), (0, beyond)]) for name, x in arrays.items()}
-        own = rows[..., :features]
-        own = jnp.pad(own, [(0, 0), (0, 0), (0, beyond)]) if beyond else own
-        program = Scalars(0, *(x[None] for x in scalars))
+        names = [n for n in dict.fromkeys([*stored(), *made]) if OPERANDS[n].base == "X"]
+        values = (made[n] if n in made else unit.values.read(n) for n in names)
+        arrays = {n: _padded(x.reshape(batch, features), beyond) for n, x in zip(names, values, strict=True)}
         run = _whole if layout.tiles == 1 else _by_tiles
-        signal, own = run(layout, program, own, arrays)
+        assert unit.key is not None
+        signal, own = run(layout, _Numbers(program, state, unit.key), _padded(rows[..., :features], beyond), arrays)
         return signal[:, :features], lax.dynamic_update_slice_in_dim(rows, own[..., :features], 0, 2)
+
+
+def _padded(x: jax.Array, beyond: int) -> jax.Array:
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, beyond)]) if beyond else x
+
+
+class _Numbers:
+    """A program's numbers, and what else a tile asks for, from where they are."""
+
+    def __init__(self, program: Program, state: State, key: jax.Array):
+        self._program, self._key, uses = program, key, statistics.uses(state)
+        weight = statistics.weight_of_step(state["step"] / uses + 1)
+        self._whole = {"length": program.length, "uses": uses, "weight": weight}
+
+    def integer(self, name: str, t=0, i=0):
+        return self._whole[name] if name in self._whole else self._of(name, t, i)
+
+    real = integer
+
+    def _of(self, name: str, t, i) -> jax.Array:
+        table = getattr(self._program, name)
+        return table.reshape(len(table), -1)[t, i]
+
+    @property
+    def ends(self) -> jax.Array:
+        """How many norms end a pass."""
+        return jnp.sum(barriers(self._program))
+
+    @property
+    def norms(self) -> jax.Array:
+        """shape=[PASSES, 3]: those norms."""
+        return norms(self._program).reshape(PASSES, 3)
+
+    def key(self, number) -> tuple[jax.Array, jax.Array]:
+        words = jax.random.key_data(jax.random.fold_in(self._key, number))
+        return words[0], words[1]
 
 
 class _Rows:
@@ -122,25 +157,25 @@ _ORDERS = (
 )
 
 
-def _whole(layout: ti.Layout, program: Scalars, rows: jax.Array, arrays: dict[str, jax.Array]):
+def _whole(layout: ti.Layout, numbers: _Numbers, rows: jax.Array, arrays: dict[str, jax.Array]):
     """Everything is one tile: there is no pass but the last."""
-    tile = _Tile(layout, 0, 0, program, arrays, _Rows(rows), None, lax.switch)
+    tile = _Tile(layout, 0, 0, numbers, arrays, _Rows(rows), None, lax.switch)
     value, _, rows = tile.run()
     return value, rows
 
 
-def _by_tiles(layout: ti.Layout, program: Scalars, rows: jax.Array, arrays: dict[str, jax.Array]):
-    ends, width = program.integer("ends"), layout.tile
+def _by_tiles(layout: ti.Layout, numbers: _Numbers, rows: jax.Array, arrays: dict[str, jax.Array]):
+    ends, norms_, width = numbers.ends, numbers.norms, layout.tile
 
     def one_pass(number, carry):
-        norm, last = program.norm(jnp.minimum(number, PASSES - 1)), number == ends
+        norm, last = p.Norm(*norms_[number]), number == ends
         lines, *carry = carry
 
         def one_tile(j, carry):
             line, rows, signal = carry
             start = _Rows(lax.dynamic_slice_in_dim(rows, j * width, width, 2))
             views = {name: _View(x, j * width, width) for name, x in arrays.items()}
-            tile = _Tile(layout, number, j, program, views, start, lines, lax.switch)
+            tile = _Tile(layout, number, j, numbers, views, start, lines, lax.switch)
             value, found, own = tile.run()
             line = jnp.where(j == 0, found, ti.merged(jnp.stack([line, found]), norm))
             own = jnp.where(last, own, start.start)
@@ -151,8 +186,9 @@ def _by_tiles(layout: ti.Layout, program: Scalars, rows: jax.Array, arrays: dict
 
         line, *carry = lax.fori_loop(0, layout.tiles, one_tile, (jnp.zeros_like(lines[0]), *carry))
         divisors = ti.divisors(line, norm, layout.batch)
-        lines = lax.dynamic_update_index_in_dim(lines, divisors, jnp.minimum(number, PASSES - 1), 0)
-        return lines, *carry
+        return lax.dynamic_update_index_in_dim(
+            lines, divisors, number, 0
+        ), *carry  # after the last pass nobody reads it
 
     blank = jnp.zeros_like(rows, shape=(layout.batch, layout.tiles * layout.tile))
     start = jnp.ones_like(rows, shape=(PASSES, layout.batch)), rows, blank

@@ -49,19 +49,19 @@ def barriers(program: Program) -> Any:
     return _live(program, p.NORM) & ~of_columns
 
 
-def _elementwise(node: Expression) -> bool:
-    """Whether a formula needs of each entry only that entry of other operands of type X."""
+def _of_tile(node: Expression) -> bool:
+    """Whether a tile of a formula's value needs only that tile of values of the unit, or b_L and that tile's columns of R_L."""
     match node:
         case OperandNode():
             return OPERANDS[node.name].base == "X"
         case UnaryNode():
             entry = UNARIES[node.name]
-            return bool(entry.fn or entry.affine) and _elementwise(node.x)
+            return bool(entry.fn or entry.affine) and _of_tile(node.x)
+        case BinaryNode(left=OperandNode(name="b_L"), right=OperandNode(name="R_L")):
+            return BINARIES[node.name].structure == "product"
         case BinaryNode():
             binary = BINARIES[node.name]
-            return _elementwise(node.left) and (
-                binary.structure == "left" or bool(binary.fn) and _elementwise(node.right)
-            )
+            return _of_tile(node.left) and (binary.structure == "left" or bool(binary.fn) and _of_tile(node.right))
     return False
 
 
@@ -72,7 +72,7 @@ def _made_of(registered: tuple[Component, ...]) -> dict[str, frozenset[str]]:
 
     def arrays(name: str) -> frozenset[str]:
         node = formulas.definition(name)
-        if node is None or not _elementwise(node):
+        if node is None or not _of_tile(node):
             return frozenset([name])
         return frozenset().union(*(arrays(n.name) for n in formulas.live(node) if isinstance(n, OperandNode)))
 
@@ -85,8 +85,9 @@ def made_of(load: str) -> frozenset[str]:
 
 
 def stored() -> list[str]:
-    """Operands that a kernel gets as arrays [B, M]; it makes all others of type X of them."""
-    return [name for name in OPERANDS if name in made_of(name)]
+    """Operands that a kernel gets as arrays: [B, M], b_L [C, B] and R_L [C, M]; it makes all others of type X of them."""
+    needed = frozenset().union(*_made_of(components.extensions()).values())
+    return [name for name in OPERANDS if name in needed]
 
 
 def used(program: Program) -> jax.Array:
@@ -131,7 +132,7 @@ def _place(fields: dict[str, int], name: str) -> int:
     return sum(fields[n] for n in names[: names.index(name)])
 
 
-def _norms(program: Program) -> jax.Array:
+def norms(program: Program) -> jax.Array:
     """shape=[3 PASSES]: order, axis and of_sums of each norm that ends a pass."""
     ends = barriers(program).reshape(-1)
     hit = ends & (jnp.cumsum(ends) - 1 == jnp.arange(PASSES)[:, None])
@@ -144,7 +145,7 @@ def pack(program: Program, state: State, key: jax.Array) -> tuple[jax.Array, jax
     whole = {
         "length": program.length,
         "ends": jnp.sum(barriers(program)),
-        "norms": _norms(program),
+        "norms": norms(program),
         "used": used(program),
         "statistics": jnp.any(_live(program, p.STATISTIC)),
         "weight": statistics.weight_of_step(state["step"] / uses + 1),

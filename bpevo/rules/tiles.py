@@ -89,13 +89,14 @@ class Tile:
         layout: Layout,
         number,
         tile,
-        scalars: Scalars,
+        scalars: Scalars | Any,
         stored: Mapping[str, Any],
         rows: Rows,
         lines,
         switch: Callable[[Any, Sequence[Callable[[], Any]]], Any] = halves,
     ):
-        """`stored` [B, m] and `lines` [PASSES, B] are references or arrays; `rows` holds the state; `number` is of the pass.
+        """References or arrays: `stored` [B, m], of b_L [C, B] and of R_L [C, m]; `lines` [PASSES, B]. `rows` holds the state;
+        `number` is of the pass.
 
         Where there are no `lines`, this tile is all there is, and no norm ends a pass.
         """
@@ -133,16 +134,23 @@ class Tile:
         return t + 1, self._switch(self._scalars.integer("combine", t), combines), line, barrier, rows
 
     def _loads(self, accumulator: jax.Array) -> list[Callable[[], jax.Array]]:
-        def operand(name: str) -> jax.Array:
+        def operand(name: str) -> Any:
             if name in self._stored:
-                return self._stored[name][...]
+                return self._stored[name] if name in ("b_L", "R_L") else self._stored[name][...]
             node = formulas.definition(name)
             assert node is not None
-            return formulas.value(None, node, lambda n: operand(n.name), None)  # type: ignore[arg-type]
+            return formulas.value(self, node, lambda n: operand(n.name), None)  # type: ignore[arg-type]
 
         zeros = lambda: jnp.zeros(self._shape, jnp.float32)  # noqa: E731
         known = [functools.partial(operand, name) if OPERANDS[name].base == "X" else zeros for name in OPERANDS]
         return [lambda: accumulator, zeros, *known]
+
+    def product(self, signal, name: str, feedback) -> jax.Array:
+        """b_L @ R_L, the only product of a tile: a sum over the classes."""
+        assert name == "ZF"
+        start = jnp.zeros(self._shape, jnp.float32)
+        outer = lambda c, total: total + signal[c, :][:, None] * feedback[c, :][None]  # noqa: E731
+        return lax.fori_loop(0, feedback.shape[0], outer, start)
 
     def _function(self, t, carry):
         i, value, line, barrier, rows = carry
@@ -286,6 +294,16 @@ def _by_maximum(norm: p.Norm) -> jax.Array:
 def merged(lines: jax.Array, norm: p.Norm) -> jax.Array:
     """The line of all tiles, [B], of theirs, [tiles, B]."""
     return jnp.where(_by_maximum(norm), jnp.max(lines, 0), jnp.sum(lines, 0))
+
+
+def joined(line: jax.Array, other: jax.Array, norm: p.Norm) -> jax.Array:
+    """The line of two sets of tiles, of theirs."""
+    return jnp.where(_by_maximum(norm), jnp.maximum(line, other), line + other)
+
+
+def nothing(norm: p.Norm, like: jax.Array) -> jax.Array:
+    """What changes no line that it is joined with."""
+    return jnp.where(_by_maximum(norm), jnp.full_like(like, -jnp.inf), jnp.zeros_like(like))
 
 
 def divisors(line: jax.Array, norm: p.Norm, batch: int) -> jax.Array:

@@ -6,22 +6,20 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 import os
 import pathlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from bpevo.evolution import Change, Proposal
-from bpevo.rules import extensions, parse
+from bpevo.rules import NAMED, extensions, parse
 from bpevo.runs.errors import RunError, printable
 from bpevo.runs.lock import locked, same, unwritable
 from bpevo.runs.provenance import registered
-from bpevo.runs.ranking import judged
-from bpevo.runs.rows import Row, Rows
-from bpevo.training import EpochResult
-from bpevo.workers import Outcome
+from bpevo.runs.ranking import judged, networks
+from bpevo.runs.rows import Row, Rows, row_of
+from bpevo.workers import ON, Outcome, Stage, on
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -39,7 +37,8 @@ CREATE TABLE proposals (
 );
 CREATE TABLE evaluations (
   stage TEXT NOT NULL,              -- control, trial, search, confirmation, selection, tuning, ablation, test
-  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform
+  equation TEXT NOT NULL,           -- in an evaluation a treatment: the rule, and " | " and its gradient transform; over several
+                                    -- networks the rule, " on " and the one on which it was trained
   learning_rate REAL NOT NULL,
   replicate INTEGER NOT NULL,       -- training seed = fold_in(root, replicate)
   proposal INTEGER REFERENCES proposals(id),
@@ -76,6 +75,18 @@ CREATE TABLE IF NOT EXISTS front (
   search REAL NOT NULL              -- accuracy that selected it, %
 );
 """
+
+
+_COLUMNS = [f.name for f in dataclasses.fields(Row) if f.name not in ("network", "members")]  # of `evaluations`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glance:
+    """How far a search is."""
+
+    trained: int = 0  # trainings of its proposals that ended
+    best: float | None = None  # accuracy of a rule, as it was measured; None: not yet, or over several networks
+    backprop: float | None = None  # likewise, of the control at its best learning rate
 
 
 class RunDatabase:
@@ -226,10 +237,15 @@ class RunDatabase:
     # Proposals and evaluations
 
     def add_proposal(self, p: Proposal) -> None:
+        """Waits for no disk: where the machine fails before a later row is stored, it is drawn again as it was."""
         changes = json.dumps([dataclasses.asdict(c) for c in p.changes])
         row = (p.id, str(p.equation), p.key, p.parent, changes, json.dumps(p.bars), p.infeasible, p.duplicates, _now())
-        with self._transaction() as c:
-            c.execute("INSERT INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self._transaction() as c:
+                c.execute("INSERT INTO proposals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        finally:
+            self._connection.execute("PRAGMA synchronous = FULL")
 
     def proposals(self) -> list[Proposal]:
         """In id order."""
@@ -253,31 +269,30 @@ class RunDatabase:
 
         return self._read("proposals", rows, proposal)
 
-    def add_row(self, outcome: Outcome) -> Row:
-        columns = [f.name for f in dataclasses.fields(EpochResult) if f.name not in ("epoch", "reason", "alignment")]
-        curve = {name: [_finite(getattr(e, name)) for e in outcome.curve] for name in columns}
-        for unit in outcome.curve[0].alignment if outcome.curve else ():
-            for i, name in enumerate(("cosine", "norm_ratio")):
-                curve[f"{name} {unit}"] = [_finite(e.alignment[unit][i]) for e in outcome.curve]
-        job = outcome.job
-        row = Row(
-            stage=str(job.stage),
-            equation=job.subject,
-            learning_rate=job.training.learning_rate,
-            replicate=job.training.replicate,
-            proposal=job.proposal,
-            status=outcome.status,
-            reason=outcome.reason,
-            accuracy=outcome.accuracy,
-            rungs=outcome.rungs,
-            curve=curve,
-            seconds=outcome.seconds,
-            finished=_now(),
+    def add_rows(self, outcomes: Sequence[Outcome]) -> list[Row]:
+        """In one transaction: all of them or none."""
+        rows = [row_of(outcome, _now()) for outcome in outcomes]
+        if rows:
+            values = [_values(row) for row in rows]
+            with self._transaction() as c:
+                c.executemany(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values[0]))})", values)
+        return rows
+
+    def glance(self) -> Glance:
+        """How far a search is; costs little, also while it is written."""
+
+        def one(query: str, *values: Any) -> Any:
+            return self._connection.execute(f"SELECT {query}", values).fetchone()[0]
+
+        on_each = [on(NAMED["backprop"], name) for name in networks(self.settings()).names]
+        marks = ", ".join("?" * len(on_each))
+        tuned = f"SELECT MAX(accuracy) AS tuned FROM evaluations WHERE stage = ? AND equation IN ({marks}) GROUP BY equation"
+        of_rules = "MAX(accuracy) FROM evaluations WHERE stage = ?"
+        return Glance(
+            trained=one("COUNT(*) FROM evaluations WHERE proposal IS NOT NULL"),
+            best=one(of_rules, Stage.SEARCH) if len(on_each) == 1 else None,
+            backprop=one(f"AVG(tuned) FROM ({tuned})", Stage.CONTROL, *on_each),
         )
-        values = [json.dumps(v) if isinstance(v, dict) else v for v in dataclasses.astuple(row)]
-        with self._transaction() as c:
-            c.execute(f"INSERT INTO evaluations VALUES ({', '.join('?' * len(values))})", values)
-        return row
 
     def rows(self, *stages: str) -> Rows:
         """All, or those of some stages, in order of finishing."""
@@ -291,7 +306,7 @@ class RunDatabase:
         settings = self.settings()
         epochs = [rung["epoch"] for rung in settings.get("evolution", {}).get("rungs", ())]
         bars = {p.id: p.bars for p in self.proposals()} if "max_parts" in settings else {}
-        return judged(self.rows(), bars, epochs)
+        return judged(self.rows(), bars, epochs, networks(settings))
 
     def store_tables(self, leaderboard: Iterable[tuple], front: Iterable[tuple]) -> None:
         """Rows as the columns of the table `leaderboard` after `place`, best first, and as those of the table `front`."""
@@ -324,10 +339,16 @@ class RunDatabase:
         return items
 
 
+def _values(row: Row) -> list[Any]:
+    """Those of _COLUMNS."""
+    stored = vars(row) | {"equation": row.subject, "curve": json.dumps(row.curve)}
+    return [stored[name] for name in _COLUMNS]
+
+
 def _row(values: tuple) -> Row:
-    names = [f.name for f in dataclasses.fields(Row)]
-    columns = dict(zip(names, values, strict=True))
-    e = Row(**columns | {"curve": json.loads(columns["curve"])})
+    columns = dict(zip(_COLUMNS, values, strict=True))
+    equation, _, network = columns["equation"].partition(ON)
+    e = Row(**columns | {"equation": equation, "network": network, "curve": json.loads(columns["curve"])})
     texts, whole, real = (
         (e.stage, e.equation, e.status, e.reason, e.finished),
         (e.replicate, e.rungs),
@@ -397,10 +418,6 @@ def _remedy(error: sqlite3.Error) -> str:
     if not name or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return "the file is damaged: move it away or restore a copy"
     return "nothing that was stored is lost: start again"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _now() -> str:

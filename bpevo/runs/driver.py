@@ -42,7 +42,7 @@ class Driver:
                     workers.submit(job)
 
         def store(outcomes: list[Outcome]) -> None:
-            rows = [self._database.add_row(outcome) for outcome in outcomes]
+            rows = self._database.add_rows(outcomes)
             self.rows += rows
             self._ended |= {row.identity for row in rows}
             stored(rows)

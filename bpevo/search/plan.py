@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from bpevo.evolution import EvolutionSettings, SearchSpace
+from bpevo.evolution import ONE, EvolutionSettings, Networks, SearchSpace, budget
 from bpevo.rules import Equation, parse
 
 # Of what a search does: raised whenever the same settings would lead to other trainings, if only by their rounding, or the same
@@ -19,10 +19,11 @@ class SearchPlan:
     controller: str = "paper"  # one of bpevo.evolution.CONTROLLERS
     space: SearchSpace
     evolution: EvolutionSettings
+    networks: Networks = ONE
     initial: tuple[Equation, ...] = ()  # empty: random ones
     equivalence: bool = True  # rules that compute the same are trained once
     max_evaluations: int  # trials, trainings and confirmations; controls and selection come on top
-    learning_rates: tuple[float, ...]  # each equation is tried with each and trained with the best
+    learning_rates: tuple[float, ...]  # on each network an equation is tried with each and trained with the best
     trial_epochs: int  # after which the best one is chosen; of no use with one rate
     lag: int  # proposal n is drawn from the results with ids ≤ n - lag
     top: int = 5  # rules trained again on fresh seeds
@@ -31,6 +32,11 @@ class SearchPlan:
     @property
     def rung_epochs(self) -> tuple[int, ...]:
         return tuple(rung.epoch for rung in self.evolution.rungs)
+
+    @property
+    def charge(self) -> int:
+        """Trainings that an equation costs, where no bar spares some."""
+        return budget.charge(len(self.learning_rates), len(self.networks.names))
 
     def continuing(self, stored: dict[str, Any], lag: int | None, elite_size: int | None) -> "SearchPlan":
         """The plan of a run with the settings `stored`: without `lag` and `elite_size` its own, however many slots and
@@ -63,4 +69,5 @@ class SearchPlan:
             "lag": self.lag,
             "trial_epochs": self.trial_epochs,
             "equivalence": self.equivalence,
+            **({"fitness_over": self.networks.over} if self.networks.several else {}),
         }

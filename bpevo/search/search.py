@@ -4,7 +4,9 @@ All state is in the database: a Search built on it again continues where it ende
 
 With several learning rates an equation is tried at each for a few epochs; then it is trained at the best of them to the end.
 A proposal may also confirm an earlier one: the same training on another seed. The controls are trained at a grid of rates
-that grows until the best one lies inside (bpevo.evolution.rates), free of the budget.
+that grows until the best one lies inside (bpevo.evolution.rates), free of the budget. Over several networks all of this
+happens on one after the other, each with its own best rate (bpevo.evolution.networks); the controls come first, as fitness is
+measured by them.
 """
 
 import collections
@@ -20,15 +22,14 @@ from bpevo.evolution import (
     SpaceExhausted,
     Trained,
     best_rate,
-    budget,
     first_bars,
     next_rates,
 )
 from bpevo.rules import NAMED, Equation, parse
-from bpevo.runs import Driver, Row, Rows, RunDatabase, judged, ranked
+from bpevo.runs import Driver, Row, Rows, RunDatabase, backprop_on, joined, judged, ranked
 from bpevo.search.plan import SearchPlan
 from bpevo.training import Training
-from bpevo.workers import Job, Stage, Workers
+from bpevo.workers import Job, Stage, Workers, on
 
 CONTROLS = ("backprop", "zero_signal")  # trained in every run, under the search's settings and seeds
 CONTROL_KEYS = frozenset(parse(NAMED[name]).key for name in CONTROLS)  # what computes the same is no find
@@ -57,7 +58,8 @@ class Search:
         self._told = 0  # results with smaller ids are known to the controller
         self._queue: collections.deque[Job] = collections.deque()  # that may start
         self._open: set[tuple] = set()  # identities of jobs that have not ended
-        self._of: dict[object, list[Row]] = collections.defaultdict(list)  # rows of a proposal's id or a control's name
+        self._of: dict[object, Rows] = collections.defaultdict(Rows)  # rows of a proposal's id or a control's text
+        self._backprop: list[float] = []  # on each network, once its controls have ended
         # Running figures, so that a look at the search costs the same however long it has run.
         self.issued = 0  # trainings that the proposals so far may cost
         self.done = 0  # trainings of the search that ended
@@ -88,9 +90,9 @@ class Search:
                 return result.equation, self._population.standing(result)[0] or 0.0
         return None
 
-    def control(self, name: str) -> tuple[float, float] | None:
-        """The best learning rate so far of a control, and its mean accuracy there."""
-        tried = self._tried(name)
+    def control(self, name: str, network: str = "") -> tuple[float, float] | None:
+        """The best learning rate so far of a control on a network, and its mean accuracy there."""
+        tried = self._tried(name, network)
         best = best_rate(tried)
         return None if best is None else (best, statistics.fmean(a or 0.0 for a in tried[best]))
 
@@ -112,7 +114,7 @@ class Search:
     @property
     def judged(self) -> Rows:
         """All rows as they rank."""
-        return judged(self.rows, {p.id: p.bars for p in self.proposals}, self.plan.rung_epochs)
+        return judged(self.rows, {p.id: p.bars for p in self.proposals}, self.plan.rung_epochs, self.plan.networks)
 
     def _drain(self, jobs: Iterator[Job | None]) -> None:
         def stored(rows: list[Row]) -> None:
@@ -130,6 +132,8 @@ class Search:
         while True:
             if self._queue:
                 yield self._queue.popleft()
+            elif self.plan.networks.several and any(stage == Stage.CONTROL for stage, *_ in self._open):
+                yield None
             elif self._affords_another() and not self.exhausted:
                 if not self._tell(self._controller.next_id - self.plan.lag):
                     yield None
@@ -147,7 +151,7 @@ class Search:
                 return
 
     def _affords_another(self) -> bool:
-        return self.issued + budget.charge(len(self.plan.learning_rates)) <= self.plan.max_evaluations
+        return self.issued + self.plan.charge <= self.plan.max_evaluations
 
     def _tell(self, last: int) -> bool:
         """Tells the controller the results up to that id; False if one of them is still to come."""
@@ -159,8 +163,8 @@ class Search:
         return True
 
     def _want(self, job: Job, first: bool = False) -> None:
-        """Queues a job that has no row yet."""
-        if self._driver.missing(iter([job])):
+        """Queues a job that has no row yet and is not queued."""
+        if job.identity not in self._open and self._driver.missing(iter([job])):
             self._open.add(job.identity)
             (self._queue.appendleft if first else self._queue.append)(job)
 
@@ -173,31 +177,40 @@ class Search:
         if first != self._first:  # once a rung: what was best may not have reached it
             self._first = first
             self._population.judge(first)
-        rates = self.plan.learning_rates
-        self.issued += 1 if proposal.confirms is not None else budget.charge(len(rates))
-        if proposal.confirms is None and len(rates) > 1:
-            for rate in rates:
-                self._want(self._trial(proposal, rate))
+        self.issued += self.plan.charge if proposal.confirms is None else len(self.plan.networks.names)
         self._advance(proposal)
 
     def _advance(self, proposal: Proposal) -> None:
         """Queues or takes what became possible by the rows of a proposal; called again it changes nothing."""
         if proposal.id in self.results:
             return
-        rows = Rows(self._of[proposal.id])
-        trials, whole = rows.of(stage=Stage.TRIAL), [row for row in rows if row.stage != Stage.TRIAL]
-        if whole:
-            self._finish(proposal, whole[0])
-        elif proposal.confirms is not None:
-            self._want(self._confirmation(proposal, self._of[proposal.confirms]))
-        elif len(self.plan.learning_rates) == 1:
-            self._want(self._whole(proposal, self.plan.learning_rates[0]))
-        elif len(trials) == len(self.plan.learning_rates):
+        ended: list[Row] = []
+        for place, network in enumerate(self.plan.networks.names):
+            rows = self._of[proposal.id].of(network=network)
+            trials, whole = rows.of(stage=Stage.TRIAL), [row for row in rows if row.stage != Stage.TRIAL]
+            if not whole:
+                return self._begin(proposal, place, trials)
+            ended.append(whole[0])
+            if whole[0].status != "done":
+                break
+        self._finish(proposal, ended)
+
+    def _begin(self, proposal: Proposal, place: int, trials: Rows) -> None:
+        """Queues what comes first, or next, on the network at that place."""
+        rates = self.plan.learning_rates
+        if proposal.confirms is not None:
+            self._want(self._confirmation(proposal, place))
+        elif len(rates) == 1:
+            self._want(self._whole(proposal, place, rates[0]))
+        elif len(trials) < len(rates):
+            for rate in rates:
+                self._want(self._trial(proposal, place, rate))
+        else:
             best = best_rate({row.learning_rate: [row.accuracy] for row in trials})
             if best is None:
-                self._finish(proposal, None)
+                self._finish(proposal, [])
             else:
-                self._want(self._whole(proposal, best), first=True)  # into the slot that its trial leaves
+                self._want(self._whole(proposal, place, best), first=True)  # into the slot that its trial leaves
 
     def _go_on(self, row: Row) -> None:
         """Queues what became possible by this row, and is done with it."""
@@ -210,16 +223,21 @@ class Search:
                     self._tune(name)
 
     def _tune(self, name: str) -> None:
-        """Queues a control's next rates once all earlier ones have ended."""
+        """Queues a control's next rates on each network once all earlier ones there have ended."""
         equation = self._control(name)
-        if any(stage == Stage.CONTROL and text == str(equation) for stage, text, *_ in self._open):
-            return
-        for rate in next_rates(self.plan.learning_rates, self._tried(name)):
-            training = Training(equation, rate, replicate=SEARCH_REPLICATE)
-            self._want(self._job(Stage.CONTROL, training))
+        for place, network in enumerate(self.plan.networks.names):
+            subject = on(str(equation), network)
+            if any(stage == Stage.CONTROL and text == subject for stage, text, *_ in self._open):
+                continue
+            for rate in next_rates(self.plan.learning_rates, self._tried(name, network)):
+                training = Training(equation, rate, replicate=SEARCH_REPLICATE)
+                self._want(self._job(Stage.CONTROL, training, place))
 
-    def _finish(self, proposal: Proposal, row: Row | None) -> None:
-        """Takes the row of a proposal's training, None if it diverged in every trial."""
+    def _finish(self, proposal: Proposal, ended: Sequence[Row]) -> None:
+        """Takes the rows of a proposal's trainings, one a network; none if it diverged in every trial on one."""
+        if self.plan.networks.several and not self._backprop:
+            self._backprop = backprop_on(self.rows, self.plan.networks)
+        row = joined(ended, self.plan.networks, self._backprop) if ended else None
         result = Result(proposal=proposal, trained=to_trained(row))
         self.results[proposal.id] = result
         self._population.add(result)
@@ -235,49 +253,56 @@ class Search:
 
     # Jobs.
 
-    def _job(self, stage: Stage, training: Training, proposal: Proposal | None = None, **limits) -> Job:
-        number = None if proposal is None else proposal.id
-        return Job(stage=stage, subject=str(training.equation), training=training, proposal=number, **limits)
+    def _job(self, stage: Stage, training: Training, place: int, proposal: Proposal | None = None, **limits) -> Job:
+        """A training on the network at that place."""
+        network, number = self.plan.networks.names[place], None if proposal is None else proposal.id
+        subject = on(str(training.equation), network)
+        return Job(stage=stage, subject=subject, training=training, network=network, proposal=number, **limits)
 
-    def _trial(self, proposal: Proposal, rate: float) -> Job:
+    def _trial(self, proposal: Proposal, place: int, rate: float) -> Job:
         training = Training(proposal.equation, rate, replicate=SEARCH_REPLICATE)
-        return self._job(Stage.TRIAL, training, proposal, epochs=self.plan.trial_epochs)
+        return self._job(Stage.TRIAL, training, place, proposal, epochs=self.plan.trial_epochs)
 
-    def _whole(self, proposal: Proposal, rate: float) -> Job:
-        training = Training(proposal.equation, rate, replicate=SEARCH_REPLICATE)
-        limits = {"bars": proposal.bars, "rung_epochs": self.plan.rung_epochs}
-        return self._job(Stage.SEARCH, training, proposal, **limits)
+    def _whole(self, proposal: Proposal, place: int, rate: float) -> Job:
+        training, networks = Training(proposal.equation, rate, replicate=SEARCH_REPLICATE), self.plan.networks
+        rungs = networks.within(place, ((epoch, 0.0) for epoch in self.plan.rung_epochs))
+        limits = {"bars": networks.within(place, proposal.bars), "rung_epochs": tuple(epoch for epoch, _ in rungs)}
+        return self._job(Stage.SEARCH, training, place, proposal, **limits)
 
-    def _confirmation(self, proposal: Proposal, rows: Sequence[Row]) -> Job:
-        """The confirmation of what has these rows: at the learning rate that it was trained with."""
-        rate = Rows(rows).of(stage=Stage.SEARCH)[0].learning_rate
-        return self._job(
-            Stage.CONFIRMATION, Training(proposal.equation, rate, replicate=CONFIRMATION_REPLICATE), proposal
-        )
+    def _confirmation(self, proposal: Proposal, place: int) -> Job:
+        """At the learning rate that what it confirms was trained with."""
+        rows = self._of[proposal.confirms].of(stage=Stage.SEARCH, network=self.plan.networks.names[place])
+        training = Training(proposal.equation, rows[0].learning_rate, replicate=CONFIRMATION_REPLICATE)
+        return self._job(Stage.CONFIRMATION, training, place, proposal)
 
     def _control(self, name: str) -> Equation:
         return parse(NAMED[name]).to_equation(self.plan.space.max_parts)
 
-    def _tried(self, name: str) -> dict[float, list[float | None]]:
-        return {row.learning_rate: [row.accuracy] for row in self._of[str(self._control(name))]}
+    def _tried(self, name: str, network: str) -> dict[float, list[float | None]]:
+        rows = self._of[str(self._control(name))].of(network=network)
+        return {row.learning_rate: [row.accuracy] for row in rows}
 
-    def _selected(self) -> list[tuple[Equation, float]]:
-        """Controls and leaders, each once, with their best learning rate."""
-        selected = {}
-        for name in CONTROLS:
-            if best := self.control(name):
-                selected[str(self._control(name))] = self._control(name), best[0]
+    def _selected(self) -> list[tuple[Equation, int, float]]:
+        """Controls and leaders, each once on each network that it trained on, with their best learning rate there."""
+        names, selected = self.plan.networks.names, {}
+        for place, network in enumerate(names):
+            for name in CONTROLS:
+                if best := self.control(name, network):
+                    equation = self._control(name)
+                    selected[str(equation), place] = equation, place, best[0]
         for row in self.leaders():
             assert row.proposal is not None
-            selected[row.equation] = self.proposals[row.proposal].equation, row.learning_rate
+            equation = self.proposals[row.proposal].equation
+            for place, trained in enumerate(row.members or (row,)):
+                selected[row.equation, place] = equation, place, trained.learning_rate
         return list(selected.values())
 
     def _selection_jobs(self) -> Iterator[Job]:
         """On examples that nothing was chosen by."""
-        for equation, rate in self._selected():
+        for equation, place, rate in self._selected():
             for replicate in range(1, self.plan.repeats + 1):
                 training = Training(equation, rate, replicate=replicate, held_out=True)
-                yield self._job(Stage.SELECTION, training)
+                yield self._job(Stage.SELECTION, training, place)
 
 
 def to_trained(row: Row | None) -> Trained:

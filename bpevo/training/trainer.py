@@ -100,7 +100,8 @@ class Trainer:
           devices: all local ones where None.
           lowering: "map" or "vmap" (bpevo.training.slots); the device's default where None.
           rule: the program is specialised to it and trains nothing else.
-          kernel: runs the equations that it takes; the device's own where None. Others train in a second program.
+          kernel: runs the equations that it takes, others train in a second program; where None the device's own, or none with
+            a `lowering`.
 
         Raises:
           OutOfMemory: the slots do not fit.
@@ -138,9 +139,9 @@ class Trainer:
         self._orders = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self.capacity, 0), order)
         self._sharded, replicated = shardings(self._devices)
         self._lowering = lowering
-        self.kernel = None if rule else kernel or kernel_of(self._devices[0]).kernel
-        if self.kernel and self.kernel.one_by_one and (lowering or default_lowering(self._devices)) != "map":
-            self.kernel = None
+        if rule is None and lowering is None:
+            kernel = kernel or kernel_of(self._devices[0]).kernel
+        self.kernel = None if rule else kernel
         self._in_kernel = np.zeros(self.capacity, bool)  # slots whose equation it takes
         self._programs = self._make_programs()
         self.graphs = graphs(self._devices[0])

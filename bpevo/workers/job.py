@@ -19,13 +19,26 @@ class Stage(enum.StrEnum):
     TEST = "test"  # full training set, test accuracy
 
 
+ON = " on "  # between a rule and the network that it is trained on, where there are several
+
+
+def on(rule: str, network: str) -> str:
+    """The subject of a rule's training in a search.
+
+    >>> on("unit_fro(g)", "mlp-32"), on("g", "")
+    ('unit_fro(g) on mlp-32', 'g')
+    """
+    return rule + ON + network if network else rule
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A training, what it is for, and its early-stopping bars."""
 
     stage: Stage
-    subject: str  # what is trained, by the text that identifies it in the database: a rule or a treatment
+    subject: str  # what is trained, by the text that identifies it in the database: a rule (with `on`) or a treatment
     training: Training
+    network: str = ""  # of a search on several networks: which
     proposal: int | None = None  # id of the search's proposal, where it is one
     bars: tuple[tuple[int, float], ...] = ()  # (epoch, least accuracy to go on)
     rung_epochs: tuple[int, ...] = ()  # epochs of all rungs, also of those without a bar

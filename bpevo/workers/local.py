@@ -153,9 +153,11 @@ class LocalWorkers:
     def _status(self, job: Job, result: EpochResult) -> str:
         if result.reason:
             return "diverged"
-        if result.epoch >= (job.epochs or self.trainer.task.settings.epochs):
-            return "done"
-        return "stopped" if result.eval_accuracy < dict(job.bars).get(result.epoch, -math.inf) else ""
+        if result.eval_accuracy < dict(job.bars).get(
+            result.epoch, -math.inf
+        ):  # at the end too: another network may follow
+            return "stopped"
+        return "done" if result.epoch >= (job.epochs or self.trainer.task.settings.epochs) else ""
 
 
 def _what(job: Job) -> tuple[Any, ...]:

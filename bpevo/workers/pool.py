@@ -87,6 +87,7 @@ class Pool:
         self.versions = dict(versions or {})
         self._members: dict[Worker, _Member] = {}
         self._resting: dict[Worker, None] = {}  # those without a call under way, in order
+        self._idle: dict[Worker, None] = {}  # of the recipe's, those that nothing was left for: no look at each of them
         self._calls = 0
         self._waiting: collections.deque[Job] = collections.deque()
         self._alone: collections.deque[Job] = collections.deque()  # that train alone
@@ -99,6 +100,8 @@ class Pool:
         self._ended: list[Outcome] = []  # since the last poll
         self._durations: collections.deque[float] = collections.deque(maxlen=200)  # of epochs
         self._nodes: Mapping[str, int] = {}
+        self._usable: Mapping[str, int] = {}  # of these, those that are not excluded
+        self._lone: Worker | None = None  # the member that is alone
         self._looked = self._checked = -float("inf")
         # Running sums over members that are not alone, so that a look costs the same however many there are.
         self._capacity = self._assigned = self._ready = 0
@@ -160,6 +163,8 @@ class Pool:
         assert self.idle
         if recipe is not self._recipe:
             self._recipe = recipe
+            self._resting |= self._idle
+            self._idle.clear()
             self._compiled.clear()
             self._compiling.clear()
 
@@ -177,18 +182,21 @@ class Pool:
         now = self._clock()
         if now - self._looked >= LOOK:
             self._nodes, self._looked = self._fleet.nodes(), now
-        usable = {node: room for node, room in self._nodes.items() if node not in self._excluded}
-        if self._nodes and not usable and not any(m.ready for m in self._members.values()):
+            self._usable = {node: room for node, room in self._nodes.items() if node not in self._excluded}
+        if self._nodes and not self._usable and not any(m.ready for m in self._members.values()):
             node, reason = next(reversed(self._excluded.items()))
             raise PoolError(f"no machine can run workers; the last one that failed: {reason}")
-        wanted = self._workers or max(1, sum(usable.values()))
-        if self._place_lone(set(usable), wanted):
+        wanted = self._workers or max(1, sum(self._usable.values()))
+        if self._lone_is_placed(wanted):
             while len(self._members) < wanted:
                 self._start(alone=False, without=set())
 
-    def _place_lone(self, usable: set[str], wanted: int) -> bool:
+    def _lone_is_placed(self, wanted: int) -> bool:
         """Sees to it that there is a worker for jobs alone as long as there are such; False while it waits for room."""
-        lone = next((w for w, m in self._members.items() if m.alone), None)
+        lone = self._lone
+        if lone is None and not self._alone:
+            return True
+        usable = set(self._usable)
         crashed = set(self._crashes.get(self._alone[0].identity, ())) if self._alone else set()
         without = crashed if usable - crashed else set()
         if lone is not None and (
@@ -212,16 +220,21 @@ class Pool:
 
     def _start(self, alone: bool, without: set[str]) -> None:
         worker = self._fleet.start(alone=alone, without=without | set(self._excluded))
+        if alone:
+            self._lone = worker
         self._members[worker] = _Member(alone, without, self._clock())
 
     def _remove(self, worker: Worker) -> _Member:
         """Ends a worker and forgets it, so that no answer of its is heard any more."""
         member = self._members[worker]
         self._account(member, ready=False, capacity=0)
-        if not member.alone:
+        if member.alone:
+            self._lone = None
+        else:
             self._assigned -= len(member.jobs)
         del self._members[worker]
         self._resting.pop(worker, None)
+        self._idle.pop(worker, None)
         if member.place and self._compiling.get(member.place.node) == worker:
             del self._compiling[member.place.node]
         self._fleet.kill(worker)
@@ -241,6 +254,7 @@ class Pool:
                 if not node:
                     raise PoolError(f"{FAILED_STARTS} workers failed before they began: {lost.reason}")
                 self._excluded[node] = lost.reason
+                self._looked = -float("inf")  # _usable is out of date
                 self._say(f"no more workers on {node[:12]}, where {FAILED_STARTS} could not start: {lost.reason}")
         again = f": {len(member.jobs)} trainings begin again" if member.jobs else ""
         self._say(
@@ -277,6 +291,8 @@ class Pool:
 
     def _assign(self) -> None:
         """Gives every worker that waits for orders what there is for it."""
+        for _ in range(min(len(self._idle), len(self._waiting))):
+            self._resting[self._idle.popitem()[0]] = None
         fair = -(-(len(self._waiting) + self._assigned) // max(1, self._ready))
         for worker in list(self._resting):
             member = self._members[worker]
@@ -300,6 +316,9 @@ class Pool:
             member.jobs |= {job.identity: job for job in fresh}
             if member.jobs:
                 self._call(worker, member, Epoch(jobs=fresh))
+            elif not member.alone:
+                del self._resting[worker]
+                self._idle[worker] = None
 
     def _call(self, worker: Worker, member: _Member, request: Prepare | Epoch) -> None:
         del self._resting[worker]

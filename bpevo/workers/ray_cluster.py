@@ -2,50 +2,117 @@
 
 import contextlib
 import os
-import sys
-from collections.abc import Mapping
+import secrets
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray loads: it reports to its makers
 
 import ray
+from ray._private import ray_constants, services, worker
+from ray._raylet import AuthenticationTokenLoader, Config
 
 from bpevo.training import usable_cpus
 
-# Ray takes 127.0.0.1 for the machine's outer address; any other loopback address it leaves alone. Only Linux has these.
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
+CONNECT = 20.0  # seconds to wait for a cluster's address
 STORE = 256 * 2**20  # bytes for data on this machine's cluster
+LOOPBACK = "127.0.0.1"  # the one address for which Ray's servers do not listen on all interfaces
+OUTER = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # "0": Ray does not take LOOPBACK for the machine's outer address
 
 
 class Cluster:
-    """A connection to a running cluster, or a cluster on this machine that ends with it."""
+    """A connection to a running cluster, or a cluster on this machine, for it alone, that ends with it."""
 
     def __init__(self, address: str | None):
         """Raises ConnectionError."""
+        self._settings = contextlib.ExitStack()
         options = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-        if address is None:
-            # "local": without it Ray would join whatever cluster it finds.
-            options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
-            options |= {"object_store_memory": STORE, "_node_ip_address": LOOPBACK}
-        else:
-            options["address"] = address
-            if address.startswith("127."):
-                options["_node_ip_address"] = address.partition(":")[0]
         try:
-            ray.init(**options)
+            if address is None:
+                options |= self._private()
+            else:
+                options |= self._running(address)
+            with warnings.catch_warnings():
+                # jax warns of forks; a child of Ray's becomes another program at once.
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                ray.init(**options)
+            # Of a death Ray prints pages, whatever log_to_driver says; the pool says it in a line.
+            self._settings.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+            worker.print_to_stdstream = lambda data, ignore_prefix: None
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, ray.exceptions.RayError) as error:
             self.close()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = "start a Ray cluster on this machine" if address is None else f"reach a Ray cluster at {address}"
-            raise ConnectionError(f"cannot {what}: {reason}") from error
+            raise ConnectionError(f"cannot {what}: {_reason(error)}") from error
+
+    def _private(self) -> dict[str, Any]:
+        # Others on this machine can reach a loopback address: only this process and its workers know the token.
+        own = {OUTER: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        own["RAY_worker_niceness"] = str(os.nice(0))  # as this process: Ray would have its workers give way to all else
+        self._settings.enter_context(_settings(own))
+        # "local": without it Ray would join whatever cluster it finds.
+        return {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False} | {
+            "object_store_memory": STORE,
+            "_node_ip_address": LOOPBACK,
+        }
+
+    def _running(self, address: str) -> dict[str, Any]:
+        """Raises ValueError or OSError where nothing answers: Ray would try for minutes."""
+        if address == "auto":
+            address = services.get_ray_address_from_environment("auto", None)
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdecimal() and "/" not in host):
+            raise ValueError("it must be HOST:PORT of its head node, where ray start says 6379, or auto")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
+        if not host.startswith("127."):
+            return {"address": address}
+        self._settings.enter_context(_settings({OUTER: "0"}))
+        return {"address": address, "_node_ip_address": host}
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, by which other processes reach it."""
+        return ray.get_runtime_context().gcs_address
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # what is left of a broken cluster is no reason to lose an exit code
             ray.shutdown()
+        self._settings.close()
 
 
-def needs(workers: int | None) -> dict[str, float]:
-    """Ray's resources of a worker: a GPU; or all TPU chips of a host; or, where there are none, so many CPUs that `workers`
-    find room, or all of a host. Raises ConnectionError where the cluster has none of these."""
+@contextlib.contextmanager
+def _settings(own: Mapping[str, str]) -> Iterator[None]:
+    """Ray's environment variables for this process and what it starts, whether or not Ray has read them already."""
+    names = {*own, "RAY_AUTH_MODE"}  # Ray sets it too
+    before = {name: os.environ.get(name) for name in names}
+
+    def set_to(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(OUTER, "1") != "0"
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+    set_to(own)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+def _reason(error: BaseException) -> str:
+    if "AuthenticationError" in f"{error!r} {error.__cause__!r}":
+        return "its token is missing here, or another one: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def needs(workers: int | None, each: int | None = None) -> dict[str, float]:
+    """Ray's resources of a worker: a GPU; or all TPU chips of a host; or, where there are none, `each` CPUs, else so many that
+    `workers` find room, or all of a host. Raises ConnectionError where the cluster has none of these."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(node.get("GPU") for node in nodes):
         return {"CPU": 1, "GPU": 1}
@@ -54,6 +121,12 @@ def needs(workers: int | None) -> dict[str, float]:
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU")]
     if not cpus:
         raise ConnectionError("the Ray cluster has neither GPUs, TPUs nor CPUs to give")
+    if each:
+        if each > max(cpus):
+            raise ConnectionError(
+                f"no node of the Ray cluster has {each} CPUs for a worker, the largest has {max(cpus)}"
+            )
+        return {"CPU": each}
     each = min(cpus)
     while workers and each > 1 and sum(c // each for c in cpus) < workers:
         each -= 1

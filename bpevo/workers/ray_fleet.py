@@ -1,23 +1,28 @@
 """A Fleet on a Ray cluster: a worker is an actor. Imported only where a pool on Ray is asked for."""
 
+import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from bpevo.workers.fleet import Answer, Cause, Epoch, Lost, Place, Prepare
 from bpevo.workers.pool import PoolLost
 from bpevo.workers.process import Begin, LoneProcess, WorkerProcess
 from bpevo.workers.recipe import Recipe
 
-LOOK = 2.0  # seconds between looks at the control service
-GRACE = 10.0  # seconds that it may be away
+LOOK = 2.0  # seconds between looks at the nodes
+GRACE = 15.0  # seconds that Ray's control service may take to tell of them
+PAUSE = 0.2  # seconds before an actor that is out of reach is asked again
+DOUBT = 30.0  # seconds that an actor may be out of reach: by then Ray knows of a node that died
 
 
 class _Actor:
@@ -68,15 +73,14 @@ class RayFleet:
         self._names = itertools.count()
         self._actors: dict[int, Any] = {}
         self._calls: dict[ray.ObjectRef, tuple[int, int]] = {}  # under way -> worker, number
+        self._doubts: dict[tuple[int, int], float] = {}  # calls whose actors are out of reach, and since when
         self._examples: list[tuple[Any, ray.ObjectRef]] = []  # what is in Ray's object store
-        self._nodes: dict[str, int] = {}
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._control = host.strip("[]"), int(port)
-        self._seen = self._looked = time.monotonic()  # the control service
+        self._nodes = rooms(self._needs)
+        self._looking = threading.Thread()
+        self._looked = -math.inf
+        self._asked: float | None = None  # since when there has been no answer
 
     def nodes(self) -> Mapping[str, int]:
-        if self._control_is_there():  # without it Ray would wait for it
-            self._nodes = rooms(self._needs)
         return self._nodes
 
     def start(self, *, alone: bool, without: Collection[str]) -> int:
@@ -96,32 +100,49 @@ class RayFleet:
         self._calls[reference] = worker, number
 
     def wait(self, seconds: float) -> list[tuple[int, int, Answer]]:
-        if not self._control_is_there():
-            raise PoolLost("Ray's control service is gone: every finished training is kept, the same command continues")
+        self._look()
         if not self._calls:
             time.sleep(seconds)
             return []
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=seconds)
         if ready:  # and all others that are ready by now
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
-        return [(*self._calls.pop(reference), self._answer(reference)) for reference in ready]
+        answers = []
+        for reference in ready:
+            worker, number = call = self._calls.pop(reference)
+            answer = self._answer(call, reference)
+            if answer is None:
+                self._calls[self._actors[worker].place.remote()] = call
+            else:
+                self._doubts.pop(call, None)
+                answers.append((worker, number, answer))
+        return answers
 
     def kill(self, worker: int) -> None:
         actor = self._actors.pop(worker)
         self._calls = {reference: call for reference, call in self._calls.items() if call[0] != worker}
+        self._doubts = {call: since for call, since in self._doubts.items() if call[0] != worker}
         ray.kill(actor)
 
     def close(self) -> None:
         for worker in list(self._actors):
             self.kill(worker)
 
-    def _answer(self, reference: ray.ObjectRef) -> Answer:
+    def _answer(self, call: tuple[int, int], reference: ray.ObjectRef) -> Answer | None:
+        """None: it must be asked again. An actor that is out of reach may have died with its node, which Ray knows later."""
+        now = time.monotonic()
         try:
-            return ray.get(reference)
+            answer = ray.get(reference)
+        except ActorUnavailableError:
+            if now - self._doubts.setdefault(call, now) < DOUBT:
+                time.sleep(PAUSE)
+                return None
+            return Lost(reason="it is out of reach")
         except RayError as error:
-            text = " ".join(str(error).split())
-            gone = "node" in text and ("node has died" in text or "node was terminated" in text)
-            return Lost(reason=text[:200], cause=Cause.OUTSIDE if gone else Cause.UNKNOWN)
+            return _lost(error)
+        if call in self._doubts:  # an answer to another question: that of its call went astray
+            return Lost(reason="it was out of reach", cause=Cause.OUTSIDE)
+        return answer
 
     def _stored(self, examples: Any) -> ray.ObjectRef:
         """Where the workers fetch them, each machine once."""
@@ -131,17 +152,34 @@ class RayFleet:
         self._examples.append((examples, ray.put(examples)))
         return self._examples[-1][1]
 
-    def _control_is_there(self) -> bool:
-        """Whether Ray's control service answered within GRACE. Ray itself would end this process without a word."""
+    def _look(self) -> None:
+        """Keeps `nodes` up to date, in a thread: without its control service Ray waits, and then ends this process."""
         now = time.monotonic()
-        if now - self._looked >= LOOK:
-            self._looked = now
-            try:
-                socket.create_connection(self._control, timeout=LOOK).close()
-                self._seen = time.monotonic()
-            except OSError:
-                pass
-        return now - self._seen <= GRACE
+        if now - self._looked >= LOOK and not self._looking.is_alive():
+            self._looked, self._asked = now, self._asked or now
+            self._looking = threading.Thread(target=self._see, daemon=True)
+            self._looking.start()
+        if self._asked and now - self._asked > GRACE:
+            self._looking.join(LOOK)  # the whole machine may have slept
+            if self._asked:
+                raise PoolLost(
+                    "Ray's control service is gone: every finished training is kept, the same command continues"
+                )
+
+    def _see(self) -> None:
+        with contextlib.suppress(Exception):  # then there was no answer
+            self._nodes = rooms(self._needs)
+            self._asked = None
+
+
+def _lost(error: RayError) -> Lost:
+    """What Ray's pages about an actor's death come to."""
+    text = str(error).strip()
+    if isinstance(error, ActorDiedError) and not error.actor_init_failed:
+        if "node has died" in text or "node was terminated" in text:
+            return Lost(reason="its node is gone", cause=Cause.OUTSIDE)
+        return Lost(reason="its process died")
+    return Lost(reason=text.splitlines()[-1].strip()[:200] if text else type(error).__name__)
 
 
 def rooms(needs: Mapping[str, float]) -> dict[str, int]:

@@ -1,0 +1,199 @@
+"""A funnel: its stages as text, what goes on and what it cost against figures taken from the rows by hand, continuing."""
+
+import dataclasses
+import json
+import sqlite3
+import statistics
+import sys
+
+import pytest
+from test_runs import EPOCHS, StandIn
+
+import bpevo
+from bpevo.command import evaluating, plans
+from bpevo.command.plans import UsageError
+from bpevo.evaluation import EvaluationPlan, FunnelStage, Treatment, passed, read_stages
+from bpevo.evaluation.treatments import CONTROLS
+from bpevo.report import funnel_notes, funnel_table
+from bpevo.runs import Row, Rows
+from bpevo.workers import LocalWorkers
+
+NAMES = ("model", "epochs")
+
+
+def test_stages_are_read_from_text():
+    assert read_stages("keep=9;epochs=5 model=mlp-8  keep=4; keep=4", NAMES) == [
+        FunnelStage({}, 9), FunnelStage({"epochs": "5", "model": "mlp-8"}, 4), FunnelStage({}, 4)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs=5", "stage 1, 'epochs=5', must say how many"),
+        ("keep=3; keep=0", "stage 2, 'keep=0', must say how many"),
+        ("keep=3; keep=-1", "must say how many"),
+        ("keep=3;", "stage 2, '', must say how many"),
+        ("keep=3 epoch=5", "stage 1 has no setting 'epoch': it may change model, epochs"),
+        ("keep=3 epochs=5 epochs=6", "stage 1 has a setting twice"),
+        ("keep=3; keep=5", "keep must not grow from stage to stage, as 3, 5 does"),
+    ],
+)
+def test_stages_that_are_none_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_stages(text, NAMES)
+
+
+def row(stage: str, equation: str, accuracy: float | None, rate=0.1, replicate=0, epochs=2) -> Row:
+    return Row(
+        stage=stage, equation=equation, learning_rate=rate, replicate=replicate, proposal=None,
+        status="done" if accuracy is not None else "diverged", reason="", accuracy=accuracy, rungs=0,
+        curve={"eval_accuracy": [accuracy] * epochs}, seconds=1.0, finished="",
+    )  # fmt: skip
+
+
+def test_what_a_stage_showed_is_the_lead_over_tuned_backprop_paired_by_seed_at_the_tuned_rate():
+    g, double, fa, dfa, best = map(Treatment.parse, ("g", "2.0*g", "fa", "dfa", "unit_fro(g)"))
+    plan = EvaluationPlan(
+        controls=(g, double), found=(fa, dfa, best), learning_rates=(0.1, 0.2), finalists=2, compared=True
+    )
+    tuning = {"g": (0.5, 0.75), "2.0*g": (0.5, 0.25), "fa": (0.5, 0.25), "dfa": (0.5, 0.25), "unit_fro(g)": (0.25, 0.5)}
+    rows = [row("tuning", text, a, rate) for text, of in tuning.items() for rate, a in zip((0.1, 0.2), of, strict=True)]
+    fresh = {  # on seeds 1 and 2, at the tuned rates
+        ("g", 0.2): (0.5, 0.75), ("2.0*g", 0.1): (0.75, 0.75), ("fa", 0.1): (0.25, 0.75), ("dfa", 0.1): (1.0, None),
+        ("unit_fro(g)", 0.2): (0.625, 1.0), ("g", 0.1): (0.0, 0.0),  # the last one at a rate that is not the tuned one
+    }  # fmt: skip
+    rows += [row("selection", t, a, rate, i + 1) for (t, rate), of in fresh.items() for i, a in enumerate(of)]
+    shown = passed(Rows(rows), plan)
+    leads = {text: (lead.mean, lead.n) for text, lead in shown.leads.items()}
+    assert leads == {"2.0*g": (12.5, 2), "fa": (-12.5, 2), "unit_fro(g)": (18.75, 2)}
+    assert shown.diverged == ("dfa",) and shown.closest == "2.0*g"
+    assert shown.went_on == (best, fa)  # dfa diverged once, and stands behind what never did
+    assert (shown.slot_epochs, shown.of_controls) == (2 * 22, 2 * (4 + 6))
+    texts = {line.text: line.numbers[0] for line in funnel_table([shown]).lines}
+    assert list(texts) == ["unit_fro(g)", "fa", "dfa", "control: 2.0*g"]
+    assert texts["unit_fro(g)"].startswith("+18.75 ± 79.4") and texts["unit_fro(g)"].endswith(" >")
+    assert texts["dfa"] == "diverged" and texts["control: 2.0*g"].startswith("+12.50 ±")
+    assert "2 of 3 rules went on, 44 slot-epochs, 20 of them of controls" in funnel_notes(["stage 1"], [shown])[0]
+
+
+RULES = "fa;dfa;unit_fro(g);unit_row2(g);sgn(g);clip(g, 0.5)"
+SETTINGS = {
+    "rules": RULES, "dataset": "digits", "train_examples": 64, "batch_size": 32, "model": "mlp-8", "epochs": EPOCHS,
+    "learning_rates": [0.4, 0.1], "selection_repeats": 3, "repeats": 2, "slots": 4, "selfcheck": False,
+    "stages": ["keep=4", "model=mlp-8-8 train_examples=128 keep=3", "learning_rates=0.2 keep=1"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Evaluations on a stand-in for training; counts what it trains, and interrupts after so many epochs."""
+    made = {"trained": 0, "left": float("inf")}
+
+    class Place:
+        def __init__(self, recipes):
+            self._other = sum(map(ord, recipes._training.settings.model))
+
+        def __call__(self, on_test, program):
+            made["trainer"] = trainer = _Counting(4, interrupt_after=made["left"])
+            trainer.other = self._other
+            return LocalWorkers(trainer)
+
+    class _Counting(StandIn):
+        def start(self, slot, training, epoch=0, state=()):
+            made["trained"] += 1
+            super().start(slot, dataclasses.replace(training, replicate=training.replicate + self.other), epoch, state)
+
+        def advance(self, meanwhile=lambda: None):
+            made["left"] -= 1
+            return super().advance(meanwhile)
+
+    monkeypatch.setattr(evaluating, "LocalWorkplace", Place)
+    # These cost seconds, and are not of interest here.
+    monkeypatch.setattr(sys.modules["bpevo.evaluation.standings"], "kind", lambda _: "")
+    monkeypatch.setattr(plans, "firsts", lambda treatments: {t: t for t in treatments})
+    return made
+
+
+def stored(folder) -> tuple[dict, list[tuple]]:
+    with sqlite3.connect(folder / "run.sqlite") as c:
+        settings = json.loads(c.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()[0])
+        rows = c.execute(
+            "SELECT stage, equation, learning_rate, replicate, accuracy, curve FROM evaluations"
+        ).fetchall()
+    return settings, sorted(rows)
+
+
+def best(rows: list[tuple], rules: list[str], keep: int) -> list[str]:
+    """The rules that do best on fresh seeds, from the rows alone."""
+    worth = {}
+    for text in rules:
+        tuned = {r[2]: r[4] or 0.0 for r in rows if r[:2] == ("tuning", text)}
+        fresh = [r[4] for r in rows if r[:2] == ("selection", text)]
+        assert {r[2] for r in rows if r[:2] == ("selection", text)} == {
+            max(tuned, key=lambda rate: (tuned[rate], rate))
+        }
+        worth[text] = None not in fresh, statistics.fmean(a or 0.0 for a in fresh)
+    return sorted(rules, key=worth.__getitem__, reverse=True)[:keep]
+
+
+def test_a_funnel_tunes_controls_and_rules_in_every_stage_and_cuts_by_fresh_seeds(tmp_path, stand_in, capsys):
+    last = bpevo.Funnel(tmp_path, **SETTINGS).run()
+    printed = " ".join(capsys.readouterr().out.split())
+    controls, rules, total = {str(t) for t in CONTROLS}, RULES.split(";"), 0
+    seeds = set()
+    for number, keep in ((1, 4), (2, 3), (3, 1)):
+        settings, rows = stored(tmp_path / f"funnel-{number}")
+        seeds.add(settings["seed"])
+        assert {r[1] for r in rows if r[0] == "tuning"} == {*rules, *controls}
+        fresh = [r for r in rows if r[0] == "selection"]
+        assert len({r[3] for r in fresh}) == 3 == [r[1] for r in fresh].count("g | adam")
+        of_stage = sum(len(json.loads(r[5])["eval_accuracy"]) for r in rows)
+        of_controls = sum(len(json.loads(r[5])["eval_accuracy"]) for r in rows if r[1] in controls)
+        entered, rules, total = len(rules), best(rows, rules, keep), total + of_stage
+        assert (
+            f"{keep} of {entered} rules went on, {of_stage:,} slot-epochs, {of_controls:,} of them of controls"
+            in printed
+        )
+        assert {r[1] for r in rows if r[0] == "test"} == ({*rules, *controls} if number == 3 else set())
+    assert len(seeds) == 3 and f"{total:,} slot-epochs in all" in printed
+    assert (
+        "stage 2 (model=mlp-8-8, train_examples=128)" in printed
+        and "lead over tuned backprop on fresh seeds" in printed
+    )
+    first, second, third = (stored(tmp_path / f"funnel-{n}")[0] for n in (1, 2, 3))
+    assert [s["model"] for s in (first, second, third)] == ["mlp-8", "mlp-8-8", "mlp-8-8"]  # what changed stays so
+    assert [s["train_examples"] for s in (first, second, third)] == [64, 128, 128] and third["learning_rates"] == [0.2]
+    assert last.settings["scenario"] == "funnel-3"
+
+
+def test_a_funnel_continues_where_it_was_interrupted_and_trains_nothing_twice(tmp_path, stand_in, capsys):
+    bpevo.Funnel(tmp_path / "whole", **SETTINGS).run()
+    once = stand_in["trained"]
+    stand_in |= {"trained": 0}
+    interruptions = 0
+    while True:
+        stand_in["left"] = 60
+        bpevo.Funnel(tmp_path / "parts", **SETTINGS).run()
+        if "interrupted" not in capsys.readouterr().out:
+            break
+        interruptions += 1
+    assert interruptions > 2
+    for number in (1, 2, 3):
+        assert stored(tmp_path / "parts" / f"funnel-{number}") == stored(tmp_path / "whole" / f"funnel-{number}")
+    stand_in |= {"trained": 0, "left": float("inf")}
+    bpevo.Funnel(tmp_path / "whole", **SETTINGS).run()
+    assert stand_in["trained"] == 0 < once
+
+
+def test_flags_of_a_funnel_that_cannot_be_are_refused_before_anything_trains(tmp_path, stand_in):
+    for change, message in (
+        ({"stages": None}, "stages is needed"),
+        ({"stages": "keep=3; model=mlp keep=2"}, "stage 2 of stages: no model 'mlp'"),
+        ({"stages": "keep=3; epochs=none keep=2"}, "stage 2 of stages: .*epochs"),
+        ({"stages": "keep=3; seed=4 scenario=x keep=2"}, "stages: stage 2 has no setting 'scenario'"),
+        ({"model": "mlp-8;mlp-9"}, "stage 1 of stages: .*on one network"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            bpevo.Funnel(tmp_path, **(SETTINGS | change)).run()
+    assert stand_in["trained"] == 0 and not list(tmp_path.iterdir())

@@ -1,0 +1,297 @@
+"""Sweeps: what is asked for, who runs when, what happens to a sweep, and what it shows in the end."""
+
+import contextlib
+import io
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from absl import flags
+from rich.console import Console
+from test_runs import REPOSITORY, StandIn, plan, rows, search
+
+from bpevo import report
+from bpevo.command import definitions, plans, process, sweeping
+from bpevo.command.sweeping import Member, Sweep, members
+from bpevo.runs import Glance, RunDatabase
+
+TINY = (
+    "--dataset=digits", "--model=mlp-8", "--train_examples=64", "--batch_size=32", "--epochs=1", "--max_evaluations=12",
+    "--elite_size=4", "--slots=4",
+)  # fmt: skip
+
+
+def values(*arguments: str) -> flags.FlagValues:
+    made = flags.FlagValues()
+    for define in (definitions.define_common, definitions.define_search, definitions.define_sweep):
+        define(made)
+    made(["bpevo.sweep", *TINY, *arguments])
+    return made
+
+
+# What is asked for.
+
+
+def test_every_combination_is_a_search_in_a_folder_that_says_what_varies(tmp_path):
+    asked = values(
+        f"--workdir={tmp_path}", "--vary=optimizer=sgd | momentum", "--vary=seed=0|1", "--seed=9", "--noequivalence",
+        "--max_hours=3",
+    )  # fmt: skip
+    made = members(asked)
+    assert [m.name for m in made] == [f"optimizer={o},seed={s}" for o in ("sgd", "momentum") for s in (0, 1)]
+    first = made[0]
+    assert first.workdir == tmp_path / first.name and first.planned == 12 and not first.finished
+    own = {"--optimizer=sgd", "--seed=0", f"--workdir={first.workdir}"}  # what varies wins over what is given
+    assert set(first.flags) == own | {*TINY, "--noequivalence"}
+    assert len({m.settings for m in made}) == 4
+
+
+def test_a_value_with_a_slash_makes_no_folder_of_its_own(tmp_path):
+    rules = tmp_path / "rules"
+    rules.write_text("g\n")
+    made = members(values(f"--workdir={tmp_path}", f"--vary=initial=known|{rules}"))
+    assert [m.workdir.parent for m in made] == [tmp_path, tmp_path]
+    assert f"--initial={rules}" in made[1].flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--vary='FLAG=VALUE|VALUE' is needed"),
+        (["--vary=optimiser=sgd|adam"], "there is no flag 'optimiser'; the nearest is 'optimizer'"),
+        (["--vary=seed=0|1", "--vary=seed=2"], "--seed varies already"),
+        (["--vary=seed"], "a value is empty"),
+        (["--vary=seed=0|"], "a value is empty; write --vary='seed=FIRST|SECOND'"),
+        (["--vary=seed=0|0"], "a value is there twice"),
+        (["--vary=workdir=a|b"], "all searches share --workdir"),
+        (["--vary=workers=1|2"], "all searches share --workers"),
+        (["--vary=seed=0|many"], "seed=many: .*--seed"),
+        (["--vary=optimizer=sgd|lbfgs"], "optimizer=lbfgs: .*lbfgs"),
+        (["--vary=epochs=1|0"], "epochs=0: .*at least 1"),
+        (["--vary=operands=g|q"], "operands=q: .*'q'"),
+        (["--vary=seed=0|1", "--pool=ray", "--lag=4"], "needs --workers"),
+        (["--vary=model=" + "-".join(["mlp", *["8"] * 120])], "too long for the name of a folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_starts(tmp_path, arguments, message):
+    with pytest.raises(plans.UsageError, match=message) as error:
+        members(values(f"--workdir={tmp_path}", *arguments))
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_each_search_is_the_ordinary_launch(tmp_path):
+    asked = [*sweeping.LAUNCH, f"--workdir={tmp_path}", "--batch_size=0"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(asked, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr.startswith("bpevo.launch: batch_size")
+
+
+# Who runs when.
+
+# A search that takes the exit code in `code` beside its folder; without one it waits until it is terminated.
+SEARCH = """
+import pathlib, signal, sys, time
+workdir = pathlib.Path(sys.argv[1].partition("=")[2])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+(workdir / "run.sqlite").touch()
+others = list(workdir.parent.glob("*/running"))
+(workdir / "running").touch()
+(workdir / "beside").write_text(str(len(others)))
+code = workdir.parent / f"{workdir.name}.code"
+while not code.exists():
+    time.sleep(0.01)
+while len(list(workdir.parent.glob("*/beside"))) < int(sys.argv[2]):
+    time.sleep(0.01)
+(workdir / "running").unlink()
+print("first line\\nlast line", flush=True)
+sys.exit(int(code.read_text()))
+"""
+
+
+def sweep(folder: pathlib.Path, codes: dict[str, int | None], at_once: int = 1) -> Sweep:
+    """A sweep of searches that end with these exit codes, once so many have begun as run at once."""
+    asked = []
+    for name, code in codes.items():
+        (folder / f"{name}.code").unlink(missing_ok=True)
+        if code is not None:
+            (folder / f"{name}.code").write_text(str(code))
+        workdir = folder / name
+        asked.append(Member(name=name, workdir=workdir, flags=(f"--workdir={workdir}",), planned=12, settings="{}"))
+    return Sweep(asked, at_once, [sys.executable, "-S", "-c", SEARCH], [str(at_once)])
+
+
+def states(made: Sweep) -> list[str]:
+    return [state.state for state in made.states.values()]
+
+
+def nothing() -> None:
+    pass
+
+
+def test_searches_run_one_after_the_other_or_as_many_at_once_as_there_is_room_for(tmp_path):
+    for at_once in (1, 3):
+        folder = tmp_path / str(at_once)
+        folder.mkdir()
+        made = sweep(folder, {"a": 0, "b": 0, "c": 0}, at_once)
+        made.run(nothing)
+        beside = sorted(int((folder / name / "beside").read_text()) for name in "abc")
+        assert beside[0] == 0 and max(beside) < at_once and (at_once == 1 or beside != [0, 0, 0])
+        assert (made.code, states(made)) == (0, ["done"] * 3)
+
+
+def test_a_sweep_that_is_stopped_ends_what_runs_and_skips_what_has_ended_when_it_goes_on(tmp_path):
+    made = sweep(tmp_path, {"a": 0, "b": None, "c": 0})
+
+    def stopping() -> None:
+        if (tmp_path / "b" / "running").exists():
+            made.stop()
+
+    made.run(stopping)
+    assert states(made) == ["done", "interrupted", "waiting"] and made.stopped
+    started = (tmp_path / "a" / "beside").stat().st_mtime_ns
+    again = sweep(tmp_path, {"a": 0, "b": 0, "c": 0})
+    again.run(nothing)
+    assert (again.code, states(again)) == (0, ["done before", "done", "done"])
+    assert (tmp_path / "a" / "beside").stat().st_mtime_ns == started
+
+
+def test_a_search_that_fails_is_told_and_the_others_go_on(tmp_path):
+    made = sweep(tmp_path, {"a": 2, "b": 0})
+    made.run(nothing)
+    assert (made.code, states(made), made.said) == (2, ["failed", "done"], ["a: last line"])
+
+
+def test_where_a_device_or_a_cluster_failed_nothing_more_is_started(tmp_path):
+    made = sweep(tmp_path, {"a": 75, "b": 0})
+    made.run(nothing)
+    assert (made.code, states(made)) == (75, ["failed", "waiting"])
+
+
+def test_a_search_that_is_killed_may_go_on(tmp_path):
+    made = sweep(tmp_path, {"a": None})
+
+    def killing() -> None:
+        if (tmp_path / "a" / "running").exists():
+            for _, child in made._running.values():
+                child.kill()
+
+    made.run(killing)
+    assert (made.code, states(made)) == (75, ["failed"]) and made.said == ["a: its process was ended by SIGKILL"]
+
+
+def test_other_settings_are_another_search(tmp_path):
+    (member,) = members(values(f"--workdir={tmp_path}", "--vary=seed=0"))
+    member.workdir.mkdir()
+    search(member.workdir, plan(12), StandIn(4))
+    member.finish()
+    assert member.finished
+    (longer,) = members(values(f"--workdir={tmp_path}", "--vary=seed=0", "--max_evaluations=40"))
+    assert not longer.finished
+    (slower,) = members(values(f"--workdir={tmp_path}", "--vary=seed=0", "--slots=4", "--metrics=csv"))
+    assert slower.finished
+
+
+# A whole sweep, over stand-ins for training.
+
+PLAN = plan(40, top=2, repeats=2)
+LAUNCH = [
+    sys.executable, "-c", "import sys, test_sweep; test_sweep.launch(*sys.argv[1:])",
+]  # fmt: skip
+
+
+def launch(*arguments: str) -> None:
+    """As bpevo.launch, with StandIn."""
+    (workdir,) = [a.partition("=")[2] for a in arguments if a.startswith("--workdir=")]
+    interruption = process.Interruption()
+    interruption.install()
+
+    def watch(made, fresh):
+        interruption.search = made
+
+    try:
+        search(workdir, PLAN, StandIn(4, seconds=0.05), watch)
+    except KeyboardInterrupt:
+        sys.exit(interruption.code)
+
+
+def test_a_sweep_that_is_terminated_in_the_middle_goes_on_and_ends_with_a_table_and_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "LAUNCH", LAUNCH)
+    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}")
+    folder = tmp_path / "swept"
+    asked = values(f"--workdir={folder}", "--vary=seed=0|1", "--noselfcheck")
+
+    def terminate_in_the_middle() -> None:
+        while True:
+            with contextlib.suppress(Exception), RunDatabase.reading(folder / "seed=0") as database:
+                if len(database.rows()) > 10:
+                    return os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.02)
+
+    def run() -> tuple[int, str]:
+        output, interruption = io.StringIO(), process.Interruption()
+        with interruption.installed():
+            code = sweeping.run(asked, Console(file=output, width=100), interruption)
+        return code, output.getvalue()
+
+    threading.Thread(target=terminate_in_the_middle).start()
+    code, said = run()
+    assert code == 143 and "seed=0: interrupted" in said and "the same command continues" in said
+    trained = len(rows(folder / "seed=0")["evaluations"])
+    assert 10 < trained < 40 and not (folder / "seed=1").exists()
+    code, said = run()
+    assert code == 0 and re.search(r"seed=0: done, trainings 40 of 12, best % \d", said) and "seed=1: done" in said
+    search(tmp_path / "undisturbed", PLAN, StandIn(4))
+    assert rows(folder / "seed=0") == rows(folder / "seed=1") == rows(tmp_path / "undisturbed")
+    page = (folder / "report" / "report.html").read_text()
+    assert "2 searches" in page and "Search seed=0" in page and "Search seed=1" in page
+    assert f"report: {folder}/report/report.html" in said
+    assert all(member.finished for member in members(asked))
+
+
+# What it shows.
+
+
+def test_the_overview_has_each_searchs_best_rule_beside_its_backprop(tmp_path):
+    search(tmp_path, plan(60, top=2, repeats=3), StandIn(4))
+    with RunDatabase.reading(tmp_path) as database:
+        judged, glance = database.judged(), database.glance()
+    board = report.leaderboard(judged, 10, (0.1,))
+    row = report.best_found("seed=0", judged, {"learning_rates": [0.1]})
+    assert row.best == next(r for r in board if not r.label) and row.backprop == next(
+        r for r in board if r.label == "backprop"
+    )
+    console = Console(file=io.StringIO(), width=150)
+    console.print(report.overview_table([row], "title"))
+    text = console.file.getvalue()
+    assert f"seed=0: {row.best.equation[:20]}" in text
+    for shown in (
+        f"{row.best.search:.2f}",
+        f"{row.best.mean:.2f} ± {row.best.deviation:.2f}",
+        f"{row.backprop.mean:.2f}",
+    ):
+        assert shown in text
+    best = max(r.accuracy for r in judged.of(stage="search") if r.accuracy is not None)
+    assert glance.trained == 60 and glance.backprop == 0.01 * row.backprop.search and glance.best >= best
+
+
+def test_without_a_terminal_a_search_has_a_line_whenever_something_is_new():
+    console = Console(file=io.StringIO(), width=100)
+    state = report.SearchState(state="waiting", planned=40, reached=Glance())
+    watch = report.Searches(console, {"seed=0": state})
+    with watch.running():
+        watch(), watch()
+        state.state = "running"
+        watch(), watch()
+        state.state, state.reached = "done", Glance(trained=40, best=0.5, backprop=0.75)
+        watch(), watch()
+    assert console.file.getvalue().splitlines() == [
+        "seed=0: waiting",
+        "seed=0: running",
+        "seed=0: done, trainings 40 of 40, best % 50.00, backprop % 75.00",
+    ]

@@ -1,6 +1,7 @@
 """Ways to train candidates, timed on the same network, data and equations."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -184,7 +185,8 @@ def _specialised_call(task: Task, examples: Examples, rule: CompiledRule, device
     order = jax.tree.map(lambda x: np.asarray(x)[None], order_of(rule))
     blank = task.blank(rule, examples.mean.shape)
     state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
-    program = slots(task.epoch, [device], donate=False)
+    epoch = functools.partial(task.epoch, loops=device.platform == "cpu")
+    program = slots(epoch, [device], donate=False)
     arguments = jax.device_put((order, state, examples), device)
     return program, arguments
 

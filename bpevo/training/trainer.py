@@ -169,7 +169,12 @@ class Trainer:
 
         Each is compiled when a slot first needs it. Beside the kernel slots train one after the other: there are few.
         """
-        make = functools.partial(slots, self.task.epoch, self._devices, options=options)
+
+        def make(lowering: str | None) -> jax.stages.Wrapped:
+            mapped = (lowering or default_lowering(self._devices)) == "map"
+            epoch = functools.partial(self.task.epoch, loops=mapped and self._devices[0].platform == "cpu")
+            return slots(epoch, self._devices, lowering, options=options)
+
         return [make(self._lowering)] if self.kernel is None else [make("map"), make(self._lowering)]
 
     @property

@@ -9,11 +9,13 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from bpevo.command import jax_setup, main, process, selfcheck  # isort: skip (main comes before jax)
+from bpevo.command import main  # isort: skip (before jax)
 import jax
 from absl import flags
 from rich.console import Console
 
+from bpevo.command import clusters, jax_setup, process, selfcheck
+from bpevo.command.clusters import Finding
 from bpevo.data import DataError
 from bpevo.data.tfds_reader import data_root
 from bpevo.runs import RunDatabase, RunError, printable, provenance
@@ -24,7 +26,6 @@ from bpevo.training.kernel import kernel_of
 
 EXIT_WRONG = 1
 LEAST_FREE = 2**30  # bytes on a disk below which it is told
-Finding = tuple[str, str, str]  # what, its state, what is wrong with it
 
 
 def machine() -> Iterator[Finding]:
@@ -158,11 +159,12 @@ def _size(count: float | None) -> str:
 
 def examine(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
     """Prints what was found; returns the exit code."""
-    del interruption
     if values.copy_to:
         return _copy(values.workdir, values.copy_to, console)
     workdir = values.workdir and os.path.expanduser(values.workdir)
     findings = [machine(), environment(), folders(values.data_dir)] + [run(folder) for folder in _runs(workdir)]
+    if values.ray_address:
+        findings.append(clusters.cluster(values.ray_address, interruption))
     wrong = []
     for what, state, fault in (finding for group in findings for finding in group):
         console.out(f"{what:>18}  {printable(state)}", highlight=False)
@@ -191,9 +193,12 @@ def define() -> None:
     flags.DEFINE_string("workdir", None, "A run's folder, to look at its database.")
     flags.DEFINE_string("data_dir", None, "TFDS directory. Default: TFDS's own.")
     flags.DEFINE_string(
+        "ray_address", None, "A Ray cluster to look at, HOST:PORT or auto: a worker of each node checks itself."
+    )
+    flags.DEFINE_string(
         "copy_to", None, "Only copy the runs of --workdir, complete, also while they are running, into this new folder."
     )
 
 
 if __name__ == "__main__":
-    main.start("bpevo.doctor", (define,), examine)
+    main.start("bpevo.doctor", (define,), examine, lambda values: bool(values.ray_address))

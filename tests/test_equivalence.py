@@ -14,6 +14,7 @@ from bpevo.evolution import (
     SameText,
     SearchSpace,
 )
+from bpevo.evolution.equivalence import _WIDTH
 from bpevo.evolution.space import operand_choices
 from bpevo.rules import UNARIES, InfeasibleEquation, Operand, Unary, register
 
@@ -201,3 +202,27 @@ def test_a_search_that_starts_with_what_was_taken_for_the_papers_winner_still_tr
     drawn = [made.ask() for _ in range(3)]
     assert [p.equation.key for p in drawn[:2]] == [e.key for e in initial[:2]]
     assert drawn[2].duplicates and drawn[2].parent is not None  # unit_fro(g) is unit_elem2(g) on a dense unit
+
+
+def test_the_near_ones_are_those_that_a_look_at_all_proposals_finds():
+    """Around circles of equal size, across the angle where it wraps, at and near the origin, and just about the tolerance."""
+    random = np.random.default_rng(0)
+    rule = equation("g")
+    angles = np.concatenate([random.uniform(-np.pi, np.pi, 150), np.pi - random.uniform(-0.02, 0.02, 50)])
+    first = np.stack([np.cos(angles), np.sin(angles)], 1) * random.choice([1.0, 1e-6, 1e30, 0.0], 200)[:, None]
+    others = np.ones((200, _WIDTH - 2))
+    sketches = np.concatenate([first, others], 1)
+    close = 1 + random.uniform(-1.2e-2, 1.2e-2, (4, *sketches.shape)) * random.choice([0, 1], (4, 200, 1))
+    sketches = np.concatenate([sketches, *(sketches * close)]).astype("<f4")
+    known = SameFunction()
+    for i, sketch in enumerate(sketches):
+        known.add(Proposal(id=i, equation=rule, key=sketch.tobytes().hex()))
+    found = 0
+    for sketch in sketches.astype(float):
+        parts = [(x.reshape(-1, _WIDTH // 2, 2)) for x in (sketches.astype(float), sketch)]
+        sizes = [np.linalg.norm(x, axis=2) for x in parts]
+        distance = np.linalg.norm(parts[0] - parts[1], axis=2)
+        expected = np.flatnonzero(np.all(distance <= 1e-2 * np.maximum(*sizes), 1))
+        assert list(known._near(sketch)) == list(expected)
+        found += len(expected)
+    assert found > 1.5 * len(sketches)

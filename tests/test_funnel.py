@@ -193,6 +193,7 @@ def test_flags_of_a_funnel_that_cannot_be_are_refused_before_anything_trains(tmp
         ({"stages": "keep=3; epochs=none keep=2"}, "stage 2 of stages: .*epochs"),
         ({"stages": "keep=3; seed=4 scenario=x keep=2"}, "stages: stage 2 has no setting 'scenario'"),
         ({"model": "mlp-8;mlp-9"}, "stage 1 of stages: .*on one network"),
+        ({"finalists": 2}, "finalists=2 is of an evaluation"),
     ):
         with pytest.raises(UsageError, match=message):
             bpevo.Funnel(tmp_path, **(SETTINGS | change)).run()

@@ -4,6 +4,7 @@ gives; and once for real, from the command to the report."""
 import dataclasses
 import statistics
 import sys
+import types
 
 import pytest
 from test_runs import EPOCHS, SETTINGS, StandIn, plan, rows
@@ -17,6 +18,7 @@ from bpevo.runs import Row, RunDatabase, backprop_on, joined, judged, ranked
 from bpevo.search import Search
 from bpevo.search.search import CONFIRMATION_REPLICATE
 from bpevo.training import Training
+from bpevo.training.slots import fitting
 from bpevo.workers import LocalWorkers, WorkersByNetwork
 
 NAMES, RATES = ("mlp-1", "mlp-2"), (0.1, 0.3)
@@ -209,7 +211,11 @@ def test_over_several_networks_the_controls_come_first_and_are_tuned_on_each(who
 
 def test_a_search_over_several_networks_ranks_what_it_stored_as_it_did_itself(whole):
     with RunDatabase.reading(whole.workdir) as database:
-        stored = database.judged()
+        stored, glance = database.judged(), database.glance()
+    backprop = [100 * a for a in backprop_on(whole.rows, whole.plan.networks)]
+    assert (
+        glance.trained == whole.done and glance.best is None and 200 * glance.backprop == pytest.approx(sum(backprop))
+    )
     assert stored == whole.judged and [r.network for r in stored.trainings] == [r.network for r in whole.rows]
     best = next(ranked(stored.of(stage="search")))
     confirmed = [r.trained for r in whole.results.values() if r.proposal.confirms == best.proposal]
@@ -244,6 +250,15 @@ def test_the_mean_over_networks_makes_another_search(whole, tmp_path):
 def test_one_network_needs_no_join():
     alone = row("", "search", "fa", (0.5, 0.75), proposal=0)
     assert joined([alone], Networks(), []) is alone and parse(alone.subject) == parse("fa")
+
+
+def test_a_second_networks_slots_are_those_that_fit_beside_the_first():
+    def gpu(**memory):
+        return types.SimpleNamespace(platform="gpu", memory_stats=lambda: memory)
+
+    assert fitting((2, 8), [gpu(bytes_limit=1000)] * 2) == 120  # 60 % of 1,000 are 60 slots of 10, on each of two
+    assert fitting((2, 8), [gpu(bytes_limit=1000, bytes_in_use=500)]) == 30
+    assert fitting((2, 8), [types.SimpleNamespace(memory_stats=lambda: None)]) is None  # a CPU
 
 
 TINY = {

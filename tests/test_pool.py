@@ -249,6 +249,26 @@ def test_few_jobs_are_spread_over_the_workers():
     assert len({worker for _, worker, kind in fleet.calls if kind is Epoch}) == 4
 
 
+def test_workers_that_nothing_is_left_for_are_not_looked_at():
+    class Watched(dict):
+        looked = 0
+
+        def __getitem__(self, key):
+            self.looked += 1
+            return super().__getitem__(key)
+
+    pool = pool_on(SimulatedFleet({"a": 100}, SLOTS, EPOCHS))
+    trained(pool)
+    while pool.capacity < 100 * SLOTS:
+        pool.poll()
+    pool._members = Watched(pool._members)
+    for _ in range(10):
+        pool.poll()
+    assert pool._members.looked < 100
+    pool.submit(job(JOBS))
+    assert not pool.poll() and not pool.idle  # one of them got it
+
+
 def test_a_node_that_joins_is_used(undisturbed):
     fleet = SimulatedFleet({"a": 1}, SLOTS, EPOCHS)
     pool = pool_on(fleet)

@@ -42,41 +42,40 @@ class Chaos:
     def __init__(self, cluster, seed: int, figures: collections.Counter):
         self._cluster, self._figures, self._random = cluster, figures, random.Random(seed)
         self._nodes = [cluster.add() for _ in range(NODES)]
-        self._killed: set[int] = set()
 
     def search(self, folder, kills: collections.Counter) -> None:
-        """A search to its end, through so many kills or fewer."""
-        head, end = self._start(folder), time.monotonic() + PATIENCE
+        """A search to its end, through so many kills or fewer: each once something was stored since the one before."""
+        head, end, before = self._start(folder), time.monotonic() + PATIENCE, 0
         while head.poll() is None:
             assert time.monotonic() < end, (folder / "output").read_text()
-            time.sleep(self._random.uniform(0.2, 1.5))
-            left = [what for what in kills.elements() if what != "heads" or stored(folder) > self._stored]
-            what = self._random.choice(left) if left else ""
+            time.sleep(self._random.uniform(0.05, 0.3))
+            left, now = list(kills.elements()), stored(folder)
+            if not left or now == before:
+                continue
+            what = self._random.choice(left)
             if what == "workers":
-                kills[what] -= self._kill_worker()
+                done = self._kill_worker()
             elif what == "nodes":
-                kills[what] -= self._kill_node()
-            elif what == "heads" and head.poll() is None:
+                done = self._kill_node()
+            else:
                 head.kill()
                 head.wait()
                 self._figures["heads killed"] += 1
-                kills[what] -= 1
-                head = self._start(folder)
+                head, done = self._start(folder), True
+            kills[what] -= done
+            before = now if done else before
         assert head.returncode == 0, (folder / "output").read_text()
 
     def _start(self, folder):
-        self._stored = stored(folder)  # the next head is not killed before it stores something
         return started(folder, ray_address=self._cluster.address, workers=NODES + 1)
 
     def _kill_worker(self) -> bool:
-        alive = [w for node in (self._cluster.head, *self._nodes) for w in clusters.workers(node)]
-        alive = [w for w in alive if w not in self._killed]
-        if not alive:
+        """One that is in an epoch: three that die while they start would be the end of their node."""
+        training = [w for node in (self._cluster.head, *self._nodes) for w in clusters.workers(node, "epoch")]
+        if not training:
             return False
         with contextlib.suppress(ProcessLookupError):
-            worker = self._random.choice(alive)
-            self._killed.add(worker)
-            os.kill(worker, signal.SIGKILL)
+            os.kill(self._random.choice(training), signal.SIGKILL)
             self._figures["workers killed"] += 1
             return True
         return False

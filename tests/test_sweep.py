@@ -16,6 +16,7 @@ from absl import flags
 from rich.console import Console
 from test_runs import REPOSITORY, StandIn, plan, rows, search
 
+import bpevo
 from bpevo import report
 from bpevo.command import definitions, plans, process, sweeping
 from bpevo.command.sweeping import Member, Sweep, members
@@ -252,6 +253,27 @@ def test_a_sweep_that_is_terminated_in_the_middle_goes_on_and_ends_with_a_table_
     assert "2 searches" in page and "Search seed=0" in page and "Search seed=1" in page
     assert f"report: {folder}/report/report.html" in said
     assert all(member.finished for member in members(asked))
+
+
+@pytest.mark.cluster
+def test_searches_that_share_a_cluster_run_at_once_and_have_the_rows_of_this_process(tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    settings = dict(
+        dataset="digits", model="mlp-8", train_examples=64, batch_size=32, epochs=1, learning_rates=[0.1], slots=2, lag=4,
+        max_evaluations=24, elite_size=8, top=1, repeats=1,
+    )  # fmt: skip
+    given = [f"--{name}={value[0] if isinstance(value, list) else value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "bpevo.sweep", *given, "--pool=ray", "--workers=1", "--vary=seed=0|1"]
+    own = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'swept'}"], env=own, capture_output=True, text=True, timeout=500
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    at_once = min(2, len(os.sched_getaffinity(0)))
+    assert f"2 searches, {at_once} at once" in ended.stdout and "report: " in ended.stdout
+    for seed in (0, 1):
+        bpevo.Search(tmp_path / str(seed), **settings, seed=seed).run()
+        assert rows(tmp_path / "swept" / f"seed={seed}") == rows(tmp_path / str(seed))
 
 
 # What it shows.

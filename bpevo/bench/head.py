@@ -30,8 +30,8 @@ EPOCHS = 20
 WORKERS, SLOTS, NODE = 500, 16, 4  # NODE: workers of a node
 # As a1, but with one learning rate: every training is an equation of its own, which asks most of the head.
 SETTINGS = (f"--epochs={EPOCHS}", "--stop_epochs=5,10", "--learning_rates=0.1", "--elite_size=1000", "--top=10")
-# Chances at a call; an epoch of virtual time is 10 s, so a worker dies every hour and a half.
-MISFORTUNE = Misfortune(dies=2e-3, hangs=1e-4, twice=1e-3, halves=1e-5, fails=1e-3, leaves=1e-4)
+# Chances at a call; an epoch of virtual time is 10 s, so some 30 workers die in an hour, and 20 nodes with all on them.
+MISFORTUNE = Misfortune(dies=2e-4, hangs=2e-5, twice=1e-3, halves=1e-5, fails=1e-3, leaves=1e-4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ def define_search(values: flags.FlagValues = flags.FLAGS) -> None:
     define.float(
         "checkpoint_minutes",
         10.0,
-        "A training that lasts longer is saved so often, and continues from there. 0: never.",
+        "A training that lasts longer is saved so often, and continues from there. 0, or a pool: never.",
     )
     define.string(
         "controller",

@@ -54,12 +54,16 @@ def funnel_commands(values: flags.FlagValues) -> dict[str, plans.EvaluationComma
         stages = read_stages(values.stages, NAMES)
     except ValueError as error:
         raise plans.UsageError(f"--stages: {error}") from error
+    if values["finalists"].present:
+        raise plans.UsageError(f"--finalists={values.finalists} is of an evaluation: in a funnel keep says who goes on")
     changes: dict[str, str] = {}
     commands = {}
     for number, stage in enumerate(stages, 1):
         changes |= stage.changes
         last = number == len(stages)
-        given = {"scenario": f"{values.scenario}-{number}", "finalists": stage.keep} | ({} if last else {"repeats": 0})
+        given = {"scenario": f"{values.scenario}-{number}", "finalists": stage.keep} | (
+            {} if last else {"repeats": 0, "ablate": 0}
+        )
         try:
             command = plans.evaluation_command(_changed(values, changes | given))
         except plans.UsageError as error:

@@ -19,14 +19,23 @@ flags.disclaim_key_flags()
 Run = Callable[[flags.FlagValues, Console, process.Interruption], int]
 
 
-def start(name: str, definitions: Sequence[Callable[[], None]], run: Run, leave_accelerators: bool = False) -> None:
+def on_a_pool(values: flags.FlagValues) -> bool:
+    return "pool" in values and values.pool != "local"
+
+
+def start(
+    name: str,
+    definitions: Sequence[Callable[[], None]],
+    run: Run,
+    elsewhere: Callable[[flags.FlagValues], bool] = on_a_pool,
+) -> None:
     """Ends the process with what `run` returns, or with the exit code of its error.
 
     Args:
       name: the command's, such as `bpevo.launch`; its messages begin with it.
       definitions: each defines flags.
       run: does the command's work.
-      leave_accelerators: this process takes none, others train.
+      elsewhere: whether other processes train, so that this one takes no accelerator.
     """
     for define in definitions:
         define()
@@ -35,8 +44,7 @@ def start(name: str, definitions: Sequence[Callable[[], None]], run: Run, leave_
         interruption = process.Interruption()
         interruption.install()
         try:
-            pool = "pool" in flags.FLAGS and flags.FLAGS.pool != "local"
-            configure_jax(leave_accelerators or pool)
+            configure_jax(leave_accelerators=elsewhere(flags.FLAGS))
             code = run(flags.FLAGS, Console(file=cast(IO[str], process.Output(sys.stdout))), interruption)
         except (UsageError, DataError, RunError, OutOfMemory, PoolError) as error:
             code = process.fail(name, error)

@@ -1,35 +1,28 @@
 """The flags of a command, read once into typed plans. Everything is checked before anything compiles."""
 
 import dataclasses
-import importlib.util
 import math
-import os
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-from bpevo import data, models
+from bpevo import data
 from bpevo.command.inherited import Inherited, compared
 from bpevo.command.pools import PoolPlan
+from bpevo.command.trainings import UsageError, at_least, networks_of, numbers, path_of, rates_of, training_plans
 from bpevo.evaluation import EvaluationPlan
 from bpevo.evaluation.duplicates import firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Networks, Rung, SearchSpace, budget
-from bpevo.rules import NAMED, Equation, InterpretedRule, blank_program, listed, parse, resolve
+from bpevo.rules import NAMED, Equation, listed, parse, resolve
 from bpevo.runs import RunDatabase
 from bpevo.search import MOST_REPEATS, SearchPlan
-from bpevo.training import DTYPES, TrainingPlan, TrainingSettings, most_slots
+from bpevo.training import TrainingPlan, most_slots
 
-MAX_SLOTS, MAX_RATE, MAX_STEPS = 4096, 1e6, 2**31 - 1
 LEAST_VALIDATION = 3
-
-
-class UsageError(ValueError):
-    """A flag that cannot be honoured; the message names it and says what to write."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,100 +86,6 @@ class EvaluationCommand:
         return _shortened(data.full_training_split(self.training.dataset, self.train_examples), self.eval_examples)
 
 
-def _numbers(name: str, texts: Sequence[str], kind=float) -> tuple:
-    try:
-        values = tuple(kind(t) for t in texts)
-    except ValueError:
-        values = (math.nan,)
-    if not all(math.isfinite(v) for v in values):
-        raise UsageError(
-            f"--{name}={','.join(texts)} must be a list of numbers, such as {'0.1,0.05' if kind is float else '5,10'}"
-        )
-    return values
-
-
-def _rates(values: flags.FlagValues | Inherited) -> tuple[float, ...]:
-    rates = _numbers("learning_rates", values.learning_rates)
-    if not rates or min(rates) <= 0 or max(rates) > MAX_RATE or len(set(rates)) < len(rates):
-        raise UsageError(
-            f"--learning_rates={','.join(values.learning_rates)} must be different positive numbers up to {MAX_RATE:,.0f}"
-        )
-    return rates
-
-
-def path_of(name: str, value: str) -> str:
-    """The path that a flag gives, `~` replaced by the home directory. Raises UsageError where none is known."""
-    path = os.path.expanduser(value)
-    if path.startswith("~") and value.partition("/")[0] == "~":
-        raise UsageError(f"--{name}={value}: no home directory is known; write the whole path")
-    return path
-
-
-def at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UsageError(f"--{name}={value} must be at least {least}")
-
-
-def training_plans(values: flags.FlagValues | Inherited) -> dict[str, TrainingPlan]:
-    """Checks the common flags and loads the data; a plan for each network, by its name.
-
-    Raises UsageError or bpevo.data.DataError.
-    """
-    if not values.workdir:
-        raise UsageError("--workdir=FOLDER is needed: where the run's database goes")
-    for name in ("slots", "train_examples"):
-        at_least(name, values[name].value, 1)
-    at_least("seed", values.seed, 0)
-    if values.max_hours is not None and not 0 < values.max_hours < 10**5:
-        raise UsageError(f"--max_hours={values.max_hours:g} must be above 0 and below 100,000")
-    if values.metrics == "tensorboard" and not importlib.util.find_spec("tensorboardX"):
-        raise UsageError("--metrics=tensorboard needs tensorboardX: pip install tensorboardX, or write --metrics=csv")
-    if values.seed >= 2**32:
-        raise UsageError(f"--seed={values.seed} must be below 2^32")
-    if (values.slots or 1) > MAX_SLOTS:
-        raise UsageError(f"--slots={values.slots} must be at most {MAX_SLOTS}")
-    rates, names = _rates(values), networks_of(values.model)
-    plans: dict[str, TrainingPlan] = {}
-    try:
-        every = [
-            TrainingSettings(
-                model=name,
-                optimizer=values.optimizer,
-                weight_decay=values.weight_decay,
-                batch_size=values.batch_size,
-                epochs=values.epochs,
-                schedule=values.schedule,
-                compute_dtype=values.compute_dtype,
-            )
-            for name in names
-        ]
-        for settings in every:
-            models.by_name(settings.model, dtype=DTYPES[settings.compute_dtype])
-        dataset = data.load(values.dataset, values.data_dir)
-        split = data.train_validation_split(dataset, values.train_examples)
-        for settings in every:
-            plan = TrainingPlan(settings=settings, learning_rates=rates, dataset=dataset, split=split, seed=values.seed)
-            plans[settings.model] = plan
-            if settings.epochs * plan.task().steps_per_epoch > MAX_STEPS:
-                raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
-            sample = split.train_images.shape[1:]
-            if models.fingerprint(settings.model, dataset.num_classes, sample):  # of one's own: its units take any rule
-                plan.task().blank(InterpretedRule(blank_program(1)), sample)
-    except data.DataError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    return plans
-
-
-def networks_of(model: str) -> tuple[str, ...]:
-    """The networks that `--model` names. Raises UsageError."""
-    names = tuple(name.strip() for name in model.split(";"))
-    if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
-        raise UsageError(f"--model={model} must be a network, or different ones separated by ';'")
-    return names
-
-
 def pool_plan(values: flags.FlagValues) -> PoolPlan | None:
     """The flags of a pool; None where this process trains. Raises UsageError."""
     for name in ("workers", "worker_cpus"):
@@ -221,7 +120,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         raise UsageError(f"--fork_from={values.fork_from!r} is no path")
     if values.max_parts > 8:
         raise UsageError(f"--max_parts={values.max_parts} must be at most 8")
-    rates, names = _rates(values), networks_of(values.model)
+    rates, names = rates_of(values), networks_of(values.model)
     charge = budget.charge(len(rates), len(names))
     if values.max_evaluations < charge:
         each = f", on each of {len(names)} networks" if len(names) > 1 else ""
@@ -244,7 +143,7 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
             elite_size=elite_size,
             elite_probability=values.elite_probability,
             tournament=values.tournament,
-            mutations=_numbers("mutations", values.mutations),
+            mutations=numbers("mutations", values.mutations),
             rungs=rungs,
             seed=values.seed,
         )
@@ -328,7 +227,7 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
         return tuple(Rung(e, 1 - 1 / eta) for e in reversed(marks))
     if not 0 < values.stop_quantile < 1:
         raise UsageError(f"--stop_quantile={values.stop_quantile} must lie between 0 and 1")
-    stops = _numbers("stop_epochs", values.stop_epochs, int)
+    stops = numbers("stop_epochs", values.stop_epochs, int)
     limit = f"--epochs={values.epochs}" + (f" times {networks} networks" if networks > 1 else "")
     if any(not 1 <= e < epochs for e in stops) or list(stops) != sorted(set(stops)):
         raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below {limit}")

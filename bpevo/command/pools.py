@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bpevo.command import process, selfcheck
@@ -38,15 +38,11 @@ def opened(
 ) -> Iterator[Pool]:
     """A pool with a first worker that is ready. Raises RunError, PoolError or PoolLost."""
     with connected(plan.address, interruption):
-        from bpevo.workers import ray_cluster, ray_fleet
+        from bpevo.workers import ray_fleet
 
-        needs = ray_cluster.needs(plan.workers, plan.cpus)
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment |= ray_cluster.environment(needs)
-        expected = provenance.numerics(provenance.versions())
-        del expected["device"], expected["rules"]  # this process leaves the accelerators to the workers
-        fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment)
-        with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected, say=say)) as pool:
+        needs = _needs(plan.workers, plan.cpus)
+        fleet = ray_fleet.RayFleet(functools.partial(begin, check), needs, environment(needs))
+        with contextlib.closing(Pool(fleet, recipe, plan.workers, versions=expected(), say=say)) as pool:
             pool.meet()
             yield pool
 
@@ -58,9 +54,9 @@ def shared(plan: PoolPlan, runs: int, interruption: process.Interruption) -> Ite
     assert plan.workers
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connected(plan.address, interruption))
-        from bpevo.workers import ray_cluster, ray_fleet
+        from bpevo.workers import ray_fleet
 
-        needs = ray_cluster.needs(plan.workers * runs, plan.cpus)
+        needs = _needs(plan.workers * runs, plan.cpus)
         room = sum(ray_fleet.rooms(needs).values())
         cpus = int(needs["CPU"]) if needs.keys() == {"CPU"} else None
         own = dataclasses.replace(plan, address=plan.address or cluster.address, cpus=cpus)
@@ -86,6 +82,29 @@ def connected(address: str | None, interruption: process.Interruption) -> Iterat
     with contextlib.closing(cluster):
         interruption.restore()  # Ray takes SIGTERM for itself
         yield cluster
+
+
+def _needs(workers: int | None, cpus: int | None) -> dict[str, float]:
+    from bpevo.workers import ray_cluster
+
+    try:
+        return ray_cluster.needs(workers, cpus)
+    except ConnectionError as error:
+        raise RunError(str(error)) from error
+
+
+def environment(needs: Mapping[str, float]) -> dict[str, str]:
+    """Variables of the process of a worker that needs so much."""
+    from bpevo.workers import ray_cluster
+
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return passed_on | ray_cluster.environment(needs)
+
+
+def expected() -> dict[str, str]:
+    """What every worker must report as this process does, which leaves the accelerators to them."""
+    own = provenance.numerics(provenance.versions())
+    return {name: value for name, value in own.items() if name not in ("device", "rules")}
 
 
 def versions(pool: Pool | None) -> dict[str, str]:

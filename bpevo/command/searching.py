@@ -41,6 +41,8 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
         workers: Workers
         if pool is not None:
             workers = pool
+            if command.checkpoint_minutes:
+                say("a pool writes no checkpoints: a training that is cut off begins again")
         else:
             checkpoints = _checkpoints(command, say)
             trainers = [of.trainer(plan.space.max_parts, command.slots) for of in command.trainings.values()]

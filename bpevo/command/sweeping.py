@@ -258,6 +258,8 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     searches, pool = members(values), plans.pool_plan(values)
+    if all(member.finished for member in searches):
+        pool = None  # nothing is left to run on one
     with process.time_limit(values.max_hours), _place(pool, len(searches), interruption) as (at_once, more):
         sweep = interruption.search = Sweep(searches, at_once, LAUNCH, more)
         watch = report.Searches(console, sweep.states)

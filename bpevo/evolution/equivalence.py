@@ -7,7 +7,10 @@ another seed. Closeness is not transitive, so an equation is compared with propo
 duplicates of one. How often that is right, `python -m bpevo.bench.equivalence` measures on networks that train.
 """
 
+import collections
 import functools
+import itertools
+import math
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +24,10 @@ LINE_TOLERANCE = 5e-2  # of one of its features or samples: what the rest of the
 _SKETCH_SEED, _CONFIRM_SEED = 1, 2
 _SKETCH_TOLERANCE = 1e-2  # generous: what it lets through is confirmed
 _SKETCHED = [i * probe.STEPS + t for i in range(len(probe.REGIMES)) for t in (0, probe.STEPS - 1)]
-_PROJECTIONS = 2
+_PROJECTIONS = 2  # of a signal: a point in the plane
+_CELL = 1.25 * _SKETCH_TOLERANCE  # wider than what is close, of the size's logarithm and the angle
+_ANGLES = math.floor(math.tau / _CELL)  # cells around the plane's origin
+_NOWHERE = -(10**9)  # the origin's
 _WIDTH = len(_SKETCHED) * _PROJECTIONS
 
 
@@ -60,7 +66,9 @@ class SameFunction:
     def __init__(self) -> None:
         self._proposals: list[Proposal] = []
         self._sketches = np.zeros((1024, _WIDTH))  # of the proposals, then room
-        self._sizes = np.zeros(1024)  # of the sketches of their first signal
+        self._places: dict[tuple[int, int], list[int]] = collections.defaultdict(
+            list
+        )  # of the proposals, by their cells
 
     def key(self, equation: Equation) -> str:
         return _sketch(equation).tobytes().hex()
@@ -78,20 +86,33 @@ class SameFunction:
 
     def add(self, proposal: Proposal) -> None:
         n = len(self._proposals)
-        if n == len(self._sizes):
+        if n == len(self._sketches):
             self._sketches = np.concatenate([self._sketches, np.zeros_like(self._sketches)])
-            self._sizes = np.concatenate([self._sizes, np.zeros_like(self._sizes)])
         self._sketches[n] = _read(proposal.equation, proposal.key)
-        self._sizes[n] = np.linalg.norm(self._sketches[n, :_PROJECTIONS])
+        self._places[_cell(self._sketches[n])].append(n)
         self._proposals.append(proposal)
 
     def _near(self, sketch: np.ndarray) -> np.ndarray:
         """Places of the proposals whose sketches are close in every signal."""
-        size = np.linalg.norm(sketch[:_PROJECTIONS])
-        sizes = self._sizes[: len(self._proposals)]
-        near = np.flatnonzero(np.abs(sizes - size) <= _SKETCH_TOLERANCE * np.maximum(sizes, size))
-        theirs, own = (x.reshape(-1, len(_SKETCHED), _PROJECTIONS) for x in (self._sketches[near], sketch))
-        return near[np.all(_relative(theirs, own, 2) <= _SKETCH_TOLERANCE, 1)]
+        size, angle = _cell(sketch)
+        beside = itertools.product((size - 1, size, size + 1), (angle - 1, angle, angle + 1))
+        near = np.array(sorted(n for s, a in beside for n in self._places.get((s, a % _ANGLES), ())), int)
+        for i in range(0, _WIDTH, _PROJECTIONS):
+            signal = slice(i, i + _PROJECTIONS)
+            near = near[_relative(self._sketches[near, signal], sketch[signal], -1) <= _SKETCH_TOLERANCE]
+        return near
+
+
+def _cell(sketch: np.ndarray) -> tuple[int, int]:
+    """Where a sketch's first signal lies in the plane, by its size and angle: close ones lie in the same cell or side by side.
+
+    So a look for duplicates costs the same however many proposals there are.
+    """
+    x, y = sketch[:_PROJECTIONS]
+    size = math.hypot(x, y)
+    if not size:
+        return _NOWHERE, 0
+    return math.floor(math.log(size) / _CELL), math.floor((math.atan2(y, x) / math.tau + 0.5) * _ANGLES) % _ANGLES
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:

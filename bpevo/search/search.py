@@ -59,6 +59,7 @@ class Search:
         self._queue: collections.deque[Job] = collections.deque()  # that may start
         self._open: set[tuple] = set()  # identities of jobs that have not ended
         self._of: dict[object, Rows] = collections.defaultdict(Rows)  # rows of a proposal's id or a control's text
+        self._trying: set[tuple[int, int]] = set()  # proposals and places of networks whose trials were queued
         self._backprop: list[float] = []  # on each network, once its controls have ended
         # Running figures, so that a look at the search costs the same however long it has run.
         self.issued = 0  # trainings that the proposals so far may cost
@@ -163,8 +164,8 @@ class Search:
         return True
 
     def _want(self, job: Job, first: bool = False) -> None:
-        """Queues a job that has no row yet and is not queued."""
-        if job.identity not in self._open and self._driver.missing(iter([job])):
+        """Queues a job that has no row yet."""
+        if self._driver.missing(iter([job])):
             self._open.add(job.identity)
             (self._queue.appendleft if first else self._queue.append)(job)
 
@@ -197,15 +198,16 @@ class Search:
 
     def _begin(self, proposal: Proposal, place: int, trials: Rows) -> None:
         """Queues what comes first, or next, on the network at that place."""
-        rates = self.plan.learning_rates
+        rates, here = self.plan.learning_rates, (proposal.id, place)
         if proposal.confirms is not None:
-            self._want(self._confirmation(proposal, place))
-        elif len(rates) == 1:
-            self._want(self._whole(proposal, place, rates[0]))
-        elif len(trials) < len(rates):
+            return self._want(self._confirmation(proposal, place))
+        if len(rates) == 1:
+            return self._want(self._whole(proposal, place, rates[0]))
+        if here not in self._trying:
+            self._trying.add(here)
             for rate in rates:
                 self._want(self._trial(proposal, place, rate))
-        else:
+        if len(trials) == len(rates):
             best = best_rate({row.learning_rate: [row.accuracy] for row in trials})
             if best is None:
                 self._finish(proposal, [])

@@ -13,15 +13,16 @@ AXIS = "slots"
 
 
 CPU_SLOTS, MAX_SLOTS = 4, 16  # per device: the default on a CPU, the largest default elsewhere
-SHARE = 0.6  # of a device's memory that the default may fill: XLA's temporaries come on top
+SHARE = 0.6  # of a device's free memory that the default may fill: XLA's temporaries come on top
 
 
 def fitting(needed: tuple[int, int], devices: Sequence[jax.Device]) -> int | None:
-    """Slots that fit in the devices' memory by estimate, from (state, activations) in bytes; None where a device does not
-    tell its memory, as a CPU."""
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if not limit:
+    """Slots that fit in the devices' free memory by estimate, from (state, activations) in bytes; None where a device does not
+    tell its memory, as a CPU. In use may be the slots of another network."""
+    memory = devices[0].memory_stats() or {}
+    if not memory.get("bytes_limit"):
         return None
+    limit = memory["bytes_limit"] - memory.get("bytes_in_use", 0)
     alone = default_lowering(devices) == "map"  # one slot's activations at a time
     state, activations = needed
     share = int((SHARE * limit - activations) / state if alone else SHARE * limit / (state + activations))

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray loads: it reports to its makers
@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray loads: it re
 import ray
 from ray._private import ray_constants, services, worker
 from ray._raylet import AuthenticationTokenLoader, Config
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bpevo.training import usable_cpus
 
@@ -49,7 +50,7 @@ class Cluster:
     def _private(self) -> dict[str, Any]:
         # Others on this machine can reach a loopback address: only this process and its workers know the token.
         own = {OUTER: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        own["RAY_worker_niceness"] = str(os.nice(0))  # as this process: Ray would have its workers give way to all else
+        own["RAY_worker_niceness"] = "0"  # beside this process's: Ray would have its workers give way to all else
         self._settings.enter_context(_settings(own))
         # "local": without it Ray would join whatever cluster it finds.
         return {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False} | {
@@ -110,6 +111,45 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def living() -> dict[str, dict[str, float]]:
+    """The living nodes, and what each has to give."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def host(node: str) -> str:
+    """A node's name in the network, and its address."""
+    return next(f"{n['NodeManagerHostname']} at {n['NodeManagerAddress']}" for n in ray.nodes() if n["NodeID"] == node)
+
+
+def asked(
+    begin: Callable[[], Any], needs: Mapping[str, float], environment: Mapping[str, str], seconds: float
+) -> dict[str, Any]:
+    """What `begin` gives on each node, in a process of its own there; a text where it gives nothing: why.
+
+    Args:
+      begin: a picklable function.
+      needs: of a worker. Its CPUs are not waited for, so that a busy cluster answers.
+      environment: variables of the processes.
+      seconds: after which a node counts as silent.
+    """
+    own = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "num_gpus": needs.get("GPU", 0),
+        "resources": own or None,
+        "max_retries": 0,
+    }
+    options["runtime_env"] = {"env_vars": dict(environment)}
+    function = ray.remote(_begin_there)
+    calls = {}
+    for node, resources in living().items():
+        if all(resources.get(name, 0) >= amount for name, amount in needs.items()):
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            calls[node] = function.options(**options, scheduling_strategy=there).remote(begin)
+    ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds)
+    return {node: _given(call, seconds) for node, call in calls.items()}
+
+
 def needs(workers: int | None, each: int | None = None) -> dict[str, float]:
     """Ray's resources of a worker: a GPU; or all TPU chips of a host; or, where there are none, `each` CPUs, else so many that
     `workers` find room, or all of a host. Raises ConnectionError where the cluster has none of these."""
@@ -139,3 +179,18 @@ def environment(needs: Mapping[str, float]) -> dict[str, str]:
     if needs.keys() == {"CPU"}:
         return quiet | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(int(needs["CPU"]))}
     return quiet
+
+
+def _begin_there(begin: Callable[[], Any]) -> Any:
+    return begin()
+
+
+def _given(call: ray.ObjectRef, seconds: float) -> Any:
+    try:
+        return ray.get(call, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        return f"no answer in {seconds:.0f} s: its accelerators are taken by others, or it hangs"
+    except ray.exceptions.RayTaskError as error:
+        return f"{type(error.cause).__name__}: {error.cause}"
+    except ray.exceptions.RayError as error:
+        return " ".join(str(error).split())[:300]

@@ -48,6 +48,7 @@ SUBJECTS = {
     "bpevo.bench.simulated": "pool",
     "bpevo.command": "bad_input environment launch",
     "bpevo.command.funnelling": "funnel",
+    "bpevo.command.clusters": "doctor_cluster",
     "bpevo.command.process": "terminal environment faults",
     "bpevo.command.python": "python",
     "bpevo.command.selfcheck": "doctor environment",

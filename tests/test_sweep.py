@@ -77,6 +77,9 @@ def test_a_value_with_a_slash_makes_no_folder_of_its_own(tmp_path):
         (["--vary=epochs=1|0"], "epochs=0: .*at least 1"),
         (["--vary=operands=g|q"], "operands=q: .*'q'"),
         (["--vary=seed=0|1", "--pool=ray", "--lag=4"], "needs --workers"),
+        (["--vary=seed=0", "--workers=2"], "seed=0: --workers=2 is of a pool: give --pool=ray too"),
+        (["--vary=seed=0", "--worker_cpus=2"], "seed=0: --worker_cpus=2 is of a pool"),
+        (["--vary=seed=0", "--pool=ray", "--workers=1", "--worker_cpus=0"], "--worker_cpus=0 must be at least 1"),
         (["--vary=model=" + "-".join(["mlp", *["8"] * 120])], "too long for the name of a folder"),
     ],
 )
@@ -196,6 +199,7 @@ def test_other_settings_are_another_search(tmp_path):
     assert not longer.finished
     (slower,) = members(values(f"--workdir={tmp_path}", "--vary=seed=0", "--slots=4", "--metrics=csv"))
     assert slower.finished
+    assert Sweep([slower], 1, [], []).states["seed=0"].reached.trained == 12
 
 
 # A whole sweep, over stand-ins for training.

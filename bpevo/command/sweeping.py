@@ -160,6 +160,8 @@ class Sweep:
             )
             for m in searches
         }
+        for member in searches:  # of an earlier start
+            self._look(member)
 
     @property
     def code(self) -> int:

@@ -92,11 +92,12 @@ def judged(rows: Iterable[Row], bars: Mapping[int, Bars], rung_epochs: Sequence[
     first, rows = first_bars(bars[i] for i in sorted(bars)), Rows(rows)
     if on.several:
         rows += _together(rows, on)
-    confirmed = {row.equation: row.accuracy for row in rows.of(stage=Stage.CONFIRMATION, network="")}
+    confirmed = {row.equation: row for row in rows.of(stage=Stage.CONFIRMATION, network="")}
 
     def rank(row: Row) -> Row:
         if row.proposal is None or row.stage != Stage.SEARCH or row.network:
             return row
+        second = confirmed.get(row.equation)
         curve = [math.nan if v is None else v for v in row.curve["eval_accuracy"]]  # comes with divergence alone
         accuracy, rungs = standing(
             row.accuracy,
@@ -105,11 +106,18 @@ def judged(rows: Iterable[Row], bars: Mapping[int, Bars], rung_epochs: Sequence[
             rung_epochs=rung_epochs,
             bars=bars[row.proposal],
             first=first,
-            confirmations=[confirmed[row.equation]] if row.equation in confirmed else [],
+            confirmations=[second.accuracy] if second else [],
         )
-        return dataclasses.replace(row, accuracy=accuracy, rungs=rungs)
+        members = tuple(map(_mean, row.members, second.members)) if second else row.members
+        return dataclasses.replace(row, accuracy=accuracy, rungs=rungs, members=members)
 
     return Rows(map(rank, rows))
+
+
+def _mean(row: Row, confirmation: Row) -> Row:
+    if row.accuracy is None or confirmation.accuracy is None:
+        return row
+    return dataclasses.replace(row, accuracy=(row.accuracy + confirmation.accuracy) / 2)
 
 
 def fittest(rows: Iterable[Row]) -> dict[str, Row]:

@@ -78,7 +78,7 @@ SUBJECTS = {
     "bpevo.rules": "rules rules_values rules_interpreter registering",
     **{f"bpevo.rules.{name}": "drawing" for name in ("drawing", "svg")},
     "bpevo.rules.export": "export",
-    **{f"bpevo.rules.{name}": "kernels" for name in ("kernels", "tile_programs", "tiled", "tiles")},
+    **{f"bpevo.rules.{name}": "kernels" for name in ("kernels", "loops", "tile_programs", "tiled", "tiles")},
     "bpevo.rules.own": "own_rules",
     "bpevo.runs": "ranking standing networks runs places faults",
     "bpevo.search": "ranking networks runs figures fork",

@@ -281,7 +281,7 @@ def exhaust_memory() -> None:
     for tag in range(8):
         workers.submit(dataclasses.replace(JOBS[tag % 2], subject=str(tag)))
     workers.poll()
-    program = trainer._programs[0]
+    program = trainer._programs[-1]
 
     room = jax.jit(lambda: jnp.zeros((2**31 - 8,), jnp.float32))  # 8 GiB
 
@@ -289,7 +289,7 @@ def exhaust_memory() -> None:
         jax.block_until_ready(room())
         return program(orders, states, examples)
 
-    trainer._programs[0] = hungry
+    trainer._programs[-1] = hungry
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**32, resource.RLIM_INFINITY))
     curves = finish(workers)
@@ -330,7 +330,7 @@ def test_a_lost_device_ends_the_search_with_a_message_and_it_continues(tmp_path)
 
     def fail_after_the_controls(search, outcomes):
         if len(search.rows) == 2:
-            trainer._programs[0] = jax.jit(failing)
+            trainer._programs[-1] = jax.jit(failing)
 
     with pytest.raises(
         DeviceLost, match="a device failed: .*every finished training is kept, the same command continues"

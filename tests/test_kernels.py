@@ -1,4 +1,4 @@
-"""The machine on tiles as kernels of a GPU and of a TPU, interpreted here: rules agree with specialised ones."""
+"""The machine on tiles as a CPU's loop and, interpreted, as kernels of a GPU and of a TPU: it agrees with specialised rules."""
 
 import functools
 
@@ -13,6 +13,7 @@ from bpevo import layers, rules
 from bpevo.bench import sample
 from bpevo.evolution import SearchSpace
 from bpevo.rules import NAMED, Kernel, TiledRule, assemble, takes
+from bpevo.rules.loops import Loop
 from bpevo.rules.tile_programs import stored
 from bpevo.rules.tiles import uniform
 
@@ -22,6 +23,8 @@ SLOTS = 8
 KERNELS = {
     ("gpu", "dense"): Kernel("gpu", True, 10),
     ("tpu", "conv_stride_2"): Kernel("tpu", True, 28),
+    ("cpu", "dense"): Loop(),  # all of the unit is one tile
+    ("cpu", "conv_stride_2"): Loop(28),
 }
 
 
@@ -43,7 +46,7 @@ def kernel_signals(platform: str, geometry: str, steps: UnitSteps):
 
         return jax.lax.scan(step, rule.init(steps.shapes), (jnp.arange(STEPS), steps.values))[1]
 
-    return jax.jit(jax.vmap(run))
+    return jax.jit(functools.partial(jax.lax.map, run) if platform == "cpu" else jax.vmap(run))
 
 
 def components() -> list[str]:

@@ -36,7 +36,7 @@ flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
 flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled.", lower_bound=2)
 flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
 flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison; of an epoch with --accelerator (20).")
-flags.DEFINE_integer("repeats", 5, "Timed calls; the median counts.", lower_bound=1)
+flags.DEFINE_integer("repeats", 5, "Timed calls, engines in turn; the median counts.", lower_bound=1)
 flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
 flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
 flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
@@ -66,16 +66,17 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 def _engines(setting: engines.Setting, console: Console) -> dict:
     values = flags.FLAGS
     rules = engines.equations(max(values.specialised, max(map(int, values.slots))))
-    plain, flop = engines.plain(setting, values.repeats)
-    timings = [plain, *(engines.interpreted(setting, int(k), rules, values.repeats) for k in values.slots)]
+    plain, flop = engines.plain(setting)
+    ways = [plain, *(engines.interpreted(setting, int(k), rules) for k in values.slots)]
     if importlib.util.find_spec("torch"):
         from bpevo.bench import torch_backprop  # (e), where it is installed
 
-        timings.append(torch_backprop.measure(setting, values.repeats))
+        ways.append(torch_backprop.way(setting))
     if values.specialised:
-        timings.append(engines.specialised(setting, rules[: values.specialised], values.repeats))
-    peak = engines.peak_flops()
-    rows = [engines.cells(t, plain, setting, flop / peak) for t in timings]
+        ways.append(engines.specialised(setting, rules[: values.specialised]))
+    timings, peak = engines.measured(ways, values.repeats), engines.peak_flops()
+    best = timings[-1] if values.specialised else None
+    rows = [engines.cells(t, timings[0], best, setting, flop / peak) for t in timings]
     said = graphs(jax.local_devices()[0]).said
     decisions = f", decisions {said}" if said else ""
     console.print(

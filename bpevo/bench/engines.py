@@ -1,6 +1,7 @@
 """Ways to train candidates, timed on the same network, data and equations."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -45,28 +46,62 @@ SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to train, compiled and run once."""
+
+    name: str
+    call: Callable[[], object]
+    steps: int  # of candidates, in a call
+    compile: float  # seconds to trace, lower and compile all its programs
+    programs: int
+    bytes_per_slot: Callable[[], float | None] = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
 class Timing:
     """What one way took. Times in seconds."""
 
     name: str
-    step: float  # per candidate and step, median over repeats
-    spread: float  # (max - min) / median over repeats
+    steps: Sequence[float]  # per candidate and step, of each round
     compile: float  # trace, lower and compile all its programs
     programs: int
     bytes_per_slot: float | None = None
 
+    @property
+    def step(self) -> float:
+        return statistics.median(self.steps)
+
+    @property
+    def spread(self) -> float:
+        return (max(self.steps) - min(self.steps)) / self.step
+
+    def ratio(self, other: "Timing") -> float:
+        """The median of the rounds' ratios: what slows a whole round down is in both."""
+        return statistics.median(a / b for a, b in zip(self.steps, other.steps, strict=True))
+
+
+def measured(ways: Sequence[Way], repeats: int) -> list[Timing]:
+    """All ways in turn, `repeats` rounds of them."""
+    rounds = [[timed(way.call, 1)[0] / way.steps for way in ways] for _ in range(repeats)]
+    return [
+        Timing(way.name, steps, way.compile, way.programs, way.bytes_per_slot())
+        for way, steps in zip(ways, zip(*rounds, strict=True), strict=True)
+    ]
+
 
 COLUMNS = (
-    "engine", "ms/step", "vs plain", "spread", "images/s", "A1 sizes/h", "of peak", "compile s", "programs", "peak MiB/slot",
+    "engine", "ms/step", "vs plain", "vs specialised", "spread", "images/s", "A1 sizes/h", "of peak", "compile s", "programs",
+    "peak MiB/slot",
 )  # fmt: skip
 
 
-def cells(timing: Timing, plain: Timing, setting: Setting, seconds: float) -> list[str]:
+def cells(timing: Timing, plain: Timing, specialised: Timing | None, setting: Setting, seconds: float) -> list[str]:
     """The texts of COLUMNS; `seconds` is what a step's FLOPs take at the device's peak."""
     return [
         timing.name,
         f"{1e3 * timing.step:.2f}",
-        f"{timing.step / plain.step:.2f}x",
+        f"{timing.ratio(plain):.2f}x",
+        f"{timing.ratio(specialised):.2f}x" if specialised else "",
         f"{timing.spread:.0%}",
         f"{setting.batch / timing.step:,.0f}",
         f"{3600 / (timing.step * 351 * 20):,.1f}",  # 20 epochs of 45,000 examples in batches of 128
@@ -120,7 +155,7 @@ def timed(call: Callable[[], object], repeats: int) -> tuple[float, float]:
     return median, (max(times) - min(times)) / median
 
 
-def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repeats: int) -> Timing:
+def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation]) -> Way:
     """Equations as data in `capacity` slots over all devices."""
     task, examples = workload(setting, 10_000)
     start = time.perf_counter()
@@ -128,12 +163,9 @@ def interpreted(setting: Setting, capacity: int, rules: Sequence[Equation], repe
     for k in range(trainer.capacity):
         trainer.start(k, Training(rules[k % len(rules)], 1e-6))
     trainer.advance()
-    compiling = time.perf_counter() - start
-    seconds, spread = timed(trainer.advance, repeats)
+    compiling = time.perf_counter() - start - timed(trainer.advance, 1)[0]
     steps = trainer.capacity * setting.steps
-    return Timing(
-        f"slots, K = {trainer.capacity}", seconds / steps, spread, compiling - seconds, 1, trainer.bytes_per_slot
-    )
+    return Way(f"slots, K = {trainer.capacity}", trainer.advance, steps, compiling, 1, lambda: trainer.bytes_per_slot)
 
 
 def order_of(rule) -> Order:
@@ -153,12 +185,13 @@ def _specialised_call(task: Task, examples: Examples, rule: CompiledRule, device
     order = jax.tree.map(lambda x: np.asarray(x)[None], order_of(rule))
     blank = task.blank(rule, examples.mean.shape)
     state = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), blank)
-    program = slots(task.epoch, [device], donate=False)
+    epoch = functools.partial(task.epoch, loops=device.platform == "cpu")
+    program = slots(epoch, [device], donate=False)
     arguments = jax.device_put((order, state, examples), device)
     return program, arguments
 
 
-def specialised(setting: Setting, rules: Sequence[Equation], repeats: int) -> Timing:
+def specialised(setting: Setting, rules: Sequence[Equation]) -> Way:
     """A program per equation, dispatched over all devices at once."""
     task, examples = workload(setting)
     devices = jax.local_devices()
@@ -173,8 +206,7 @@ def specialised(setting: Setting, rules: Sequence[Equation], repeats: int) -> Ti
         return [program(*arguments) for program, arguments in calls]
 
     jax.block_until_ready(run())
-    seconds, spread = timed(run, repeats)
-    return Timing("specialised", seconds / (len(rules) * setting.steps), spread, compiling, len(rules))
+    return Way("specialised", run, len(rules) * setting.steps, compiling, len(rules))
 
 
 def naive(setting: Setting, rules: Sequence[Equation]) -> tuple[float, float]:
@@ -216,7 +248,7 @@ class PlainWideResNet(nn.Module):
         return nn.Dense(10)(jnp.mean(nn.relu(norm(x)), (1, 2)))
 
 
-def plain(setting: Setting, repeats: int) -> tuple[Timing, float]:
+def plain(setting: Setting) -> tuple[Way, float]:
     """Plain Flax layers, jax.grad and optax, backprop only, a jitted step at a time; and its FLOPs a step by XLA."""
     depth, width = map(int, setting.model.split("-")[1:])
     model = PlainWideResNet(depth, width, DTYPES[setting.compute_dtype])
@@ -249,9 +281,8 @@ def plain(setting: Setting, repeats: int) -> tuple[Timing, float]:
         return current[0]
 
     jax.block_until_ready(run())
-    seconds, spread = timed(run, repeats)
     cost = compiled.cost_analysis() or {}
-    return Timing("plain Flax, backprop", seconds / setting.steps, spread, compiling, 1), float(cost.get("flops", 0.0))
+    return Way("plain Flax, backprop", run, setting.steps, compiling, 1), float(cost.get("flops", 0.0))
 
 
 def peak_flops(repeats: int = 5) -> float:

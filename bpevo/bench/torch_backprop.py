@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bpevo.bench.engines import Setting, Timing, timed
+from bpevo.bench.engines import Setting, Way
 
 
 class _Block(nn.Module):
@@ -37,7 +37,7 @@ class _WideResNet(nn.Module):
         return self.head(functional.relu(self.norm(self.blocks(self.stem(x)))).mean((2, 3)))
 
 
-def measure(setting: Setting, repeats: int) -> Timing:
+def way(setting: Setting) -> Way:
     """Backprop, SGD, in channels-last memory, no augmentation; on the GPU if torch sees one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     depth, width = map(int, setting.model.split("-")[1:])
@@ -55,5 +55,4 @@ def measure(setting: Setting, repeats: int) -> Timing:
             torch.cuda.synchronize()
 
     run()
-    seconds, spread = timed(run, repeats)
-    return Timing(f"PyTorch {torch.__version__}, backprop", seconds / setting.steps, spread, 0.0, 0)
+    return Way(f"PyTorch {torch.__version__}, backprop", run, setting.steps, 0.0, 0)

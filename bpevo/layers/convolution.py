@@ -1,10 +1,9 @@
 """Convolution and its two gradients, NHWC activations and HWIO kernels, with explicit padding.
 
-XLA's CPU backend turns autodiff's convolution gradients into fast kernels only outside of loops, so on CPU the input
-gradient is written as a forward convolution and the weight gradient as matrix products over shifted slices; elsewhere
-both are left to the backend. Mapping over candidates' kernels (`jax.vmap`) would become a grouped convolution, which
-has no good gradient kernel on any platform: `custom_vmap` unrolls it into separate convolutions instead, and the
-weight gradient into batched matrix products.
+XLA's CPU backend turns autodiff's convolution gradients into fast kernels only outside of loops, so on CPU both gradients
+are written as forward convolutions in its own layout; elsewhere both are left to the backend. Mapping over candidates'
+kernels (`jax.vmap`) would become a grouped convolution, which has no good gradient kernel on any platform: `custom_vmap`
+unrolls it into separate convolutions instead, and the weight gradient into batched matrix products.
 """
 
 import functools
@@ -125,13 +124,30 @@ def _weight_gradient(geometry: Window, kernel: tuple[int, ...]):
         products = [jnp.einsum("bhwi,bhwo->io", s, b) for s in _slices(geometry, x, kernel, b.shape[1:3])]
         return jnp.stack(products).reshape(*kernel, x.shape[-1], b.shape[-1])
 
+    def forward(x: jax.Array, b: jax.Array) -> jax.Array:
+        # Samples are summed over as channels are, and each input channel is an image that the signal's image is laid over.
+        size, pads = b.shape[1:3], []
+        for axis, (n, m, k, s, (low, _)) in enumerate(
+            zip(x.shape[1:3], size, kernel, geometry.strides, geometry.padding, strict=True), start=1
+        ):
+            met = (m - 1) * s + k - low  # rows of x that any position meets, and padding
+            x = lax.slice_in_dim(x, 0, min(n, met), axis=axis)
+            pads.append((low, max(0, met - n)))
+        images, signal = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(b, (1, 2, 0, 3))
+        products = lax.conv_general_dilated(
+            images, signal, (1, 1), pads, rhs_dilation=geometry.strides, dimension_numbers=_LAYOUT
+        )
+        return jnp.transpose(products, (1, 2, 0, 3))
+
+    cpu = sliced if kernel == (1, 1) else forward
+
     def backend(x: jax.Array, b: jax.Array) -> jax.Array:
         w = struct(b, (*kernel, x.shape[-1], b.shape[-1]), x.dtype)
         return jax.linear_transpose(lambda w: _native(geometry, x, w), w)(b)[0]
 
     @jax.custom_batching.custom_vmap
     def call(x: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.platform_dependent(x, b, cpu=sliced, default=backend)
+        return lax.platform_dependent(x, b, cpu=cpu, default=backend)
 
     @call.def_vmap
     def rule(axis_size, in_batched, x, b):

@@ -72,6 +72,25 @@ class InterpretedRule:
         return _Machine(unit, program, state).run()
 
 
+def products(unit: Unit, program: Program) -> dict[str, jax.Array]:
+    """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
+    found: dict[str, jax.Array] = {}
+    for used, name in zip(program.uses, p.codes().products, strict=True):
+        blank = jnp.zeros_like(unit.values.b_next, shape=unit.shapes.of(OPERANDS[name].base))
+        compute = functools.partial(_operand, unit, found.copy(), name)
+        found[name] = _switch(f"compute_{name}", used, [lambda blank=blank: blank, compute])
+    return found
+
+
+def _operand(unit: Unit, made: dict[str, jax.Array], name: str) -> jax.Array:
+    """Its value, where `made` has those of `products`."""
+    if name in made:
+        return made[name]
+    if formulas.definition(name) is None:
+        return unit.values.read(name)
+    return formulas.formula_value(unit, name, functools.partial(_operand, unit, made))
+
+
 def _row_length(shapes: UnitShapes) -> int:
     return max(*(shapes.matrix(base)[1] for base in "XYZ"), int(np.prod(shapes.K)))
 
@@ -102,11 +121,11 @@ class _Machine:
         return matrix(self._native(flat, base), base)
 
     def run(self) -> tuple[jax.Array, State]:
-        program, products = self._program, self._products()
+        program, made = self._program, products(self._unit, self._program)
 
         def instruction(t, carry):
             accumulator, small, feedback = carry
-            value = _switch("load", program.load[t], self._loads(products, accumulator))
+            value = _switch("load", program.load[t], self._loads(made, accumulator))
             # Loops with 0, 1 or 2 turns, not branches: what a loop leaves alone it does not copy.
             function = functools.partial(self._function, t)
             value, small = _loop("functions", program.turns[t], function, (value, small))
@@ -120,25 +139,9 @@ class _Machine:
         new = {"small": small, "F": feedback, "step": self._step, "uses": jnp.float32(1)}
         return self._native(accumulator, "X"), new
 
-    def _products(self) -> dict[str, jax.Array]:
-        """Operands whose formula has a product, gh, fah and dfah: each computed once, if the program reads it."""
-        found: dict[str, jax.Array] = {}
-        for used, name in zip(self._program.uses, self._codes.products, strict=True):
-            blank = self._zeros(*self._shapes.of(OPERANDS[name].base))
-            compute = functools.partial(self._operand, found.copy(), name)
-            found[name] = _switch(f"compute_{name}", used, [lambda blank=blank: blank, compute])
-        return found
-
-    def _operand(self, products: dict[str, jax.Array], name: str) -> jax.Array:
-        if name in products:
-            return products[name]
-        if formulas.definition(name) is None:
-            return self._unit.values.read(name)
-        return formulas.formula_value(self._unit, name, functools.partial(self._operand, products))
-
-    def _loads(self, products: dict[str, jax.Array], accumulator: jax.Array):
+    def _loads(self, made: dict[str, jax.Array], accumulator: jax.Array):
         def load(name: str):
-            return lambda: self._flat(self._operand(products, name))
+            return lambda: self._flat(_operand(self._unit, made, name))
 
         return [lambda: accumulator, lambda: self._zeros(self._n), *map(load, OPERANDS)]
 

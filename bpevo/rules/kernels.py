@@ -112,8 +112,8 @@ def _passes(layout: ti.Layout, interpret: bool, scalars: Sequence[jax.Array], ro
 
         @pl.when(number <= ends)  # else what an earlier pass stored is right
         def _():
-            of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
-            value, partial[0, :] = of_tile.run()
+            of_tile = ti.Tile(layout, number, j, program, arrays, ti.ReferencedRows(old, new, number == ends), divisors)
+            value, partial[0, :], _ = of_tile.run()
 
             @pl.when(number == ends)
             def _():
@@ -253,8 +253,8 @@ def _at_once(
             def _():
                 new[...] = old[...]
 
-            of_tile = ti.Tile(layout, number, j, program, arrays, ti.Rows(old, new, number == ends), divisors)
-            value, found = of_tile.run()
+            of_tile = ti.Tile(layout, number, j, program, arrays, ti.ReferencedRows(old, new, number == ends), divisors)
+            value, found, _ = of_tile.run()
 
             # A block that does not leave yet stays as it is: new rows share the old ones' memory.
             @pl.when(number == ends)

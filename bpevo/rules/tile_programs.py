@@ -132,7 +132,7 @@ def _place(fields: dict[str, int], name: str) -> int:
     return sum(fields[n] for n in names[: names.index(name)])
 
 
-def _norms(program: Program) -> jax.Array:
+def norms(program: Program) -> jax.Array:
     """shape=[3 PASSES]: order, axis and of_sums of each norm that ends a pass."""
     ends = barriers(program).reshape(-1)
     hit = ends & (jnp.cumsum(ends) - 1 == jnp.arange(PASSES)[:, None])
@@ -145,7 +145,7 @@ def pack(program: Program, state: State, key: jax.Array) -> tuple[jax.Array, jax
     whole = {
         "length": program.length,
         "ends": jnp.sum(barriers(program)),
-        "norms": _norms(program),
+        "norms": norms(program),
         "used": used(program),
         "statistics": jnp.any(_live(program, p.STATISTIC)),
         "weight": statistics.weight_of_step(state["step"] / uses + 1),

@@ -1,4 +1,4 @@
-"""A rule whose equation is data, run by kernels."""
+"""A rule whose equation is data, run on tiles."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from bpevo.rules import formulas, statistics
 from bpevo.rules.components import OPERANDS
 from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.kernels import Kernel
+from bpevo.rules.loops import Loop
 from bpevo.rules.program import Program
 from bpevo.rules.tile_programs import pack, stored
 from bpevo.rules.types import matrix
@@ -19,9 +20,9 @@ from bpevo.rules.unit import State, Unit, UnitShapes
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TiledRule:
-    """A rule whose equation is data, run by the machine on tiles (bpevo.rules.tiles): for accelerators.
+    """A rule whose equation is data, run by the machine on tiles (bpevo.rules.tiles).
 
-    Agrees with InterpretedRule up to rounding, and has its state. Under vmap all mapped units are one call of the kernel.
+    Agrees with InterpretedRule up to rounding, and has its state. Under vmap all mapped units are one call of a kernel.
 
     Args:
         program: From `assemble`, one that `takes` accepts; its leaves may be traced, and stacked over candidates.
@@ -29,10 +30,13 @@ class TiledRule:
     """
 
     program: Program
-    kernel: Kernel = dataclasses.field(metadata={"static": True})
+    kernel: Kernel | Loop = dataclasses.field(metadata={"static": True})
 
     needs_noise = True
-    equation_is_data = False  # nothing to map: the kernel has an axis of slots
+
+    @property
+    def equation_is_data(self) -> bool:
+        return isinstance(self.kernel, Loop)  # else there is nothing to map: the kernel has an axis of slots
 
     @property
     def reads(self) -> frozenset[str]:
@@ -47,6 +51,15 @@ class TiledRule:
     def signal(self, unit: Unit, state: State) -> tuple[jax.Array, State]:
         self.program.check()
         program = jax.tree.map(jnp.asarray, self.program)
+        if isinstance(self.kernel, Loop):
+            signal, rows = self.kernel(unit, program, state)
+        else:
+            signal, rows = self._in_kernel(self.kernel, unit, program, state)
+        step = state["step"] / statistics.uses(state) + 1
+        return signal.reshape(unit.shapes.X), state | {"small": rows, "step": step, "uses": jnp.float32(1)}
+
+    @staticmethod
+    def _in_kernel(kernel: Kernel, unit: Unit, program: Program, state: State) -> tuple[jax.Array, jax.Array]:
         found: dict[str, jax.Array] = {}
 
         def operand(name: str) -> jax.Array:
@@ -58,10 +71,7 @@ class TiledRule:
         arrays = {name: matrix(operand(name), OPERANDS[name].base) for name in stored()}
         arrays["b_L"] = arrays["b_L"].T
         assert unit.key is not None
-        scalars = pack(program, state, unit.key)
-        signal, rows = _over_slots(self.kernel)(scalars, state["small"], arrays)
-        step = state["step"] / statistics.uses(state) + 1
-        return signal.reshape(unit.shapes.X), state | {"small": rows, "step": step, "uses": jnp.float32(1)}
+        return _over_slots(kernel)(pack(program, state, unit.key), state["small"], arrays)
 
 
 @functools.cache

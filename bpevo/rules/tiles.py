@@ -9,7 +9,7 @@ that fit: bpevo.rules.tile_programs. Their kernels: bpevo.rules.kernels.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,53 +39,91 @@ class Layout:
         return -(-self.features // self.tile)
 
 
-class Rows:
-    """A tile's rows of state in a kernel's references, [rows, 2, m]; they change in the last pass alone."""
+class Rows(Protocol):
+    """A tile's rows of state, [rows, 2, m]: what of them is a value is carried from instruction to instruction."""
+
+    start: Any
+
+    def read(self, carried, row) -> tuple[jax.Array, jax.Array]: ...
+
+    def write(self, carried, row, really, mean, var) -> Any: ...
+
+
+class ReferencedRows:
+    """In a kernel's references, where nothing is carried; they change in the last pass alone."""
+
+    start = ()
 
     def __init__(self, old, new, last):
         """`old` and `new` may be views of one array."""
         self._old, self._new, self._last = old, new, last
 
-    def old(self, row) -> tuple[jax.Array, jax.Array]:
+    def read(self, carried, row) -> tuple[jax.Array, jax.Array]:
         return self._old[row, 0, :], self._old[row, 1, :]
 
-    def write(self, row, really, mean, var) -> None:
+    def write(self, carried, row, really, mean, var) -> Any:
         def store():
             self._new[row, 0, :], self._new[row, 1, :] = mean, var
 
         lax.cond(really & self._last, store, lambda: None)
+        return carried
+
+
+def halves(index, branches: Sequence[Callable[[], Any]]):
+    """lax.switch by halves: some backends know two branches alone, or try them one after the other."""
+    if len(branches) == 1:
+        return branches[0]()
+    half = len(branches) // 2
+    first, second = (
+        functools.partial(halves, index, branches[:half]),
+        functools.partial(halves, index - half, branches[half:]),
+    )
+    return lax.cond(index < half, first, second)
 
 
 class Tile:
     """One pass of one program over one tile. Values are [B, m]."""
 
-    def __init__(self, layout: Layout, number, tile, scalars: Scalars, stored: Mapping[str, Any], rows: Rows, lines):
-        """References: `stored` [B, m], of b_L [C, B] and of R_L [C, m]; `lines` [PASSES, B]. `rows` holds the state; `number`
-        is of the pass."""
+    def __init__(
+        self,
+        layout: Layout,
+        number,
+        tile,
+        scalars: Scalars | Any,
+        stored: Mapping[str, Any],
+        rows: Rows,
+        lines,
+        switch: Callable[[Any, Sequence[Callable[[], Any]]], Any] = halves,
+    ):
+        """References or arrays: `stored` [B, m], of b_L [C, B] and of R_L [C, m]; `lines` [PASSES, B]. `rows` holds the state;
+        `number` is of the pass.
+
+        Where there are no `lines`, this tile is all there is, and no norm ends a pass.
+        """
         self._layout, self._number, self._tile, self._scalars = layout, number, tile, scalars
-        self._stored, self._rows, self._lines = stored, rows, lines
+        self._stored, self._rows, self._lines, self._switch = stored, rows, lines, switch
         self._codes = p.codes()
         self._shape = layout.rows, layout.tile
 
-    def run(self) -> tuple[jax.Array, jax.Array]:
-        """The signal, right in the last pass, and this tile's line of the norm that ends another."""
+    def run(self) -> tuple[jax.Array, jax.Array, Any]:
+        """The signal, right in the last pass, this tile's line of the norm that ends another, and what its rows carry."""
         length = self._scalars.integer("length")
         value, line = jnp.zeros(self._shape, jnp.float32), jnp.zeros(self._shape[:1], jnp.float32)
-        start = jnp.int32(0), value, line, jnp.int32(0)
+        start = jnp.int32(0), value, line, jnp.int32(0), self._rows.start
         # `barrier` counts the norms that were passed; beyond `number` the pass is over.
-        _, accumulator, line, _ = lax.while_loop(
+        _, accumulator, line, _, rows = lax.while_loop(
             lambda c: (c[0] < length) & (c[3] <= self._number), self._instruction, start
         )
-        return accumulator, line
+        return accumulator, line, rows
 
     def _instruction(self, carry):
-        t, accumulator, line, barrier = carry
-        value = _switch(self._scalars.integer("load", t), self._loads(accumulator))
+        t, accumulator, line, barrier, rows = carry
+        value = self._switch(self._scalars.integer("load", t), self._loads(accumulator))
         turns = self._scalars.integer("turns", t)
-        _, value, line, barrier = lax.while_loop(
+        _, value, line, barrier, rows = lax.while_loop(
             lambda c: (c[0] < turns) & (c[3] <= self._number),
             functools.partial(self._function, t),
-            (jnp.int32(0), value, line, barrier),
+            (jnp.int32(0), value, line, barrier, rows),
         )
         affine = Affine(
             self._scalars.real("affine", t, 0) > 0, *(self._scalars.real("affine", t, i) for i in range(1, 5))
@@ -93,7 +131,7 @@ class Tile:
         value = affine(value)
         combines = [lambda: value, lambda: accumulator]  # a product is none of ours
         combines += [functools.partial(b.fn, accumulator, value) for b in BINARIES.values() if b.fn]
-        return t + 1, _switch(self._scalars.integer("combine", t), combines), line, barrier
+        return t + 1, self._switch(self._scalars.integer("combine", t), combines), line, barrier, rows
 
     def _loads(self, accumulator: jax.Array) -> list[Callable[[], jax.Array]]:
         def operand(name: str) -> Any:
@@ -115,13 +153,13 @@ class Tile:
         return lax.fori_loop(0, feedback.shape[0], outer, start)
 
     def _function(self, t, carry):
-        i, value, line, barrier = carry
+        i, value, line, barrier, rows = carry
         code = self._scalars.integer("function", t, i)
         detail = [self._scalars.integer("detail", t, 3 * i + k) for k in range(3)]
         average, c = self._scalars.integer("average", t, i) > 0, self._scalars.real("constant", t, i)
         takes_statistic = code == self._codes.functions.index(p.STATISTIC)
         row = jnp.where(takes_statistic, detail[1], 0 * code)
-        kept = self._rows.old(row)
+        kept = self._rows.read(rows, row)
         none = 0 * barrier  # computed: a branch that returns a literal has no lowering in Triton
         same = (line, none, *kept)
 
@@ -129,10 +167,10 @@ class Tile:
         branches.append(lambda: (self._noise(value, c, average, p.Noise(*detail[:2])), *same))
         branches.append(lambda: (*self._norm(value, line, average, barrier, p.Norm(*detail)), *kept))
         branches.append(lambda: self._statistic(value, average, detail[0], *same))
-        value, line, passed, mean, var = _switch(code, branches)
+        value, line, passed, mean, var = self._switch(code, branches)
 
-        self._rows.write(row, takes_statistic, mean, var)
-        return i + 1, value, line, barrier + passed
+        rows = self._rows.write(rows, row, takes_statistic, mean, var)
+        return i + 1, value, line, barrier + passed, rows
 
     # What instructions do.
 
@@ -141,15 +179,20 @@ class Tile:
         return rows, self._tile * self._layout.tile + lax.broadcasted_iota(jnp.int32, self._shape, 1)
 
     def _noise(self, value: jax.Array, c, average, noise: p.Noise) -> jax.Array:
+        numbers = self._uniform(average, self._scalars.key(noise.number))
+        return self._switch(
+            noise.which, [functools.partial(e.fn, value, c, numbers) for e in self._codes.noisy if e.fn]
+        )
+
+    def _uniform(self, average, key) -> jax.Array:
         """As jax.random.uniform of the key folded by the draw's number: entry i depends on the key and i alone."""
         rows, columns = self._indices()
         entry = jnp.where(average, 0 * rows, rows * self._layout.features) + columns
-        numbers = uniform(self._scalars.key(noise.number), entry.astype(jnp.uint32))
-        return _switch(noise.which, [functools.partial(e.fn, value, c, numbers) for e in self._codes.noisy if e.fn])
+        return uniform(key, entry.astype(jnp.uint32))
 
-    def _norm(self, value: jax.Array, line: jax.Array, average, barrier, norm: p.Norm):
-        """(value / (norm + ε), line, norms passed)."""
-        order, axis, of_sums = norm
+    def _reduction(self, value: jax.Array, average, norm: p.Norm) -> Callable[[int], jax.Array]:
+        """Lines of sums or maxima over an axis: of sizes as an order takes them, of an average's rows the first alone."""
+        order, axis, _ = norm
         largest, smallest = order >= _LARGEST_FROM, order == _NINF
         size = jnp.abs(value)
         size = jnp.where(
@@ -162,9 +205,18 @@ class Tile:
         counts = (~average | (axis == _ROW) | (rows == 0)) & inside
         nothing, least = jnp.zeros_like(size), jnp.full_like(size, -jnp.inf)
         size = jnp.where(counts, size, jnp.where(largest, least, nothing))
+        return lambda axis: lax.cond(largest, lambda: jnp.max(size, axis), lambda: jnp.sum(size, axis))
 
-        def lines(axis_: int) -> jax.Array:
-            return lax.cond(largest, lambda: jnp.max(size, axis_), lambda: jnp.sum(size, axis_))
+    def _of_real_columns(self, line: jax.Array) -> jax.Array:
+        """A line of the tile's columns, with what is least for padding; [B, m], as are masks."""
+        rows, columns = self._indices()
+        inside = (rows < self._layout.batch) & (columns < self._layout.features)
+        return jnp.where(inside, line[None], jnp.full(self._shape, -jnp.inf))
+
+    def _norm(self, value: jax.Array, line: jax.Array, average, barrier, norm: p.Norm):
+        """(value / (norm + ε), line, norms passed)."""
+        order, axis, of_sums = norm
+        lines = self._reduction(value, average, norm)
 
         def local():
             norms = _finished(lines(0), order)
@@ -176,7 +228,7 @@ class Tile:
         def of_columns() -> jax.Array:
             sums = lines(0)
             sums = jnp.where(of_sums == p.SMALLEST, -sums, sums)
-            return jnp.full_like(line, jnp.max(jnp.where(inside, sums[None], least)))
+            return jnp.full_like(line, jnp.max(self._of_real_columns(sums)))
 
         def partial() -> jax.Array:
             """A line for each sample; of column sums one number, their largest or (as a negative) smallest."""
@@ -185,7 +237,11 @@ class Tile:
         def end():
             return value, partial(), 0 * barrier + self._number + 1
 
-        beyond = functools.partial(lax.cond, barrier < self._number, divide, end)
+        def at_once():
+            divisor = divisors(merged(partial()[None], norm), norm, self._layout.batch)
+            return value / divisor[:, None], line, 0 * barrier
+
+        beyond = at_once if self._lines is None else functools.partial(lax.cond, barrier < self._number, divide, end)
         return lax.cond((axis == _COL) & (of_sums == 0), local, beyond)
 
     def _statistic(self, value: jax.Array, average, what, line, passed, m: jax.Array, var: jax.Array):
@@ -193,7 +249,7 @@ class Tile:
         inside = self._indices()[0] < batch
 
         def over_samples(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(inside, x, 0.0), 0) / batch
+            return jnp.sum(x if self._layout.rows == batch else jnp.where(inside, x, 0.0), 0) / batch
 
         mean = over_samples(value)
         spread = over_samples((value - mean[None]) ** 2)
@@ -206,20 +262,8 @@ class Tile:
                 return jnp.broadcast_to(statistic.average(m, var)[None], self._shape)
             return (value - m[None]) / statistic.divisor(m, var)[None]
 
-        found = _switch(what, [functools.partial(taken, statistic) for statistic in self._codes.statistics])
+        found = self._switch(what, [functools.partial(taken, statistic) for statistic in self._codes.statistics])
         return found, line, passed, m, var
-
-
-def _switch(index, branches: Sequence[Callable[[], Any]]):
-    """lax.switch by halves: some backends know two branches alone, or try them one after the other."""
-    if len(branches) == 1:
-        return branches[0]()
-    half = len(branches) // 2
-    first, second = (
-        functools.partial(_switch, index, branches[:half]),
-        functools.partial(_switch, index - half, branches[half:]),
-    )
-    return lax.cond(index < half, first, second)
 
 
 def _finished(r: jax.Array, order) -> jax.Array:

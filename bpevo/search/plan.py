@@ -6,9 +6,10 @@ from typing import Any
 from bpevo.evolution import ONE, EvolutionSettings, Networks, SearchSpace, budget
 from bpevo.rules import Equation, parse
 
-# Of what a search does with its results: raised whenever the same results would lead to other proposals, bars or ranks. A run
-# of an older version is read, reported, evaluated and forked, never continued.
-SEMANTICS = 3
+# Of what a search does: raised whenever the same settings would lead to other trainings, if only by their rounding, or the same
+# results to other proposals, bars or ranks. A run of an older version is read, reported, evaluated and forked, never continued.
+# Version 4: trainings on a CPU round otherwise.
+SEMANTICS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The kernel that runs equations as data on an accelerator, if it computes there what it should."""
+"""How a device runs equations as data: on tiles, in a kernel that computes there what it should or in a CPU's loop."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import numpy as np
 
 from bpevo.rules import Kernel, Rule, TiledRule, Unit, Values, assemble, compile, parse
 from bpevo.rules.kernels import PLATFORMS
+from bpevo.rules.loops import Loop
 from bpevo.training.graphs import graphs
 
 # Between them: a norm that ends a pass, lines, a statistic, noise, and an average.
@@ -20,13 +21,13 @@ SHAPE, FLOATS = (16, 384), 2048  # of the trial's signals, and of a tile: three 
 
 
 class Found(NamedTuple):
-    kernel: Kernel | None
-    said: str  # in words; "" on a CPU, where slots are mapped and the interpreter's branches are real
+    kernel: Kernel | Loop | None
+    said: str  # in words; "" on a CPU, where slots are mapped and branches are real
 
 
 def kernel_of(device: jax.Device) -> Found:
-    """The kernel of a device's platform. On an accelerator it is tried, once in a process."""
-    return _tried(device) if device.platform in PLATFORMS else Found(None, "")
+    """The kernel of a device's platform, or a CPU's loop. On an accelerator it is tried, once in a process."""
+    return _tried(device) if device.platform in PLATFORMS else Found(Loop(), "")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -61,7 +62,7 @@ def slots(
 
     def many(orders, states, shared):
         if lowering == "map":
-            return lax.map(lambda xs: step(*xs, shared), (orders, states))
+            return _in_turn(step, orders, states, shared)
         return jax.vmap(step, (0, 0, None))(orders, states, shared)
 
     if len(devices) > 1:
@@ -73,6 +74,18 @@ def slots(
             check_vma=False,
         )
     return jax.jit(many, donate_argnums=1 if donate else (), compiler_options=dict(options))
+
+
+def _in_turn(step: Callable, orders, states, shared):
+    """As `lax.map`, but states change where they lie."""
+
+    def one(states, xs):
+        k, order = xs
+        state, out = step(order, jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, k, keepdims=False), states), shared)
+        return jax.tree.map(lambda all_, x: lax.dynamic_update_index_in_dim(all_, x, k, 0), states, state), out
+
+    count = len(jax.tree.leaves(states)[0])
+    return lax.scan(one, states, (jnp.arange(count), orders))
 
 
 def shardings(devices: Sequence[jax.Device]):

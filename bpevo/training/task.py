@@ -6,7 +6,7 @@ candidate's own seed and step, so a result depends neither on its slot nor on it
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import chex
@@ -162,23 +162,27 @@ class Task:
         residuals = jax.eval_shape(kept, images, jax.ShapeDtypeStruct((batch,), jnp.int32))
         return _bytes(self.blank(rule, image_shape)), _bytes(residuals)
 
-    def epoch(self, order: Order, state: TrainingState, examples: Examples) -> tuple[TrainingState, Metrics]:
-        """One epoch of training and one evaluation; an inactive order changes nothing."""
+    def epoch(
+        self, order: Order, state: TrainingState, examples: Examples, loops: bool = False
+    ) -> tuple[TrainingState, Metrics]:
+        """One epoch of training and one evaluation; an inactive order changes nothing.
 
-        def idle(state):
-            measured = (
-                jnp.zeros((len(self.units(order.rule, examples.mean.shape)), 2)) if self.measure_alignment else None
-            )
-            return state, _metrics((jnp.float32(0),) * 5, jnp.int32(0), measured)
+        With `loops` what may not happen is a loop of one turn or none, not a branch: on a CPU a branch copies all of the state.
+        """
 
-        return lax.cond(order.active, lambda state: self._epoch(order, state, examples), idle, state)
+        measured = jnp.zeros((len(self.units(order.rule, examples.mean.shape)), 2)) if self.measure_alignment else None
+        nothing = _metrics((jnp.float32(0),) * 5, jnp.int32(0), measured)
+        where = functools.partial(_where, loops)
+        return where(order.active, lambda both: self._epoch(order, both[0], examples, where), (state, nothing))
 
-    def _epoch(self, order: Order, state: TrainingState, examples: Examples) -> tuple[TrainingState, Metrics]:
+    def _epoch(
+        self, order: Order, state: TrainingState, examples: Examples, where: Callable
+    ) -> tuple[TrainingState, Metrics]:
         key = jax.random.fold_in(prng_key(order.seed), order.replicate)
         images = jnp.zeros((1, *examples.mean.shape), jnp.float32)
-        variables = self._variables(order.rule, key, images)
-        state = lax.cond(order.epoch == 0, lambda _: self._start(variables, order.learning_rate), lambda s: s, state)
-        feedback = variables.get(layers.FEEDBACK, {})
+        variables = functools.partial(self._variables, order.rule, key, images)
+        state = where(order.epoch == 0, lambda _: self._start(variables(), order.learning_rate), state)
+        feedback = variables().get(layers.FEEDBACK, {})
 
         batch = self.settings.batch_size
         shuffle, augment, noise = (jax.random.fold_in(key, 2 + i) for i in range(3))
@@ -191,14 +195,15 @@ class Task:
             state, sums = carry
             t, indices = xs
 
-            def train(state):
+            def train(carry):
+                state, _ = carry
                 x = data.normalise(examples.train_images[indices], examples.mean)
                 x = data.augment(jax.random.fold_in(augment, t), x, self.flip, self.pad)
                 rate = order.learning_rate * factor(t)
                 key = jax.random.fold_in(noise, t)
                 return self._step(order, feedback, state, x, examples.train_labels[indices], rate, key)
 
-            state, values = lax.cond(state.reason == 0, train, lambda s: (s, jnp.zeros(3)), state)
+            state, values = where(state.reason == 0, train, (state, jnp.zeros(3)))
             return (state, sums + values), None
 
         (state, sums), _ = lax.scan(step, (state, jnp.zeros(3)), (first + jnp.arange(self.steps_per_epoch), batches))
@@ -282,6 +287,13 @@ class Task:
         real = (examples.eval_labels >= 0) & (examples.held_out == order.held_out)
         sums, _ = lax.scan(batch, jnp.zeros(2), (examples.eval_images, examples.eval_labels, real))
         return tuple(sums / jnp.maximum(jnp.sum(real), 1))
+
+
+def _where(loop: bool, really: jax.Array, change: Callable, value: Any) -> Any:
+    """`change(value)` or, where not `really`, the value."""
+    if loop:
+        return lax.fori_loop(0, really.astype(jnp.int32), lambda _, value: change(value), value)
+    return lax.cond(really, change, lambda value: value, value)
 
 
 def prng_key(seed: chex.Numeric) -> jax.Array:

@@ -21,6 +21,7 @@ from bpevo.rules import (
     blank_program,
     takes,
 )
+from bpevo.rules.loops import Loop
 from bpevo.training.graphs import graphs, without
 from bpevo.training.kernel import kernel_of
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
@@ -86,7 +87,7 @@ class Trainer:
         devices: Sequence[jax.Device] | None = None,
         lowering: str | None = None,
         rule: CompiledRule | None = None,
-        kernel: Kernel | None = None,
+        kernel: Kernel | Loop | None = None,
     ):
         """Places examples and empty slots on the devices; the first epoch compiles.
 
@@ -168,7 +169,12 @@ class Trainer:
 
         Each is compiled when a slot first needs it. Beside the kernel slots train one after the other: there are few.
         """
-        make = functools.partial(slots, self.task.epoch, self._devices, options=options)
+
+        def make(lowering: str | None) -> jax.stages.Wrapped:
+            mapped = (lowering or default_lowering(self._devices)) == "map"
+            epoch = functools.partial(self.task.epoch, loops=mapped and self._devices[0].platform == "cpu")
+            return slots(epoch, self._devices, lowering, options=options)
+
         return [make(self._lowering)] if self.kernel is None else [make("map"), make(self._lowering)]
 
     @property

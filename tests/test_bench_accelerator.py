@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import time
+import types
 
 import pytest
 from rich.console import Console
 
 from bpevo.bench import accelerator
 from bpevo.bench.accelerator import Case
+from bpevo.training.kernel import Found
 
 MACHINE = {"jax": "0.12.0", "device": "1 x NVIDIA H100 80GB HBM3"}
 FIGURES = {
@@ -121,6 +123,9 @@ def test_a_row_is_measured_on_whatever_is_here():
     assert dataclasses.asdict(case)["slots"] == 2 and json.dumps(row)
 
 
-def test_a_device_without_a_kernel_says_so():
-    found = accelerator.apart(500, accelerator.measure, Case("tiny", "float32", 1, "kernel"), 7)
-    assert found == {"error": "a cpu has no kernel"}
+def test_a_device_whose_kernel_fails_says_so(monkeypatch):
+    monkeypatch.setattr(accelerator.jax.config, "update", lambda *_: None)  # this process keeps its cache
+    monkeypatch.setattr(accelerator, "Trainer", lambda *_, **__: types.SimpleNamespace(kernel=None))
+    monkeypatch.setattr(accelerator, "kernel_of", lambda device: Found(None, "interpreted: no Triton"))
+    found = accelerator.measure(Case("tiny", "float32", 1, "kernel"), 7)
+    assert found == {"error": "interpreted: no Triton"}

@@ -484,4 +484,4 @@ def test_rules_of_table_1_train_on_a_wide_resnet(wide_resnet):
             assert result.reason in REASONS
             assert result.reason or np.isfinite([result.train_loss, result.eval_loss]).all(), texts[start + slot]
             wide_resnet.stop(slot)
-    assert wide_resnet._programs[0]._cache_size() == 1
+    assert wide_resnet._programs[-1]._cache_size() == 1

@@ -189,7 +189,7 @@ def run(folder: pathlib.Path) -> None:
                 f"ulimit -t {60 + 3 * usual:.0f}; exec {shlex.join(command(tests))}"  # no other process's load counts
             )
             begin = time.monotonic()
-            result = mutate_and_test(item.mutations, shlex.join(["bash", "-c", limited]), 60 + 20 * usual)
+            result = mutate_and_test(item.mutations, shlex.join(["bash", "-c", limited]), 60 + 6 * usual)
             db.set_result(item.job_id, result)
             told = "not noticed" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
             where = f"{module}:{item.mutations[0].start_pos[0]}"

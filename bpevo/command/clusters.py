@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from bpevo.command import pools, process
 from bpevo.runs import RunError
+from bpevo.workers.fleet import differences
 
 SECONDS = 300.0  # that a node may take to start a worker and check itself
 Finding = tuple[str, str, str]  # what, its state, what is wrong with it
@@ -56,14 +57,10 @@ def compared(expected: Mapping[str, str], said: Mapping[str, Mapping[str, str] |
         if isinstance(answer, str):
             yield f"worker {node}", "of no use", f"{answer}{_REMEDY if _is_missing(answer) else ''}"
             continue
-        other = [
-            f"{name} is {answer.get(name) or 'none'}, not {value or 'none'}"
-            for name, value in ({**answer, **expected}).items()
-            if answer.get(name) != value
-        ]
+        other = differences(expected, answer)
         expected |= {name: value for name, value in answer.items() if name not in expected}  # the first one settles it
         state = ", ".join(f"{name} {answer[name]}" for name in ("bpevo", "jax", "device", "rules") if name in answer)
-        yield f"worker {node}", f"computes right numbers: {state}", "; ".join(other) + _UNLIKE if other else ""
+        yield f"worker {node}", f"computes right numbers: {state}", other + _UNLIKE if other else ""
 
 
 _UNLIKE = (

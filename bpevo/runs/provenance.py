@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
         "matmul precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "XLA_FLAGS": " ".join(sorted(xla_flags)),
         "registered": " ".join(f"{c.name}:{_checksum(c):08x}" for c in extensions()),
-        "rules": kernel_of(devices[0]).said or "interpreted",
+        "rules": kernel_of(devices[0]).said or "on tiles",
     }
 
 

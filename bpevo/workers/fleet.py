@@ -67,6 +67,15 @@ class Lost:
     cause: Cause = Cause.UNKNOWN
 
 
+def differences(expected: Mapping[str, str], said: Mapping[str, str]) -> str:
+    """In words, what a worker says of its versions that is not expected, or does not say; "" if nothing."""
+    return "; ".join(
+        f"{name} is {said.get(name) or 'none'}, not {value or 'none'}"
+        for name, value in {**said, **expected}.items()
+        if said.get(name) != value
+    )
+
+
 Answer = Place | Ready | Report | Lost
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bpevo.training import DeviceLost
-from bpevo.workers.fleet import Cause, Epoch, Fleet, Lost, Place, Prepare, Ready, Report, Worker
+from bpevo.workers.fleet import Cause, Epoch, Fleet, Lost, Place, Prepare, Ready, Report, Worker, differences
 from bpevo.workers.job import Job, Outcome
 
 WAIT = 1.0  # seconds that a poll waits for answers at most
@@ -360,13 +360,8 @@ class Pool:
     def _settle(self, worker: Worker, member: _Member, ready: Ready) -> None:
         """Takes a worker in that is like the others."""
         assert member.place
-        other = [
-            f"{name} is {ready.versions.get(name) or 'none'}, not {value or 'none'}"
-            for name, value in ({**ready.versions, **self.versions}).items()
-            if ready.versions.get(name) != value
-        ]
-        if other:
-            self._lose(worker, Lost(reason=f"it is unlike the others: {'; '.join(other)}"))
+        if other := differences(self.versions, ready.versions):
+            self._lose(worker, Lost(reason=f"it is unlike the others: {other}"))
             return
         if not self.versions.keys() >= ready.versions.keys():
             self.versions |= ready.versions

@@ -4,7 +4,7 @@
     python tests/mutation.py --sample=150 --folder=runs/mutation
 
 cosmic-ray (https://cosmic-ray.readthedocs.io) makes the changes: another operator, comparison, number or constant, a `break`
-for a `continue`, a missing `not` or decorator. They are made in a copy of the working tree, one at a time. A change is noticed
+for a `continue`, a missing `not` or decorator. They are made in copies of the working tree, one at a time in each. A change is noticed
 if a test fails, or the tests take more processor time than three times their usual duration and a minute. All state is in
 --folder: the same command continues where it was stopped, and ends with the share noticed and `survivors.md`, a table of the
 others for a person to judge, as some change nothing.
@@ -15,6 +15,7 @@ import ast
 import collections
 import contextlib
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -24,12 +25,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent import futures
 
 from cosmic_ray.commands import init
 from cosmic_ray.modules import find_modules
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import TestOutcome, WorkItem
+from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -139,14 +141,12 @@ def prepare(folder: pathlib.Path, size: int, seed: int) -> None:
     """A copy of the tracked files, and the session with its sample."""
     tree = folder / "tree"
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (tree, folder / "package"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(tree, ignore_errors=True)
     (folder / "session.new").unlink(missing_ok=True)
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tree / name)
-    shutil.copytree(tree / "bpevo", folder / "package")
     modules = sorted(path.relative_to(tree) for path in find_modules([tree / "bpevo"]))
     missing = {test for module in modules for test in tests_of(module) if not (tree / test).is_file()}
     if missing:
@@ -161,42 +161,61 @@ def prepare(folder: pathlib.Path, size: int, seed: int) -> None:
     print(f"{len(chosen)} of {total:,} changes, seed {seed}", flush=True)
 
 
-def seconds_of(tests: tuple[str, ...], folder: pathlib.Path) -> float:
-    """How long these tests take on the unchanged tree; they must pass. Measured once."""
-    path = folder / "durations.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+def seconds_of(tests: tuple[str, ...], durations: pathlib.Path) -> float:
+    """How long these tests take on the unchanged tree in the current folder; they must pass. Measured once."""
+    known = json.loads(durations.read_text()) if durations.is_file() else {}
     key = " ".join(tests)
     if key not in known:
         begin = time.monotonic()
-        done = subprocess.run(command(tests), cwd=folder / "tree", capture_output=True, text=True, check=False)
+        done = subprocess.run(command(tests), capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"these tests fail without any change: {key}\n{done.stdout[-3000:]}")
+            raise RuntimeError(f"these tests fail without any change: {key}\n{done.stdout[-3000:]}")
         known[key] = time.monotonic() - begin
-        path.write_text(json.dumps(known, indent=1))
+        durations.write_text(json.dumps(known, indent=1))
     return known[key]
 
 
-def run(folder: pathlib.Path) -> None:
+def settle(folder: pathlib.Path, numbers: multiprocessing.Queue) -> None:
+    """A process that tries changes has a tree of its own, anew: a killed run leaves its change."""
+    tree = folder / f"tree{numbers.get()}"
+    for name in ("bpevo", "tests"):
+        shutil.rmtree(tree / name, ignore_errors=True)
+    shutil.copytree(folder / "tree", tree, dirs_exist_ok=True)
+    os.environ["PYTHONPATH"] = str(tree)  # commands that tests start are those with the change, too
+    os.chdir(tree)
+
+
+def attempt(item: WorkItem) -> tuple[WorkResult, float]:
+    """Tries a change in this process's tree; the result, and seconds."""
+    tests = tests_of(item.mutations[0].module_path)
+    usual = seconds_of(tests, pathlib.Path.cwd().with_suffix(".durations.json"))
+    limited = f"ulimit -t {60 + 3 * usual:.0f}; exec {shlex.join(command(tests))}"  # no other process's load counts
+    begin = time.monotonic()
+    return mutate_and_test(
+        item.mutations, shlex.join(["bash", "-c", limited]), 60 + 6 * usual
+    ), time.monotonic() - begin
+
+
+def run(folder: pathlib.Path, jobs: int) -> None:
     """Tries every change that has no result yet."""
-    shutil.copytree(folder / "package", folder / "tree" / "bpevo", dirs_exist_ok=True)  # a killed run leaves its change
-    os.environ["PYTHONPATH"] = str(folder / "tree")  # commands that tests start are those with the change, too
-    with use_db(str(folder / "session.sqlite"), WorkDB.Mode.open) as db, contextlib.chdir(folder / "tree"):
-        for item in list(db.pending_work_items):
-            module = item.mutations[0].module_path
-            tests = tests_of(module)
-            usual = seconds_of(tests, folder)
-            limited = (
-                f"ulimit -t {60 + 3 * usual:.0f}; exec {shlex.join(command(tests))}"  # no other process's load counts
-            )
-            begin = time.monotonic()
-            result = mutate_and_test(item.mutations, shlex.join(["bash", "-c", limited]), 60 + 6 * usual)
-            db.set_result(item.job_id, result)
-            told = "not noticed" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
-            where = f"{module}:{item.mutations[0].start_pos[0]}"
-            print(
-                f"{db.num_results} of {db.num_work_items}  {told:<11}  {time.monotonic() - begin:4.0f} s  {where}",
-                flush=True,
-            )
+    numbers: multiprocessing.Queue = multiprocessing.Queue()
+    for number in range(jobs):
+        numbers.put(number)
+    with (
+        use_db(str(folder / "session.sqlite"), WorkDB.Mode.open) as db,
+        futures.ProcessPoolExecutor(jobs, initializer=settle, initargs=(folder, numbers)) as pool,
+    ):
+        pending = {pool.submit(attempt, item): item for item in db.pending_work_items}
+        try:
+            for future in futures.as_completed(pending):
+                item, (result, seconds) = pending[future], future.result()
+                db.set_result(item.job_id, result)
+                told = "not noticed" if result.test_outcome == TestOutcome.SURVIVED else "noticed"
+                where = f"{item.mutations[0].module_path}:{item.mutations[0].start_pos[0]}"
+                print(f"{db.num_results} of {db.num_work_items}  {told:<11}  {seconds:4.0f} s  {where}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def report(folder: pathlib.Path) -> str:
@@ -223,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=150, help="Changes that are tried.")
     parser.add_argument("--seed", type=int, default=0, help="Of the sample.")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="Changes tried at once.")
     parser.add_argument(
         "--folder", type=pathlib.Path, default=ROOT / "runs" / "mutation", help="All state, to continue from."
     )
@@ -230,7 +250,7 @@ def main() -> None:
     folder = values.folder.resolve()
     if not (folder / "session.sqlite").is_file():
         prepare(folder, values.sample, values.seed)
-    run(folder)
+    run(folder, values.jobs)
     print(report(folder))
 
 

@@ -4,9 +4,9 @@
     python tests/mutation.py --sample=150 --folder=runs/mutation
 
 cosmic-ray (https://cosmic-ray.readthedocs.io) makes the changes: another operator, comparison, number or constant, a `break`
-for a `continue`, a missing `not` or decorator. They are made in copies of the working tree, one at a time in each. A change is noticed
-if a test fails, or the tests take more processor time than three times their usual duration and a minute. All state is in
---folder: the same command continues where it was stopped, and ends with the share noticed and `survivors.md`, a table of the
+for a `continue`, a missing `not` or decorator. They are made in copies of the working tree, one at a time in each. A change is
+noticed if a test fails, or the tests take more processor time than three times their usual duration and a minute. All state is
+in --folder: the same command continues where it was stopped, and ends with the share noticed and `survivors.md`, a table of the
 others for a person to judge, as some change nothing.
 """
 

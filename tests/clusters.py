@@ -35,7 +35,7 @@ class SmallCluster:
         )
 
     def kill(self, node) -> None:
-        """As when its machine goes, but that Ray notices at once."""
+        """As when its machine goes."""
         process = node.all_processes["raylet"][0].process
         process.kill()
         process.wait()
@@ -159,6 +159,10 @@ class Events:
             return self.rows >= first[0] + rows
 
         return condition
+
+    def gone_from(self, node) -> Callable[[], bool]:
+        """A condition: the pool knows of no worker there. Ray may notice only after half a minute that a node has died."""
+        return lambda: not any(m.place and m.place.node == node.node_id for m in self.pool._members.values())
 
     def trained_on(self, node) -> Callable[[], bool]:
         """A condition: a worker on that node has trained an epoch."""

@@ -96,6 +96,7 @@ def test_a_search_whose_workers_and_nodes_come_and_go_has_the_rows_of_this_proce
         (events.trained_on(cluster.head), lambda: os.kill(clusters.workers(cluster.head)[0], signal.SIGKILL)),
         (events.trained_on(second), lambda: cluster.kill(second)),
         (events.later(3), lambda: third.append(cluster.add())),
+        (events.gone_from(second), lambda: None),
         (lambda: events.trained_on(third[0])(), hang),
         (events.trained_on(cluster.head), lambda: None),
     ]

@@ -199,6 +199,31 @@ def test_workers_whose_nodes_go_leave_no_job_suspected(undisturbed):
     assert results(trained(pool_on(fleet))) == undisturbed and fleet.deaths > 20 and not fleet.alone
 
 
+@pytest.mark.parametrize("nodes", [{"a": 2}, {"a": 1, "b": 1}])
+def test_a_job_alone_gets_room_also_where_others_have_what_seems_to_be_there(undisturbed, nodes):
+    fleet = SimulatedFleet(nodes, SLOTS, EPOCHS, fatal={"7"})
+    fleet.occupy(list(nodes)[-1], 1)
+    made = results(trained(pool_on(fleet)))
+    assert [status for status, _ in made.values()].count("crashed") == 1 and made.keys() == undisturbed.keys()
+
+
+def test_a_job_alone_gets_room_when_the_node_that_had_some_goes(undisturbed):
+    """By hand: it waits for a node on which another search leaves, and which goes before."""
+    fleet = SimulatedFleet({"a": 1, "b": 1}, SLOTS, EPOCHS, fatal={"7"})
+    fleet.occupy("b", 1)
+    pool, jobs, outcomes = pool_on(fleet), [job(number) for number in range(2 * SLOTS)], []
+    for one in jobs:
+        pool.submit(one)
+    while pool._lone is None:
+        outcomes += pool.poll()
+    begin = fleet.time
+    fleet.leave("b")
+    while not pool.idle:
+        outcomes += pool.poll()
+        assert fleet.time < begin + 2000
+    assert {o.job.identity for o in outcomes} == {one.identity for one in jobs}
+
+
 # What workers and nodes can do to a pool.
 
 

@@ -183,7 +183,7 @@ class SimulatedFleet:
         if name == "dies" and isinstance(request, Epoch):
             self._die(worker, number, self._random.uniform(0, EPOCH), Cause.UNKNOWN)
         elif name == "leaves":
-            self._leave(w.node)
+            self.leave(w.node)
             self._later(EPOCH, worker, number, Lost(reason=""))
         elif isinstance(request, Prepare) and w.node in self._broken:
             self._die(worker, number, 1.0, Cause.UNKNOWN)
@@ -226,6 +226,10 @@ class SimulatedFleet:
     def join(self, node: str, room: int) -> None:
         self._room[node] = self._there[node] = room
         self._place_pending()
+
+    def occupy(self, node: str, room: int) -> None:
+        """As another search does."""
+        self._there[node] -= room
 
     def kill(self, worker: int) -> None:
         self._gone(worker)
@@ -288,7 +292,7 @@ class SimulatedFleet:
         w.dead = True
         self._place_pending()
 
-    def _leave(self, node: str) -> None:
+    def leave(self, node: str) -> None:
         """A node goes with all on it, which nobody is told at once."""
         del self._there[node]
         for w in self._workers.values():

@@ -2,7 +2,7 @@
 
 Every job that is submitted ends once. A job whose worker is lost begins again elsewhere: the same job, so the same result.
 One that is lost twice trains alone, in a worker with one slot; only if it brings that down twice, on two nodes where there
-are two, its outcome is "crashed".
+are two with room, its outcome is "crashed".
 """
 
 import collections
@@ -18,6 +18,7 @@ from bpevo.workers.job import Job, Outcome
 
 WAIT = 1.0  # seconds that a poll waits for answers at most
 LOOK = 5.0  # seconds after which a look at the nodes is out of date
+ROOM = 60.0  # seconds that a worker for jobs alone waits for room that seems to be there
 FAILED_STARTS = 3  # of workers on a node, in a row, after which it is left out
 TOGETHER = 2  # losses of a job among others, after which it trains alone
 CRASHES = 2  # of a job alone, after which it counts as crashed
@@ -93,6 +94,7 @@ class Pool:
         self._alone: collections.deque[Job] = collections.deque()  # that train alone
         self._losses: collections.Counter[tuple] = collections.Counter()  # of a job, by identity
         self._crashes: dict[tuple, list[str]] = {}  # of a job alone: on which nodes
+        self._confined: set[tuple] = set()  # jobs for which no other node had room
         self._failures: collections.Counter[str] = collections.Counter()  # starts in a row, by node
         self._excluded: dict[str, str] = {}  # node -> why
         self._compiling: dict[str, Worker] = {}  # node -> the one that compiles for all of it
@@ -197,8 +199,10 @@ class Pool:
         if lone is None and not self._alone:
             return True
         usable = set(self._usable)
-        crashed = set(self._crashes.get(self._alone[0].identity, ())) if self._alone else set()
-        without = crashed if usable - crashed else set()
+        identity = self._alone[0].identity if self._alone else ()
+        without = set(self._crashes.get(identity, ()))
+        if identity in self._confined or not usable - without:
+            without = set()
         if lone is not None and (
             not self._alone or (not self._members[lone].place and self._members[lone].without != without)
         ):
@@ -207,22 +211,28 @@ class Pool:
         if not self._alone or (lone is not None and self._members[lone].place):
             return True
         if lone is None:
-            # It goes before those that wait for room, and before one that has it, where there is no other.
             for worker in [w for w, m in self._members.items() if not m.place]:
-                self._remove(worker)
-            there = {w: m.place.node for w, m in self._members.items() if m.place and m.place.node not in without}
-            held = collections.Counter(there.values())
-            full = len(self._members) >= wanted or all(held[node] >= self._nodes[node] for node in usable - without)
-            if there and full:
-                self._withdraw(min(there, key=lambda w: len(self._members[w].jobs)))
-            self._start(alone=True, without=without)
+                self._remove(worker)  # it goes before those that wait for room
+            lone = self._start(alone=True, without=without)
+        # It also goes before one that has room, where there is no other: at once where that can be seen, as nodes come and go
+        # while it waits; after a while where it cannot, as others may use the cluster.
+        there = {w: m.place.node for w, m in self._members.items() if m.place and m.place.node not in without}
+        held = collections.Counter(there.values())
+        full = len(self._members) > wanted or all(held[node] >= self._nodes[node] for node in usable - without)
+        late = self._clock() - self._members[lone].since >= ROOM
+        if there and (full or late):
+            self._withdraw(min(there, key=lambda w: len(self._members[w].jobs)))
+            self._members[lone].since = self._clock()
+        elif late and without:
+            self._confined.add(identity)
         return False
 
-    def _start(self, alone: bool, without: set[str]) -> None:
+    def _start(self, alone: bool, without: set[str]) -> Worker:
         worker = self._fleet.start(alone=alone, without=without | set(self._excluded))
         if alone:
             self._lone = worker
         self._members[worker] = _Member(alone, without, self._clock())
+        return worker
 
     def _remove(self, worker: Worker) -> _Member:
         """Ends a worker and forgets it, so that no answer of its is heard any more."""
@@ -276,7 +286,8 @@ class Pool:
         if lost.cause == Cause.ITSELF:
             crashes.append(node)
         elsewhere = set(self._nodes) - set(self._excluded) - set(crashes)
-        twice = len(crashes) >= CRASHES and (len(set(crashes)) >= CRASHES or not elsewhere)
+        bound = job.identity in self._confined or not elsewhere
+        twice = len(crashes) >= CRASHES and (len(set(crashes)) >= CRASHES or bound)
         if twice or self._losses[job.identity] >= TOGETHER + MOST_ALONE:
             assert self._alone.popleft() is job
             self._forget(job)
@@ -286,6 +297,7 @@ class Pool:
     def _forget(self, job: Job) -> None:
         self._losses.pop(job.identity, None)
         self._crashes.pop(job.identity, None)
+        self._confined.discard(job.identity)
 
     # Orders.
 

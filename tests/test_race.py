@@ -11,7 +11,7 @@ from test_evolution import equation
 from test_runs import EPOCHS, StandIn, epoch_result
 
 from bpevo.bench.race import page, protocol, running, statistics
-from bpevo.bench.race.memory import Memory, RememberingWorkers, program
+from bpevo.bench.race.memory import RECORD, Memory, RememberingWorkers, program
 from bpevo.bench.race.protocol import ARMS, FRACTIONS, RATES, Arm, Setting
 from bpevo.evolution import Change, Proposal
 from bpevo.rules import without_idle
@@ -205,6 +205,24 @@ def test_other_seeds_tasks_rates_and_replicates_are_other_trainings_and_idle_gen
         assert outcomes([job("g")], memory, **changed)[1] == 1
     assert outcomes([job("g", rate=0.2), job("g", replicate=1), job("g", held_out=True)], memory)[1] == 3
     assert program(equation("left(g, h)")) == program(equation("left(g, relu(fa))")) != program(equation("h"))
+
+
+def test_the_record_alone_holds_all_results(tmp_path):
+    stored = {("paper", 1): result([1, 2, 3, 4, 5.5]), ("random", 0): result([0.1] * 5)}
+    (tmp_path / "b").mkdir()
+    with Memory.opened(tmp_path / "a") as memory:
+        for (arm, seed), found in stored.items():
+            memory.store("race", arm, seed, found)
+        memory.store("another", "paper", 1, result([0] * 5))
+        (tmp_path / "b" / RECORD).write_text(memory.record())
+        record = memory.record()
+    for _ in range(2):
+        with Memory.opened(tmp_path / "b") as memory:
+            assert memory.results("race") == stored and memory.record() == record
+    with Memory.opened(tmp_path / "b") as memory:  # what is there stays
+        memory.store("race", "paper", 1, result([9] * 5))
+    with Memory.opened(tmp_path / "b") as memory:
+        assert memory.results("race")["paper", 1] == result([9] * 5)
 
 
 # How good a rule is.

@@ -1,26 +1,29 @@
 """A race of controllers: `python -m bpevo.bench.race --workdir=runs/race --equations=2000 --seeds=20`.
 
-Searches of every arm on every data set, from as many search seeds, one after the other; bpevo.bench.race says what is measured.
-The report, race.html and race.md in --workdir, is written anew whenever all arms have finished a seed. Starting again on the
-same folder continues. A search's own database is in a temporary folder: TMPDIR=/dev/shm keeps it in memory.
+Searches of every arm on every data set, from as many search seeds; bpevo.bench.race says what is measured. The report, race.html
+and race.md in --workdir, and its record, race.jsonl, are written anew whenever all arms have finished a seed on a data set.
+Starting again on the same folder continues, also where it holds the record alone. A search's own database is in a temporary
+folder: TMPDIR=/dev/shm keeps it in memory.
 """
 
-import dataclasses
+import multiprocessing
 import os
 import pathlib
 import sys
 import time
+from concurrent import futures
 
 from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
 from absl import app, flags
 from rich.console import Console
 
 from bpevo import data, models
-from bpevo.bench.race import page, protocol, running
-from bpevo.bench.race.memory import Memory, digest
+from bpevo.bench.race import courses, page, protocol
+from bpevo.bench.race.courses import Course, Entry
+from bpevo.bench.race.memory import RECORD, Memory
 from bpevo.command import process
 from bpevo.runs.provenance import versions
-from bpevo.search import SEMANTICS
+from bpevo.training import usable_cpus
 
 
 def define_flags() -> None:
@@ -35,37 +38,17 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("seeds", 20, "Search seeds of each arm; no verdict before all are done.", lower_bound=1)
     flags.DEFINE_integer("slots", 8, "Candidates in training at once; results do not depend on it.", lower_bound=1)
+    flags.DEFINE_integer(
+        "jobs", usable_cpus(), "Seeds under way at once, each in a process on its share of the CPUs.", lower_bound=1
+    )
 
 
-class Course:
-    """A data set with its tracks, and where its results are stored."""
-
-    def __init__(self, name: str, memory: Memory):
-        values = flags.FLAGS
-        self.setting = protocol.SETTINGS[name]
-        self.track = running.Track(self.setting, memory, values.slots)
-        self.unseen = [running.Track(s, memory, values.slots) for s in self._elsewhere(values.unseen_models)]
-        tasks = [track.task.hex() for track in (self.track, *self.unseen)]
-        budget = self.setting.budget(values.equations)
-        self.race = digest([protocol.VERSION, SEMANTICS, values.equations, budget, tasks]).hex()
-        self._memory = memory
-
-    def _elsewhere(self, models: list[str]) -> list[protocol.Setting]:
-        networks = [dataclasses.replace(self.setting, model=model) for model in models]
-        others = [protocol.SETTINGS[name] for name in self.setting.unseen if protocol.importable(name)]
-        return [*networks, *(dataclasses.replace(s, model=self.setting.model) for s in others[:1])]
-
-    def report(self) -> page.Race:
-        budget = self.setting.budget(flags.FLAGS.equations)
-        results = self._memory.results(self.race)
-        return page.Race(name=self.setting.name, budget=budget, planned=flags.FLAGS.seeds, results=results)
-
-
-def write(folder: pathlib.Path, courses: list[Course], console: Console) -> None:
-    """The report of what every arm has finished."""
-    races = [race for race in (course.report() for course in courses) if race.arms and race.seeds]
+def write(folder: pathlib.Path, there: list[Course], memory: Memory, console: Console) -> None:
+    """The report of what every arm has finished, and the record."""
+    races = [race for race in (course.report() for course in there) if race.arms and race.seeds]
     said = ", ".join(f"{k} {v}" for k, v in versions().items() if v)
-    for name, text in (("race.html", page.report_html(races, said)), ("race.md", page.markdown(races, said))):
+    texts = {"race.html": page.report_html(races, said), "race.md": page.markdown(races, said)}
+    for name, text in (texts | {RECORD: memory.record()}).items():
         unfinished = folder / f"{name}.unfinished"
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, folder / name)
@@ -74,37 +57,38 @@ def write(folder: pathlib.Path, courses: list[Course], console: Console) -> None
             console.print(f"{race.name}: {sentence}", highlight=False, soft_wrap=True)
 
 
-def race(memory: Memory, folder: pathlib.Path, console: Console) -> None:
-    values = flags.FLAGS
-    names = values.datasets or [name for name in protocol.SETTINGS if protocol.importable(name)]
-    arms = [running.BACKPROP, *values.arms]
-    seeds = range(values.seeds)
-    courses = [Course(name, memory) for name in names]
-    open_ = [
-        (seed, course, arm)
-        for seed in seeds
-        for course in courses
-        for arm in arms
-        if (arm, seed) not in memory.results(course.race)
-    ]
-    console.print(
-        f"{len(seeds) * len(courses) * len(arms) - len(open_)} of {len(seeds) * len(courses) * len(arms)} are stored"
-    )
-    start = time.monotonic()
-    for i, (seed, course, arm) in enumerate(open_, 1):
-        before, lines = time.monotonic(), list[str]()
-        result = running.run(course.track, course.unseen, protocol.ARMS.get(arm), values.equations, seed, lines.append)
-        memory.store(course.race, arm, seed, result)
-        now = time.monotonic()
-        left = (now - start) / i * (len(open_) - i) / 60
-        console.print(
-            f"{i}/{len(open_)} {course.setting.dataset}, {arm}, seed {seed}: {now - before:.0f} s; {lines[-1]}; "
-            f"{left:.0f} min left", highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
-        if i == len(open_) or open_[i][0] != seed:
-            write(folder, courses, console)
+def race(entry: Entry, jobs: int, memory: Memory, console: Console) -> None:
+    folder = pathlib.Path(entry.workdir)
+    there = {name: Course(name, entry, memory) for name in entry.datasets}
+    arms, open_ = 1 + len(entry.arms), {}
+    for seed in range(entry.seeds):
+        for name, course in there.items():
+            if count := len(course.left(seed)):
+                open_[name, seed] = count
+    total, left = entry.seeds * len(there) * arms, sum(open_.values())
+    console.print(f"{total - left} of {total} searches are stored")
+    context = multiprocessing.get_context("spawn")
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    shares = context.Queue()
+    for job in range(jobs):
+        shares.put(set(cpus[job::jobs]) or set(cpus))
+    start, done = time.monotonic(), 0
+    with futures.ProcessPoolExecutor(jobs, context, courses.settle, (shares,)) as pool:
+        try:
+            started = {pool.submit(courses.run, name, entry, seed): count for (name, seed), count in open_.items()}
+            for future in futures.as_completed(started):
+                future.result()
+                done += started[future]
+                minutes = (time.monotonic() - start) / done * (left - done) / 60
+                console.print(f"{total - left + done} of {total} searches; {minutes:.0f} min left", highlight=False)
+                write(folder, list(there.values()), memory, console)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
     if not open_:
-        write(folder, courses, console)
+        write(folder, list(there.values()), memory, console)
 
 
 def main(argv: list[str]) -> int:
@@ -124,10 +108,18 @@ def main(argv: list[str]) -> int:
         return process.fail(command, f"--unseen_models: {error}")
     configure_jax()
     console.print(", ".join(f"{k} {v}" for k, v in versions().items()), highlight=False)
-    folder = pathlib.Path(values.workdir)
+    entry = Entry(
+        workdir=values.workdir,
+        arms=tuple(values.arms),
+        datasets=tuple(values.datasets or filter(protocol.importable, protocol.SETTINGS)),
+        unseen_models=tuple(values.unseen_models),
+        equations=values.equations,
+        seeds=values.seeds,
+        slots=values.slots,
+    )
     try:
-        with Memory.opened(folder) as memory:
-            race(memory, folder, console)
+        with Memory.opened(entry.workdir) as memory:
+            race(entry, values.jobs, memory, console)
     except data.DataError as error:
         return process.fail(command, error)
     except KeyboardInterrupt:

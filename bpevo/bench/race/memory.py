@@ -1,4 +1,7 @@
-"""What a race has measured: one SQLite file with every training that any arm asked for, and how each search ended."""
+"""What a race has measured: one SQLite file with every training that any arm asked for, and how each search ended.
+
+The latter is also a text, the record: what the report is made of, and small.
+"""
 
 import contextlib
 import dataclasses
@@ -33,25 +36,34 @@ CREATE TABLE IF NOT EXISTS searches (
 );
 """
 _COLUMNS = ("train_loss", "train_accuracy", "gradient_norm", "eval_loss", "eval_accuracy")
+RECORD = "race.jsonl"
 REPLICATES = 20_000  # of a search seed, which shift those of its jobs: more than any stage uses
 
 
 class Memory:
-    """An open file."""
+    """An open file, which several processes may have open."""
 
-    def __init__(self, connection: sqlite3.Connection):
-        self._connection = connection
+    def __init__(self, folder: str | os.PathLike):
+        """Takes over what a record in the folder holds beside it."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(folder / "race.sqlite", timeout=60, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.executescript(_SCHEMA)
+        record = folder / RECORD
+        if record.is_file():
+            rows = [tuple(json.loads(line).values()) for line in record.read_text(encoding="utf-8").splitlines()]
+            with self._transaction():
+                known = [(race, arm, seed, json.dumps(result)) for race, arm, seed, result in rows]
+                self._connection.executemany("INSERT OR IGNORE INTO searches VALUES (?, ?, ?, ?)", known)
 
     @classmethod
     @contextlib.contextmanager
     def opened(cls, folder: str | os.PathLike) -> Iterator["Memory"]:
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-        path = pathlib.Path(folder) / "race.sqlite"
-        with contextlib.closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.executescript(_SCHEMA)
-            yield cls(connection)
+        memory = cls(folder)
+        with contextlib.closing(memory._connection):
+            yield memory
 
     def training(self, key: tuple) -> list[EpochResult]:
         """The curve of what was trained under a key; empty where nothing was."""
@@ -82,6 +94,14 @@ class Memory:
         """What was stored of each (arm, seed)."""
         rows = self._connection.execute("SELECT arm, seed, result FROM searches WHERE race = ?", (race,))
         return {(arm, seed): json.loads(result) for arm, seed, result in rows}
+
+    def record(self) -> str:
+        """All results, a line of JSON each."""
+        rows = self._connection.execute("SELECT race, seed, arm, result FROM searches ORDER BY race, seed, arm")
+        return "".join(
+            json.dumps({"race": race, "arm": arm, "seed": seed, "result": json.loads(result)}) + "\n"
+            for race, seed, arm, result in rows
+        )
 
     def store(self, race: str, arm: str, seed: int, result: Any) -> None:
         with self._transaction():

@@ -1,6 +1,7 @@
 """One search of an arm, what it has found after each share of the budget, and how good that is."""
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,10 +27,11 @@ from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import Row, Rows, RunDatabase, judged, ranked
 from bpevo.runs.provenance import versions
 from bpevo.search import CONTROL_KEYS, Search
-from bpevo.training import Training
+from bpevo.training import Trainer, Training
 from bpevo.workers import Job, LocalWorkers, Stage, Workers
 
 _NUMERICS = ("jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")  # of versions: what decides numbers
+DIGITS = 6  # of the stored accuracies: the share of one test example is above 1e-4
 FIRST_TUNING, FIRST_FRESH = 1000, 3000  # replicates, as in an evaluation
 
 
@@ -56,14 +58,17 @@ class Point:
 
 
 class Track:
-    """A setting with its program, compiled once."""
+    """A setting with its program, compiled once, when first needed."""
 
     def __init__(self, setting: Setting, memory: Memory, slots: int | None):
-        self.setting, self._memory = setting, memory
+        self.setting, self._memory, self._slots = setting, memory, slots
         self._training = setting.training()
         settled = {name: versions()[name] for name in _NUMERICS} | {"device": jax.local_devices()[0].device_kind}
         self.task = digest(self._training.fingerprint() | settled)
-        self._trainer = self._training.trainer(MAX_PARTS, slots)
+
+    @functools.cached_property
+    def _trainer(self) -> Trainer:
+        return self._training.trainer(MAX_PARTS, self._slots)
 
     def workers(self, seed: int) -> RememberingWorkers:
         local = LocalWorkers(self._trainer)
@@ -157,7 +162,8 @@ def score(rule: str, workers: Workers) -> Score:
     replicates = range(FIRST_FRESH, FIRST_FRESH + FRESH)
     jobs = [_job(Stage.TEST, equation, best, replicate, held_out=True) for replicate in replicates]
     edge = at_edge(TUNING_RATES, tried)
-    return Score(rate=best, at_edge=edge, fresh=tuple(accuracies_of(jobs, workers)))
+    fresh = tuple(a and round(a, DIGITS) for a in accuracies_of(jobs, workers))
+    return Score(rate=best, at_edge=edge, fresh=fresh)
 
 
 def accuracies_of(jobs: Sequence[Job], workers: Workers) -> list[float | None]:

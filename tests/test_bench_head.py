@@ -28,6 +28,12 @@ def test_every_training_of_a_search_on_workers_that_die_ends_once_and_figures_sa
     assert figures.per_hour > 0 and figures.memory > 2**20
 
 
+@pytest.mark.parametrize("workers", [1, head.NODE, head.NODE + 1, 500])
+def test_its_fleet_has_room_for_the_workers_and_no_node_too_many(workers):
+    room = head.fleet(workers, SLOTS).nodes()
+    assert set(room.values()) == {head.NODE} and workers <= sum(room.values()) < workers + head.NODE
+
+
 class Doubling(Pool):
     """Gives what ended a second time."""
 

@@ -206,3 +206,12 @@ def test_an_evaluation_with_a_specialised_rule_has_the_rows_of_this_process(clus
     bpevo.Evaluation(tmp_path / "pool", **settings, pool="ray", ray_address=cluster.address, workers=2).run()
     assert rows(tmp_path / "pool" / "mine") == rows(tmp_path / "single" / "mine")
     cluster.kill(second)
+
+
+def test_a_search_over_two_networks_has_the_rows_of_this_process(cluster, tmp_path):
+    settings = SEARCH | dict(model=["mlp-8", "mlp-8-8"], train_examples=128, epochs=2, max_evaluations=24, elite_size=2)
+    bpevo.Search(tmp_path / "single", **settings).run()
+    second = cluster.add()
+    bpevo.Search(tmp_path / "pool", **settings, pool="ray", ray_address=cluster.address, workers=2).run()
+    assert rows(tmp_path / "pool") == rows(tmp_path / "single")
+    cluster.kill(second)

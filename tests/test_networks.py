@@ -19,7 +19,8 @@ from bpevo.search import Search
 from bpevo.search.search import CONFIRMATION_REPLICATE
 from bpevo.training import Training
 from bpevo.training.slots import fitting
-from bpevo.workers import LocalWorkers, WorkersByNetwork
+from bpevo.workers import Job, LocalWorkers, Stage, WorkersByNetwork
+from bpevo.workers.process import WorkerProcess
 
 NAMES, RATES = ("mlp-1", "mlp-2"), (0.1, 0.3)
 RUNGS = (Rung(2, 0.4), Rung(EPOCHS, 0.4), Rung(EPOCHS + 2, 0.3))  # on the first network, at its end, on the second
@@ -243,6 +244,36 @@ def test_it_is_the_same_search_with_other_slots_and_after_interruptions(whole, t
         except KeyboardInterrupt:
             interruptions += 1
     assert interruptions > 3 and rows(tmp_path / "interrupted") == rows(whole.workdir)
+
+
+class Counting(On):
+    epochs_run = epochs_offered = 0
+
+    def advance(self, meanwhile=lambda: None):
+        found = super().advance(meanwhile)
+        self.epochs_run, self.epochs_offered = self.epochs_run + len(found), self.epochs_offered + self.capacity
+        return found
+
+
+def test_a_pools_worker_trains_each_job_on_its_network(whole):
+    jobs = [
+        Job(stage=Stage.TEST, subject=f"{number}", training=Training(p.equation, 0.1, replicate=number), network=name)
+        for number, p in enumerate(whole.proposals[:5])
+        for name in NAMES
+    ]
+    worker, outcomes = WorkerProcess(dict), []
+    recipe = types.SimpleNamespace(trainers=lambda: {name: Counting(name, 2) for name in NAMES})
+    assert worker.prepare(recipe).capacity == 4
+    fresh, reports = jobs, []
+    while len(outcomes) < len(jobs):
+        reports.append(worker.epoch(fresh))
+        outcomes, fresh = outcomes + list(reports[-1].outcomes), []
+    for outcome in outcomes:
+        training, curve = outcome.job.training, [e.eval_accuracy for e in outcome.curve if not e.reason]
+        alone = trained(outcome.job.network, training.equation, 0.1, training.replicate)
+        assert curve == [a for a in alone if a is not None]
+    last = reports[-1]
+    assert last.capacity == 4 and last.epochs_run == sum(len(o.curve) for o in outcomes) < last.epochs_offered
 
 
 def test_the_mean_over_networks_makes_another_search(whole, tmp_path):

@@ -191,11 +191,6 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
             f"{training.dataset.name} leaves {validation} validation examples: a search needs at least {LEAST_VALIDATION}, "
             "for a third of them is kept for the fresh seeds"
         )
-    pool = pool_plan(values)
-    if pool and search.networks.several:
-        raise UsageError(
-            f"--model={values.model}: several networks train on this machine's devices alone, without --pool"
-        )
     return SearchCommand(
         workdir=path_of("workdir", values.workdir or ""),
         trainings={name: dataclasses.replace(plan, held_out=validation // 3) for name, plan in trainings.items()},
@@ -209,7 +204,7 @@ def search_command(values: flags.FlagValues) -> SearchCommand:
         selfcheck=values.selfcheck,
         max_hours=values.max_hours,
         metrics=values.metrics,
-        pool=pool,
+        pool=pool_plan(values),
     )
 
 

@@ -45,10 +45,9 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
                 say("a pool writes no checkpoints: a training that is cut off begins again")
         else:
             checkpoints = _checkpoints(command, say)
-            trainers = [of.trainer(plan.space.max_parts, command.slots) for of in command.trainings.values()]
-            local = [LocalWorkers(trainer, checkpoints, say) for trainer in trainers]
-            workers = WorkersByNetwork(dict(zip(plan.networks.names, local, strict=True)))
-            forecast = report.Forecast(plan, trainers, say)
+            trainers = _recipe(command).trainers()
+            workers = WorkersByNetwork({name: LocalWorkers(each, checkpoints, say) for name, each in trainers.items()})
+            forecast = report.Forecast(plan, list(trainers.values()), say)
             forecast.start()
             watches.append(forecast)
         duplicates = SameFunction() if plan.equivalence else SameText()
@@ -96,11 +95,19 @@ def run(command: plans.SearchCommand, console: Console, interruption: process.In
 def _pool(command: plans.SearchCommand, interruption: process.Interruption, say) -> AbstractContextManager[Pool | None]:
     if command.pool is None:
         return contextlib.nullcontext()
-    training, parts = command.training, command.search.space.max_parts
-    recipe = Recipe(
-        task=training.task(), examples=training.examples(), max_parts=parts, seed=training.seed, slots=command.slots
+    return pools.opened(command.pool, _recipe(command), command.selfcheck, interruption, say)
+
+
+def _recipe(command: plans.SearchCommand) -> Recipe:
+    training, search = command.training, command.search
+    tasks = (of.task() for of in command.trainings.values())
+    return Recipe(
+        tasks=dict(zip(search.networks.names, tasks, strict=True)),
+        examples=training.examples(),
+        max_parts=search.space.max_parts,
+        seed=training.seed,
+        slots=command.slots,
     )
-    return pools.opened(command.pool, recipe, command.selfcheck, interruption, say)
 
 
 def _is_control(text: str) -> bool:

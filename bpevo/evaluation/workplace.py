@@ -59,7 +59,7 @@ class Recipes:
         if program.optimizer:
             plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, optimizer=program.optimizer))
         return Recipe(
-            task=plan.task(self._alignment, program.transforms),
+            tasks={"": plan.task(self._alignment, program.transforms)},
             examples=examples,
             max_parts=self._max_parts,
             seed=plan.seed,
@@ -79,7 +79,7 @@ class LocalWorkplace:
         recipe = self._recipes(on_test, program)
         if recipe not in self._kept:
             self._kept.clear()  # frees the slots before the next are allocated
-            self._kept[recipe] = LocalWorkers(recipe.trainer())
+            self._kept[recipe] = LocalWorkers(recipe.trainers()[""])
         return self._kept[recipe]
 
 

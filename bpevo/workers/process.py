@@ -11,50 +11,52 @@ from bpevo.training import DeviceLost, OutOfMemory
 from bpevo.workers.fleet import Cause, Lost, Ready, Report
 from bpevo.workers.job import Job
 from bpevo.workers.local import LocalWorkers
+from bpevo.workers.networks import WorkersByNetwork
 from bpevo.workers.recipe import Recipe
 
 Begin = Callable[[], Mapping[str, str]]
 
 
 class WorkerProcess:
-    """LocalWorkers, by a pool's requests. Whatever goes wrong is an answer."""
+    """LocalWorkers of each network, by a pool's requests. Whatever goes wrong is an answer."""
 
     def __init__(self, begin: Begin):
         """`begin` sets this process up, raises what is wrong with it, and returns what decides its numbers."""
         self._begin = begin
         self._versions: Mapping[str, str] = {}
-        self._workers: LocalWorkers | None = None
+        self._of: dict[str, LocalWorkers] = {}  # by network
         self._said: list[str] = []
 
     def prepare(self, recipe: Recipe) -> Ready | Lost:
         try:
             self._versions = self._versions or self._begin()
-            self._workers = None  # frees its slots before the next are allocated
-            self._workers = LocalWorkers(recipe.trainer(), None, self._said.append)
+            self._of = {}  # frees its slots before the next are allocated
+            trainers = recipe.trainers()
+            self._of = {name: LocalWorkers(each, None, self._said.append) for name, each in trainers.items()}
         except Exception as error:
             return Lost(reason=_line(error))
-        return Ready(capacity=self._workers.capacity, versions=self._versions)
+        return Ready(capacity=WorkersByNetwork(self._of).capacity, versions=self._versions)
 
     def epoch(self, jobs: Sequence[Job]) -> Report | Lost:
-        assert self._workers
+        workers = WorkersByNetwork(self._of)
         for job in jobs:
-            self._workers.submit(job)
+            workers.submit(job)
         try:
-            outcomes = self._workers.poll()
+            outcomes = workers.poll()
         except (DeviceLost, OutOfMemory) as error:
             return Lost(reason=_line(error))
         said, self._said[:] = tuple(self._said), ()
-        trainer = self._workers.trainer
+        trainers = [local.trainer for local in self._of.values()]
         return Report(
             outcomes=outcomes,
-            capacity=trainer.capacity,
-            epochs_run=trainer.epochs_run,
-            epochs_offered=trainer.epochs_offered,
+            capacity=workers.capacity,
+            epochs_run=sum(trainer.epochs_run for trainer in trainers),
+            epochs_offered=sum(trainer.epochs_offered for trainer in trainers),
             said=said,
         )
 
     def close(self) -> None:
-        self._workers = None
+        self._of = {}
 
 
 class LoneProcess:

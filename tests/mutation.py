@@ -163,16 +163,21 @@ def prepare(folder: pathlib.Path, size: int, seed: int) -> None:
 
 def seconds_of(tests: tuple[str, ...], durations: pathlib.Path) -> float:
     """How long these tests take on the unchanged tree in the current folder; they must pass. Measured once."""
-    known = json.loads(durations.read_text()) if durations.is_file() else {}
+
+    def known() -> dict[str, float]:
+        return json.loads(durations.read_text()) if durations.is_file() else {}
+
     key = " ".join(tests)
-    if key not in known:
+    if key not in known():
         begin = time.monotonic()
         done = subprocess.run(command(tests), capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"these tests fail without any change: {key}\n{done.stdout[-3000:]}")
-        known[key] = time.monotonic() - begin
-        durations.write_text(json.dumps(known, indent=1))
-    return known[key]
+        measured = known() | {key: time.monotonic() - begin}  # another process may have written meanwhile
+        whole = durations.with_suffix(f".{os.getpid()}")
+        whole.write_text(json.dumps(measured, indent=1))
+        whole.rename(durations)
+    return known()[key]
 
 
 def settle(folder: pathlib.Path, numbers: multiprocessing.Queue) -> None:
@@ -188,7 +193,7 @@ def settle(folder: pathlib.Path, numbers: multiprocessing.Queue) -> None:
 def attempt(item: WorkItem) -> tuple[WorkResult, float]:
     """Tries a change in this process's tree; the result, and seconds."""
     tests = tests_of(item.mutations[0].module_path)
-    usual = seconds_of(tests, pathlib.Path.cwd().with_suffix(".durations.json"))
+    usual = seconds_of(tests, pathlib.Path.cwd().parent / "durations.json")
     limited = f"ulimit -t {60 + 3 * usual:.0f}; exec {shlex.join(command(tests))}"  # no other process's load counts
     begin = time.monotonic()
     return mutate_and_test(

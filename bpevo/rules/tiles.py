@@ -128,9 +128,9 @@ class Tile:
         affine = Affine(
             self._scalars.real("affine", t, 0) > 0, *(self._scalars.real("affine", t, i) for i in range(1, 5))
         )
-        value = affine(value)
-        combines = [lambda: value, lambda: accumulator]  # a product is none of ours
-        combines += [functools.partial(b.fn, accumulator, value) for b in BINARIES.values() if b.fn]
+        # The affine map inside the branches: XLA makes one pass over memory of both.
+        combines = [lambda: affine(value), lambda: accumulator]  # a product is none of ours
+        combines += [lambda fn=b.fn: fn(accumulator, affine(value)) for b in BINARIES.values() if b.fn]
         return t + 1, self._switch(self._scalars.integer("combine", t), combines), line, barrier, rows
 
     def _loads(self, accumulator: jax.Array) -> list[Callable[[], jax.Array]]:

@@ -49,6 +49,7 @@ SUBJECTS = {
     "bpevo.bench.sample": "kernels bench_described",
     "bpevo.bench.simulated": "pool",
     "bpevo.command": "bad_input environment launch",
+    "bpevo.command.evaluating": "evaluate_command evaluate",
     "bpevo.command.funnelling": "funnel",
     "bpevo.command.clusters": "doctor_cluster",
     "bpevo.command.process": "terminal environment faults",

@@ -2,8 +2,11 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from bpevo import models
 from bpevo.bench import convolutions, engines
 from bpevo.bench.start import Compilations
 from bpevo.rules import InterpretedRule
@@ -75,3 +78,13 @@ def test_every_convolution_lowering_of_a_setting_is_measured():
     measured = convolutions.measure((2, 3, 1, 3, 3), 2, 1)
     assert set(measured["weight gradient"]) == {"autodiff", "columns", "slices", "chosen"}
     assert all(t > 0 for times in measured.values() for t in times.values())
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "wrn-16-2"])
+def test_plain_flax_trains_the_same_network(name):
+    depth, width = map(int, name.split("-")[1:])
+    x, shapes = jnp.zeros((2, 32, 32, 3)), []
+    for network in (models.by_name(name), engines.PlainWideResNet(depth, width, jnp.float32)):
+        made = jax.eval_shape(network.init, jax.random.key(0), x)
+        shapes.append(sorted(leaf.shape for leaf in jax.tree.leaves(made["params"])))
+    assert shapes[0] == shapes[1]

@@ -3,12 +3,16 @@
 import dataclasses
 import itertools
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 from test_evolution import equation
-from test_runs import EPOCHS, StandIn, epoch_result
+from test_runs import EPOCHS, REPOSITORY, StandIn, epoch_result
 
 from bpevo.bench.race import page, protocol, running, statistics
 from bpevo.bench.race.memory import RECORD, Memory, RememberingWorkers, program
@@ -70,6 +74,11 @@ def test_arms_are_compared_by_seed_and_holm_corrected_over_all_comparisons():
     ordered = sorted(found.values(), key=lambda c: c.difference.greater)
     by_hand = itertools.accumulate((min(1.0, (4 - i) * c.difference.greater) for i, c in enumerate(ordered)), max)
     assert [c.p for c in ordered] == pytest.approx(list(by_hand))
+
+
+def test_a_trial_takes_a_quarter_of_the_epochs_and_at_least_one():
+    epochs = {3: 1, 4: 1, 7: 1, 8: 2, 16: 4}
+    assert {n: dataclasses.replace(SETTING, epochs=n).trial_epochs for n in epochs} == epochs
 
 
 def test_what_diverged_on_a_new_seed_counts_as_0_and_is_counted():
@@ -311,6 +320,26 @@ def test_a_race_has_the_same_results_whatever_was_remembered_and_however_many_sl
         assert found[0][name]["points"][-1]["rule"] and list(found[0][name]["unseen"]) == [SETTING.name]
     one_rate = found[0]["niches-one-rate"]["points"][-1]["equations"]
     assert one_rate > found[0]["paper"]["points"][-1]["equations"] >= 20
+
+
+@pytest.mark.slow
+def test_the_command_races_seeds_at_once_and_goes_on_from_the_record_alone(tmp_path):
+    def raced(folder) -> list[str]:
+        given = dict(workdir=folder, equations=16, seeds=2, arms="paper", datasets="digits", unseen_models="", jobs=2)
+        command = [sys.executable, "-m", "bpevo.bench.race", *(f"--{name}={value}" for name, value in given.items())]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert not done.stderr
+        return done.stdout.splitlines()
+
+    first, again = tmp_path / "first", tmp_path / "again"
+    said = raced(first)
+    assert "0 of 4 searches are stored" in said and any(line.startswith("4 of 4 searches") for line in said)
+    again.mkdir()
+    shutil.copy(first / RECORD, again)
+    assert "4 of 4 searches are stored" in raced(again)
+    for name in ("race.md", RECORD):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
 
 
 # The report.

@@ -154,6 +154,13 @@ def test_additive_noise_is_normal_with_its_deviation(wide, c):
     assert abs((noise**3).mean()) < 0.1 and abs((noise**4).mean() - 3) < 0.3
 
 
+def test_noise_is_finite_at_both_ends_of_what_is_drawn():
+    ends = jnp.array([0.0, 1 - 2**-24])
+    for name in ("add_noise", "mul_noise"):
+        changed = UNARIES[name].fn(jnp.ones(2), 1.0, ends)
+        assert np.isfinite(changed).all() and 4 < changed[1] - changed[0] < 12
+
+
 @pytest.mark.parametrize("c", UNARIES["mul_noise"].constants)
 def test_multiplicative_noise_scales_by_a_normal_around_one(wide, c):
     noise = (noisy(wide, f"mul_noise(hp, {c})") / noisy(wide, "hp") - 1) / c

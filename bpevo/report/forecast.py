@@ -111,8 +111,8 @@ def _in_use(devices: Sequence[jax.Device]) -> int:
 
 def _duration(seconds: float) -> str:
     """
-    >>> _duration(40), _duration(600), _duration(90000)
-    ('40 s', '10 min', '25 h')
+    >>> _duration(40), _duration(600), _duration(90000), _duration(36e6)
+    ('40 s', '10 min', '25 h', '10000 h')
     """
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -263,6 +263,12 @@ def test_no_learning_rate_is_refused_before_the_lag_is_worked_out_of_it(parsed):
         plans.search_plan(parsed("--learning_rates="))
 
 
+@pytest.mark.parametrize("epochs, stops, trial", [(3, "", 1), (7, "", 1), (20, "", 5), (20, "3,9", 3), (1, "", 1)])
+def test_a_trial_ends_at_the_first_rung_or_a_quarter_of_the_epochs(parsed, epochs, stops, trial):
+    given = parsed(*SMALL, f"--epochs={epochs}", f"--stop_epochs={stops}", "--controller=random")
+    assert plans.search_plan(given).trial_epochs == trial
+
+
 def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
     plan = plans.search_plan(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
     assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [

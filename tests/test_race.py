@@ -234,6 +234,13 @@ def test_the_record_alone_holds_all_results(tmp_path):
         assert memory.results("race")["paper", 1] == result([9] * 5)
 
 
+def test_what_cannot_be_stored_leaves_the_memory_as_it_was(memory):
+    with pytest.raises(TypeError):
+        memory.store("race", "paper", 1, {"not JSON": object()})
+    memory.store("race", "paper", 2, {})
+    assert memory.results("race") == {("paper", 2): {}}
+
+
 # How good a rule is.
 
 

@@ -43,6 +43,7 @@ SUBJECTS = {
     **{f"bpevo.bench.{name}": "bench_accounting bench_described" for name in ("described_table", "targets", "thunks")},
     "bpevo.bench.accelerator": "bench_accelerator",
     "bpevo.bench.equivalence": "bench_equivalence",
+    "bpevo.bench.networks": "bench_equivalence",
     "bpevo.bench.false_finds": "false_finds",
     "bpevo.bench.head": "bench_head",
     "bpevo.bench.race": "race",

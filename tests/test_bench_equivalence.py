@@ -66,3 +66,19 @@ def test_merges_are_true_and_what_the_first_release_truly_merged_is_kept(judge):
     assert [(str(found[i]), str(found[j])) for i, j in verdict.false] == []
     assert len(verdict.true) > 20 and len(verdict.first_false) > 5  # the judge does find different ones
     assert len(verdict.lost) < 0.2 * len(verdict.first_true)
+
+
+def test_the_distance_of_signals_is_relative_to_the_larger_one_and_the_largest_over_units_and_steps():
+    def signals(*steps):
+        return np.array(steps, np.float32)[:, None]
+
+    near = [signals([3.0, 4.0], [0.0, 0.0])], [signals([3.0, 4.0], [0.0, 0.0])]
+    assert networks.distance(*near) == 0
+    assert networks.distance(near[0], [signals([3.0, 1.0], [0.0, 0.0])]) == pytest.approx(3 / 5)
+    assert networks.distance([signals([3.0, 1.0], [0.0, 0.0])], near[0]) == pytest.approx(3 / 5)
+    assert networks.distance(near[0], [signals([3.0, 4.0], [0.0, 0.1])]) == 1
+    wild = [signals([np.inf, np.nan, -np.inf, 3.0])]
+    assert networks.distance(wild, wild) == 0
+    assert networks.distance(wild, [signals([np.inf, np.nan, np.inf, 3.0])]) == 1
+    both = [*near[0], signals([1.0, 0.0])], [*near[1], signals([1.0, 1.0])]
+    assert networks.distance(*both) == pytest.approx(2**-0.5)

@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import importlib.metadata
 import io
 import json
 import os
 import sqlite3
 import sys
 
+import jax
 import pytest
 from absl import flags
 from rich.console import Console
@@ -165,3 +167,15 @@ def test_a_run_of_older_semantics_is_read_reported_evaluated_and_forked_but_not_
     assert build(old)
     said = start(tmp_path / "new", "--max_evaluations=30", f"--fork_from={old}")
     assert "best equations are the initial ones and train anew" in said and "semantics" in said
+
+
+def test_a_package_that_is_not_installed_is_a_version_too(monkeypatch):
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "optax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert provenance.versions()["optax"] == "not installed" and provenance.versions()["jax"] == jax.__version__

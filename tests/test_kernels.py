@@ -177,3 +177,19 @@ def test_the_account_of_a_kernel_by_hand():
         1,
         0.5,
     ]
+
+
+@pytest.mark.parametrize(
+    ("platform", "floats", "batch", "features", "rows", "tile"),
+    [
+        ("tpu", 128_000, 128, 300, 128, 300),  # all of it fits
+        ("tpu", 128_000, 128, 5000, 128, 896),  # 7 times 128 lanes: below 1,000
+        ("tpu", 10, 128, 5000, 128, 128),
+        ("gpu", 8192, 100, 5000, 128, 64),  # 81 a sample
+        ("gpu", 8192, 100, 40, 128, 64),
+        ("gpu", 8192, 100, 20, 128, 32),
+    ],
+)
+def test_a_block_is_as_large_as_its_platform_lets_it(platform, floats, batch, features, rows, tile):
+    layout = Kernel(platform, floats=floats).layout(batch, features)
+    assert (layout.rows, layout.tile) == (rows, tile) and layout.tiles == -(-features // tile)

@@ -251,6 +251,8 @@ def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
         ("--stop_epochs=1", 64),
         ("--stop_epochs=4", 32),
         ("--lag=3", 3),
+        ("--pool=ray --workers=2 --slots=4", 32),  # as 8 slots
+        ("--pool=ray --lag=5", 5),
     ],
 )
 def test_the_lag_grows_with_the_slots_and_with_what_a_full_training_takes(parsed, arguments, lag):

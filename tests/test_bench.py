@@ -1,10 +1,14 @@
 """The benchmark's engines train the same work and count what they compile; figures themselves are not judged."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from test_runs import REPOSITORY
 
 from bpevo import models
 from bpevo.bench import convolutions, engines
@@ -80,11 +84,22 @@ def test_every_convolution_lowering_of_a_setting_is_measured():
     assert all(t > 0 for times in measured.values() for t in times.values())
 
 
-@pytest.mark.parametrize("name", ["wrn-10-1", "wrn-16-2"])
+@pytest.mark.parametrize("name", engines.SETTINGS)
 def test_plain_flax_trains_the_same_network(name):
-    depth, width = map(int, name.split("-")[1:])
-    x, shapes = jnp.zeros((2, 32, 32, 3)), []
-    for network in (models.by_name(name), engines.PlainWideResNet(depth, width, jnp.float32)):
+    setting, shapes = engines.SETTINGS[name], []
+    x = jnp.zeros((2, setting.size, setting.size, setting.channels))
+    for network in (models.by_name(setting.model), engines.plain_network(setting)):
         made = jax.eval_shape(network.init, jax.random.key(0), x)
         shapes.append(sorted(leaf.shape for leaf in jax.tree.leaves(made["params"])))
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.slow
+def test_the_command_measures_every_engine_that_is_asked_for():
+    given = dict(setting="tiny", slots="1,2", specialised=1, repeats=1)
+    command = [sys.executable, "-m", "bpevo.bench", *(f"--{name}={value}" for name, value in given.items())]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "mlp-8, batch 16, per candidate-step, n = 1" in done.stdout
+    named = ("plain Flax, backprop", "slots, K = 1", "slots, K = 2", "specialised")
+    assert [name for name in named if name in done.stdout] == [*named], done.stdout

@@ -244,9 +244,9 @@ def test_standings_hold_the_statistics_of_their_trainings():
     ]  # fmt: skip
 
 
-def retested(text: str, accuracies) -> Rows:
-    """The evaluation with other test accuracies of one treatment."""
-    others = [r for r in EVALUATION if (r.stage, r.equation) != ("test", text)]
+def retested(text: str, accuracies, rows=EVALUATION) -> Rows:
+    """An evaluation with other test accuracies of one treatment."""
+    others = [r for r in rows if (r.stage, r.equation) != ("test", text)]
     rate = 0.03 if text == "fa" else 0.1
     new = [row(text, a, stage="test", rate=rate, replicate=3000 + i) for i, a in enumerate(accuracies)]
     return Rows(others + new)
@@ -256,6 +256,15 @@ def test_a_find_beats_every_control_not_backprop_alone():
     """2.0*g with the accuracies of unit_fro(g) and a little more in one seed."""
     s = by_text(retested("2.0*g", (0.84, 0.85, 0.88, 0.92)))["unit_fro(g)"]
     assert s.hurdle == "2.0*g" and s.p > 0.5 and not s.find and s.difference.greater < 0.01
+
+
+def test_of_controls_that_are_beaten_as_surely_the_hurdle_is_that_with_the_smallest_lead():
+    """Leads that are the same at every seed."""
+    own, rows = (0.75, 0.875, 0.625, 0.5), EVALUATION
+    for text, lead in (("fa", 0.0), ("2.0*g", 0.25), ("g", 0.125), ("g - g", 0.375)):
+        rows = retested(text, [a - lead for a in own], rows)
+    s = by_text(rows)["fa"]
+    assert (s.hurdle, s.over_hurdle.pairs.mean) == ("g", 12.5)
 
 
 def test_what_was_detectable_depends_on_the_rank_that_holm_gives_a_rule():
@@ -441,6 +450,9 @@ def test_early_decisions_are_the_correlations_and_the_choice_of_successive_halvi
     # The best at the end is the worst until then: the second of all is picked, 10 points lost.
     late = early_decisions(curves(*([i / 10 if i < 9 else 0.0] * 8 + [i / 10] for i in range(1, 10))), "fa")
     assert (late.best, late.picked, late.regret) == (pytest.approx(90), pytest.approx(80), pytest.approx(10))
+    two = early_decisions(curves(*([i / 10, i / 10] for i in range(9))), "fa")
+    assert len(two.correlations) == 2 and two.picked == pytest.approx(80)
+    assert early_decisions(curves(*([i / 10] for i in range(9))), "fa") is None
     # Spearman's of (1, …, 8, 0) and (0, …, 8): 1 - 6·(8·1² + 8²)/(9·80).
     assert late.correlations[0] == pytest.approx(1 - 6 * (8 + 64) / 720) and late.correlations[-1] == pytest.approx(1)
 

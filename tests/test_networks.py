@@ -5,6 +5,7 @@ import dataclasses
 import statistics
 import sys
 import types
+from collections import Counter
 
 import pytest
 from test_runs import EPOCHS, SETTINGS, StandIn, plan, rows
@@ -200,6 +201,8 @@ def test_what_ends_on_a_network_costs_nothing_on_those_after_it(whole):
     for proposal in whole.proposals:
         if len(whole.results[proposal.id].trained.curve) <= EPOCHS:
             assert {r.network for r in whole.rows.of(proposal=proposal.id)} <= {NAMES[0]}
+    reasons = [r.reason or r.status for r in whole.rows if r.proposal is not None and r.status != "done"]
+    assert whole.failures == Counter(reasons) and len(set(reasons)) == 2
     assert 380 < whole.issued <= 400 and whole.done < 0.9 * whole.issued
 
 

@@ -68,7 +68,7 @@ def _engines(setting: engines.Setting, console: Console) -> dict:
     rules = engines.equations(max(values.specialised, max(map(int, values.slots))))
     plain, flop = engines.plain(setting)
     ways = [plain, *(engines.interpreted(setting, int(k), rules) for k in values.slots)]
-    if importlib.util.find_spec("torch"):
+    if importlib.util.find_spec("torch") and setting.model.startswith("wrn"):
         from bpevo.bench import torch_backprop  # (e), where it is installed
 
         ways.append(torch_backprop.way(setting))

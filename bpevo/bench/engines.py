@@ -248,10 +248,28 @@ class PlainWideResNet(nn.Module):
         return nn.Dense(10)(jnp.mean(nn.relu(norm(x)), (1, 2)))
 
 
+class PlainMLP(nn.Module):
+    hidden: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        for features in self.hidden:
+            x = nn.relu(nn.Dense(features, dtype=self.dtype)(x))
+        return nn.Dense(10, dtype=self.dtype)(x)
+
+
+def plain_network(setting: Setting) -> nn.Module:
+    """The network of plain Flax layers that bpevo's of the setting is measured against."""
+    family, *numbers = setting.model.split("-")
+    sizes, dtype = [int(n) for n in numbers], DTYPES[setting.compute_dtype]
+    return PlainWideResNet(sizes[0], sizes[1], dtype) if family == "wrn" else PlainMLP(tuple(sizes), dtype)
+
+
 def plain(setting: Setting) -> tuple[Way, float]:
     """Plain Flax layers, jax.grad and optax, backprop only, a jitted step at a time; and its FLOPs a step by XLA."""
-    depth, width = map(int, setting.model.split("-")[1:])
-    model = PlainWideResNet(depth, width, DTYPES[setting.compute_dtype])
+    model = plain_network(setting)
     _, examples = workload(setting)
     optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-6))
 

@@ -94,7 +94,6 @@ def test_plain_flax_trains_the_same_network(name):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.slow
 def test_the_command_measures_every_engine_that_is_asked_for():
     given = dict(setting="tiny", slots="1,2", specialised=1, repeats=1)
     command = [sys.executable, "-m", "bpevo.bench", *(f"--{name}={value}" for name, value in given.items())]

@@ -8,7 +8,7 @@ from jax import lax
 
 from bpevo import rules
 from bpevo.bench import hlo, sample, thunks
-from bpevo.bench.accounting import Account, Habits
+from bpevo.bench.accounting import Account, Habits, Parts
 from bpevo.rules import InterpretedRule
 
 MATRIX = 4 * 8 * 16  # bytes of f32[8,16]
@@ -88,6 +88,15 @@ def test_a_fusion_that_also_reads_the_whole_reads_the_whole():
 """,
     ).counts()
     assert counts.bytes == MATRIX + 4 * 16 + MATRIX
+
+
+def test_a_kernel_of_ones_own_moves_what_its_habits_say_and_without_such_all_and_is_guessed():
+    text = """  %x = f32[8,16]{1,0} parameter(0)
+  ROOT %y = f32[8,16]{1,0} custom-call(%x, %x), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/a_pass/call"}"""
+    known = account(text).counts(Habits(kernels={"a_pass": Parts([1.0, 0.25], [0.5])}))
+    assert (known.kernels, known.bytes, known.guessed) == (1, 1.75 * MATRIX, 0)
+    guessed = account(text).counts(Habits(kernels={"another": Parts([0.0, 0.0], [0.0])}))
+    assert (guessed.kernels, guessed.bytes, guessed.guessed) == (1, 3 * MATRIX, 1)
 
 
 def test_memory_on_the_chip_is_counted_apart_and_a_copy_beside_the_kernels_is_none():

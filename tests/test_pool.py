@@ -263,6 +263,21 @@ def test_one_worker_of_a_node_compiles_before_the_others_begin():
         assert len({worker for _, worker in calls}) == workers
 
 
+def test_the_occupancy_is_the_share_of_all_slots_epochs_that_trained():
+    """Also of workers that are gone; by what the simulated trainers counted."""
+    made = []
+
+    def make(slots: int) -> simulated.StandIn:
+        made.append(simulated.StandIn(slots, EPOCHS))
+        return made[-1]
+
+    fleet = SimulatedFleet({"a": 1, "b": 1}, SLOTS, EPOCHS, make=make)
+    pool = pool_on(fleet)
+    trained(pool)
+    run, offered = (sum(getattr(t, name) for t in made) for name in ("epochs_run", "epochs_offered"))
+    assert len(made) == 2 and pool.occupancy == run / offered and 0.5 < pool.occupancy < 1
+
+
 def test_few_jobs_are_spread_over_the_workers():
     fleet = SimulatedFleet({"a": 4}, SLOTS, EPOCHS)
     pool = pool_on(fleet)

@@ -2,7 +2,7 @@
 
     python -m pytest -m soak -s -n 0 tests/test_soak_cluster.py
 
-goes on until there were SOAK_WORKERS kills of workers, SOAK_NODES of nodes and SOAK_HEADS of heads, some twenty minutes on two
+goes on until there were SOAK_WORKERS kills of workers, SOAK_NODES of nodes and SOAK_HEADS of heads, some twelve minutes on two
 cores, and prints a table. Each kind of kill alone is in test_cluster.py.
 """
 

@@ -97,7 +97,7 @@ SUBJECTS = {
     "bpevo.workers": "runs faults",
     "bpevo.workers.checkpoints": "survival",
     "bpevo.workers.networks": "networks",
-    "bpevo.workers.pool": "pool",
+    **{f"bpevo.workers.{name}": "pool" for name in ("pool", "suspects")},
 }
 UNTESTED = "torch_backprop"  # PyTorch is not among what tests need
 

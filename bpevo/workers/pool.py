@@ -15,16 +15,12 @@ from typing import Any
 from bpevo.training import DeviceLost
 from bpevo.workers.fleet import Cause, Epoch, Fleet, Lost, Place, Prepare, Ready, Report, Worker, differences
 from bpevo.workers.job import Job, Outcome
+from bpevo.workers.suspects import Suspects
 
 WAIT = 1.0  # seconds that a poll waits for answers at most
 LOOK = 5.0  # seconds after which a look at the nodes is out of date
 ROOM = 60.0  # seconds that a worker for jobs alone waits for room that seems to be there
 FAILED_STARTS = 3  # of workers on a node, in a row, after which it is left out
-TOGETHER = 2  # losses of a job among others, after which it trains alone
-CRASHES = 2  # of a job alone, after which it counts as crashed
-MOST_ALONE = (
-    10  # losses alone of any cause but known ones from outside, likewise: else nothing ends what kills silently
-)
 
 
 class PoolError(RuntimeError):
@@ -91,10 +87,7 @@ class Pool:
         self._idle: dict[Worker, None] = {}  # of the recipe's, those that nothing was left for: no look at each of them
         self._calls = 0
         self._waiting: collections.deque[Job] = collections.deque()
-        self._alone: collections.deque[Job] = collections.deque()  # that train alone
-        self._losses: collections.Counter[tuple] = collections.Counter()  # of a job, by identity
-        self._crashes: dict[tuple, list[str]] = {}  # of a job alone: on which nodes
-        self._confined: set[tuple] = set()  # jobs for which no other node had room
+        self._suspects = Suspects()
         self._failures: collections.Counter[str] = collections.Counter()  # starts in a row, by node
         self._excluded: dict[str, str] = {}  # node -> why
         self._compiling: dict[str, Worker] = {}  # node -> the one that compiles for all of it
@@ -130,7 +123,7 @@ class Pool:
     @property
     def idle(self) -> bool:
         # Jobs alone are counted where they wait until they have ended.
-        return not (self._waiting or self._assigned or self._alone or self._ended)
+        return not (self._waiting or self._assigned or self._suspects.alone or self._ended)
 
     def submit(self, job: Job) -> None:
         self._waiting.append(job)
@@ -155,7 +148,7 @@ class Pool:
         for worker in list(self._members):
             self._remove(worker)
         self._waiting.clear()
-        self._alone.clear()
+        self._suspects.clear()
         self._fleet.close()
 
     # Beyond the protocol.
@@ -195,20 +188,17 @@ class Pool:
 
     def _lone_is_placed(self, wanted: int) -> bool:
         """Sees to it that there is a worker for jobs alone as long as there are such; False while it waits for room."""
-        lone = self._lone
-        if lone is None and not self._alone:
+        lone, alone = self._lone, self._suspects.alone
+        if lone is None and not alone:
             return True
         usable = set(self._usable)
-        identity = self._alone[0].identity if self._alone else ()
-        without = set(self._crashes.get(identity, ()))
-        if identity in self._confined or not usable - without:
-            without = set()
+        without = self._suspects.without(usable)
         if lone is not None and (
-            not self._alone or (not self._members[lone].place and self._members[lone].without != without)
+            not alone or (not self._members[lone].place and self._members[lone].without != without)
         ):
             self._remove(lone)
             lone = None
-        if not self._alone or (lone is not None and self._members[lone].place):
+        if not alone or (lone is not None and self._members[lone].place):
             return True
         if lone is None:
             for worker in [w for w, m in self._members.items() if not m.place]:
@@ -224,7 +214,7 @@ class Pool:
             self._withdraw(min(there, key=lambda w: len(self._members[w].jobs)))
             self._members[lone].since = self._clock()
         elif late and without:
-            self._confined.add(identity)
+            self._suspects.confine()
         return False
 
     def _start(self, alone: bool, without: set[str]) -> Worker:
@@ -271,33 +261,20 @@ class Pool:
             f"lost the worker {member.place.name if member.place else 'that had no place yet'} ({lost.reason}){again}"
         )
         for job in reversed(member.jobs.values()):
-            if lost.cause != Cause.OUTSIDE:
-                self._losses[job.identity] += 1
+            alone = self._suspects.lost(job, lost.cause)
             if member.alone:
                 self._judge(job, node, lost)
-            elif self._losses[job.identity] >= TOGETHER:
-                self._alone.append(job)
+            elif alone:
+                self._suspects.alone.append(job)
             else:
                 self._waiting.appendleft(job)
 
     def _judge(self, job: Job, node: str, lost: Lost) -> None:
         """Whether a job that was lost alone has crashed; if not, it is tried again."""
-        crashes = self._crashes.setdefault(job.identity, [])
-        if lost.cause == Cause.ITSELF:
-            crashes.append(node)
-        elsewhere = set(self._nodes) - set(self._excluded) - set(crashes)
-        bound = job.identity in self._confined or not elsewhere
-        twice = len(crashes) >= CRASHES and (len(set(crashes)) >= CRASHES or bound)
-        if twice or self._losses[job.identity] >= TOGETHER + MOST_ALONE:
-            assert self._alone.popleft() is job
-            self._forget(job)
+        if self._suspects.crashed(node, lost.cause, set(self._nodes) - set(self._excluded)):
+            self._suspects.ended(job)
             self._say(f"training {job.subject} alone brings a worker down: its outcome is a crash ({lost.reason})")
             self._ended.append(Outcome(job=job, status="crashed", reason=lost.reason, curve=(), seconds=0.0))
-
-    def _forget(self, job: Job) -> None:
-        self._losses.pop(job.identity, None)
-        self._crashes.pop(job.identity, None)
-        self._confined.discard(job.identity)
 
     # Orders.
 
@@ -320,7 +297,7 @@ class Pool:
                 continue
             fresh = []
             if member.alone:
-                fresh = [self._alone[0]] if self._alone and not member.jobs else []
+                fresh = [self._suspects.alone[0]] if self._suspects.alone and not member.jobs else []
             else:
                 while self._waiting and len(member.jobs) + len(fresh) < min(member.capacity, fair):
                     fresh.append(self._waiting.popleft())
@@ -399,11 +376,8 @@ class Pool:
             self._say(f"{member.place.name}: {line}")
         for outcome in report.outcomes:
             job = member.jobs.pop(outcome.job.identity)
-            if member.alone:
-                assert self._alone.popleft() is job
-            else:
-                self._assigned -= 1
-            self._forget(job)
+            self._assigned -= not member.alone
+            self._suspects.ended(job)
             self._ended.append(dataclasses.replace(outcome, job=job))
 
     def _account(self, member: _Member, ready: bool, capacity: int) -> None:

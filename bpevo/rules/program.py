@@ -288,7 +288,7 @@ def assemble(equation: Equation) -> Program:
         equation: A feasible equation; its max_parts fixes the shapes of the program.
 
     Returns:
-        A Program of NumPy arrays.
+        A Program of NumPy arrays that cannot be written to: the same one for the same object while it is remembered.
 
     Raises:
         InfeasibleEquation: The part whose shapes do not fit, and the shapes.
@@ -299,6 +299,12 @@ def assemble(equation: Equation) -> Program:
     1 load b_next, @ YK mirrored
     2 load dh, mul
     """
+    return _assembled(equation, components.extensions())
+
+
+@functools.lru_cache(1024)  # one equation is trained many times
+def _assembled(equation: Equation, registered: tuple) -> Program:
+    assert registered == components.extensions()
     equation.check()
     assembler = _Assembler(np.asarray(equation.binary).shape[-1])
     accumulator: Type | None = None
@@ -318,6 +324,8 @@ def assemble(equation: Equation) -> Program:
         else:
             assembler.emit(right, part.binary)
             accumulator = dataclasses.replace(left.type, average=left.type.average and right.type.average)
+    for array in jax.tree.leaves(assembler.program):
+        array.setflags(write=False)
     return assembler.program
 
 

@@ -86,7 +86,7 @@ SUBJECTS = {
     "bpevo.rules.export": "export",
     **{f"bpevo.rules.{name}": "kernels" for name in ("kernels", "loops", "tile_programs", "tiled", "tiles")},
     "bpevo.rules.own": "own_rules",
-    "bpevo.runs": "ranking standing networks runs places faults",
+    "bpevo.runs": "ranking standing networks runs places faults fork",
     "bpevo.search": "ranking networks runs figures fork",
     "bpevo.sweep": "sweep",
     "bpevo.training": "training_alignment training extensions_training",

@@ -25,7 +25,7 @@ from bpevo.command import definitions, plans, process
 from bpevo.report import leaderboard, table
 from bpevo.rules import parse
 from bpevo.runs import RunDatabase, RunError, printable
-from bpevo.training import TrainingPlan
+from bpevo.workers import Recipe
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = ("--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=2", "--slots=4", "--lag=4",
@@ -64,7 +64,7 @@ def quiet_place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cwd")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(TrainingPlan, "trainer", start)
+        patch.setattr(Recipe, "trainers", start)
         for name in ("http_proxy", "https_proxy"):
             patch.setenv(name, "http://127.0.0.1:9")
         yield folder

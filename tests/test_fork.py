@@ -21,8 +21,8 @@ from bpevo.evaluation.treatments import winners
 from bpevo.report.build import build
 from bpevo.runs import RunDatabase, RunError, provenance
 from bpevo.search.search import CONFIRMATION_REPLICATE
-from bpevo.training import TrainingPlan
 from bpevo.training import plan as training_plan
+from bpevo.workers import Recipe
 
 SMALL = (
     "--dataset=digits", "--model=mlp-8-8", "--train_examples=128", "--batch_size=32", "--epochs=4", "--noselfcheck",
@@ -36,7 +36,7 @@ def start(monkeypatch):
     if "max_evaluations" not in flags.FLAGS:
         definitions.define_common()
         definitions.define_search()
-    monkeypatch.setattr(TrainingPlan, "trainer", lambda self, max_parts, slots: StandIn(slots or 4))
+    monkeypatch.setattr(Recipe, "trainers", lambda self: {name: StandIn(self.slots or 4) for name in self.tasks})
 
     def start(workdir, *arguments) -> str:
         values = copy.deepcopy(flags.FLAGS)

@@ -18,7 +18,7 @@ from bpevo import data, launch
 from bpevo.command import definitions, plans
 from bpevo.rules import NAMED, TABLE_1
 from bpevo.runs import RunDatabase
-from bpevo.training import TrainingPlan
+from bpevo.workers import Recipe
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -214,7 +214,7 @@ def files(tmp_path):
 def test_flags_that_cannot_be_honoured_are_refused_before_anything_starts(
     parsed, files, tmp_path, monkeypatch, arguments, message
 ):
-    monkeypatch.setattr(TrainingPlan, "trainer", lambda *_: pytest.fail("compiles"))
+    monkeypatch.setattr(Recipe, "trainers", lambda _: pytest.fail("compiles"))
     extra = ["--max_parts=1"] if "long" in arguments else []
     values = parsed(f"--workdir={tmp_path / 'run'}", *SMALL, *arguments.format(**files).split(), *extra)
     with pytest.raises((plans.UsageError, data.DataError), match=message):

@@ -178,6 +178,15 @@ def test_on_an_h100_every_decision_that_depends_on_data_is_in_a_graph(target):
     assert counts.decisions == 0
 
 
+def test_a_target_is_named_with_or_without_its_topology():
+    v5e, whole = targets.named("v5e")
+    assert (v5e.kind, whole) == ("tpu", v5e.topology) and targets.named("v5e:2x2") == (v5e, "2x2")
+    assert targets.named("h100")[1] == "1x1x1"
+    for wrong in ("h100:2x2", "v99", ""):
+        with pytest.raises(RunError, match="there are .*v5e"):
+            targets.named(wrong)
+
+
 BARS = """
 from bpevo.bench import described, engines, targets
 targets.quiet()

@@ -37,6 +37,16 @@ def expected(expression) -> set[str]:
     return found
 
 
+def test_a_rules_formula_is_written_with_its_indices():
+    """(b_{i+1}^p · R_i^T) ⊙ σ′, below the name that the reader knows."""
+    root = ET.fromstring(rules.parse("fa").draw().svg)
+    texts = [(t.text, float(t.attrib["font-size"])) for t in root.iter(f"{SVG}text")]
+    start = texts.index(("(", 14))
+    formula = texts[start : start + 10]
+    assert [t.strip() for t, _ in formula] == ["(", "b", "i+1", "p", "·", "R", "i", "⊤", ")", "⊙"]
+    assert {t for t, size in formula if size < 14} == {"i+1", "p", "i", "⊤"}
+
+
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(conftest.chains())
 def test_the_arrows_of_the_signal_are_the_operands_and_what_draws_noise_or_remembers(equation):

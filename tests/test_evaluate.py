@@ -443,7 +443,7 @@ def test_the_alignment_of_backprop_in_disguise_is_perfect(disguised):
 def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path):
     def sizes(made):
         both = [recipes_of(made)(on_test, Program()) for on_test in (False, True)]
-        return [(r.task.examples, int((r.examples.eval_labels >= 0).sum())) for r in both]
+        return [(r.tasks[""].examples, int((r.examples.eval_labels >= 0).sum())) for r in both]
 
     dataset = data.load("digits")
     whole = plans.evaluation_command(values(tmp_path, train_examples=None))

@@ -27,7 +27,7 @@ class Suspects:
         return self._losses[job.identity] >= TOGETHER
 
     def without(self, usable: Set[str]) -> set[str]:
-        """Of the nodes that can be used, those where the first job alone has crashed, if there are others for it."""
+        """Nodes where the first job alone has crashed, if there are others for it that can be used."""
         crashed = set(self._crashes.get(self.alone[0].identity, ())) if self.alone else set()
         confined = self.alone and self.alone[0].identity in self._confined
         return set() if confined or not usable - crashed else crashed

@@ -207,8 +207,9 @@ def test_a_job_alone_gets_room_also_where_others_have_what_seems_to_be_there(und
     assert [status for status, _ in made.values()].count("crashed") == 1 and made.keys() == undisturbed.keys()
 
 
-def test_a_job_alone_gets_room_when_the_node_that_had_some_goes(undisturbed):
-    """By hand: it waits for a node on which another search leaves, and which goes before."""
+def test_a_job_alone_gets_room_when_the_node_that_had_some_goes(monkeypatch):
+    """By hand: it waits for a node that another search has filled, and which goes for good."""
+    monkeypatch.setattr(simulated, "NODE_GONE", 1e9)
     fleet = SimulatedFleet({"a": 1, "b": 1}, SLOTS, EPOCHS, fatal={"7"})
     fleet.occupy("b", 1)
     pool, jobs, outcomes = pool_on(fleet), [job(number) for number in range(2 * SLOTS)], []

@@ -148,7 +148,7 @@ class Pool:
         for worker in list(self._members):
             self._remove(worker)
         self._waiting.clear()
-        self._suspects.clear()
+        self._suspects.alone.clear()
         self._fleet.close()
 
     # Beyond the protocol.

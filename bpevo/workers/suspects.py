@@ -38,7 +38,8 @@ class Suspects:
 
     def crashed(self, node: str, cause: Cause, usable: Set[str]) -> bool:
         """After the loss of the first job alone: whether it counts as crashed."""
-        (identity, crashes) = self.alone[0].identity, self._crashes.setdefault(self.alone[0].identity, [])
+        identity = self.alone[0].identity
+        crashes = self._crashes.setdefault(identity, [])
         if cause == Cause.ITSELF:
             crashes.append(node)
         bound = identity in self._confined or not usable - set(crashes)
@@ -52,6 +53,3 @@ class Suspects:
         self._losses.pop(job.identity, None)
         self._crashes.pop(job.identity, None)
         self._confined.discard(job.identity)
-
-    def clear(self) -> None:
-        self.alone.clear()

@@ -53,9 +53,9 @@ class Memory:
         self._connection.executescript(_SCHEMA)
         record = folder / RECORD
         if record.is_file():
-            rows = [tuple(json.loads(line).values()) for line in record.read_text(encoding="utf-8").splitlines()]
+            lines = map(json.loads, record.read_text(encoding="utf-8").splitlines())
+            known = [(line["race"], line["arm"], line["seed"], json.dumps(line["result"])) for line in lines]
             with self._transaction():
-                known = [(race, arm, seed, json.dumps(result)) for race, arm, seed, result in rows]
                 self._connection.executemany("INSERT OR IGNORE INTO searches VALUES (?, ?, ?, ?)", known)
 
     @classmethod

@@ -1,9 +1,9 @@
 """A race of controllers: `python -m bpevo.bench.race --workdir=runs/race --equations=2000 --seeds=20`.
 
 Searches of every arm on every data set, from as many search seeds; bpevo.bench.race says what is measured. The report, race.html
-and race.md in --workdir, and its record, race.jsonl, are written anew whenever all arms have finished a seed on a data set.
-Starting again on the same folder continues, also where it holds the record alone. A search's own database is in a temporary
-folder: TMPDIR=/dev/shm keeps it in memory.
+and race.md in --workdir, and its record, race.jsonl, are written anew whenever all arms have finished a seed on a data set, and
+when the command ends. Starting again on the same folder continues, also where it holds the record alone. A search's own database
+is in a temporary folder: TMPDIR=/dev/shm keeps it in memory.
 """
 
 import multiprocessing
@@ -50,7 +50,10 @@ def write(folder: pathlib.Path, there: list[Course], memory: Memory, console: Co
     texts = {"race.html": page.report_html(races, said), "race.md": page.markdown(races, said)}
     for name, text in (texts | {RECORD: memory.record()}).items():
         unfinished = folder / f"{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, folder / name)
     for race in races:
         for sentence in page.verdict(race):
@@ -81,14 +84,15 @@ def race(entry: Entry, jobs: int, memory: Memory, console: Console) -> None:
                 done += started[future]
                 minutes = (time.monotonic() - start) / done * (left - done) / 60
                 console.print(f"{total - left + done} of {total} searches; {minutes:.0f} min left", highlight=False)
-                write(folder, list(there.values()), memory, console)
+                if done < left:
+                    write(folder, list(there.values()), memory, console)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
-    if not open_:
-        write(folder, list(there.values()), memory, console)
+        finally:
+            write(folder, list(there.values()), memory, console)
 
 
 def main(argv: list[str]) -> int:

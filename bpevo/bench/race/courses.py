@@ -5,6 +5,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 from bpevo.command.jax_setup import configure_jax  # isort: skip (sets the log level before jax loads)
@@ -58,13 +59,23 @@ class Course:
             print(f"{self.setting.dataset}, {arm}, seed {seed}: {took:.0f} s; {lines[-1]}", flush=True)
 
     def report(self) -> page.Race:
-        results = self._memory.results(self.race)
+        wanted = (running.BACKPROP, *self._entry.arms)
+        results = {key: result for key, result in self._memory.results(self.race).items() if key[0] in wanted}
         return page.Race(name=self.setting.name, budget=self.budget, planned=self._entry.seeds, results=results)
+
+
+def _end_with_parent() -> None:
+    """However that ends: what it has not stored is drawn anew."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def settle(cpus: multiprocessing.Queue) -> None:
     """A process keeps to its own CPUs: two searches of small programs gain more by that than one by both."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if own := cpus.get():
         os.sched_setaffinity(0, own)
     configure_jax()

@@ -74,6 +74,10 @@ def _number(s: Summary, sign: str = "") -> str:
     return f"{s.mean:{sign}.2f}" if s.n < 2 else f"{s.mean:{sign}.2f} ± {s.margin:.2f}"
 
 
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _share(share: float) -> str:
     return "never" if math.isinf(share) else f"≤ {share:.3g}" if share <= FRACTIONS[0] else f"{share:.2g}"
 
@@ -100,7 +104,7 @@ def compared_rows(race: Race) -> list[list[str]]:
         cells = [arm, _number(summary((values - backprop)[:, -1].tolist()), "+")]
         for reference in REFERENCES:
             c = found.get((arm, reference))
-            cells += [_number(c.difference.pairs, "+"), f"{c.p:.3f}"] if c else ["", ""]
+            cells += [_number(c.difference.pairs, "+"), _p(c.p)] if c else ["", ""]
         saved = ""
         if "paper" in race.arms:
             s = statistics.savings(FRACTIONS, values, race.values("paper"))
@@ -134,7 +138,7 @@ def verdict(race: Race) -> list[str]:
         return [f"No verdict yet: {count} of {race.planned} search seeds are done."]
     for reference in REFERENCES:
         against = [c for c in race.comparisons() if c.reference == reference]
-        better = [f"{c.arm} ({c.difference.pairs.mean:+.2f} points, p {c.p:.3f})" for c in against if c.better]
+        better = [f"{c.arm} ({c.difference.pairs.mean:+.2f} points, p {_p(c.p)})" for c in against if c.better]
         if against:
             beaten = "; ".join(better) if better else "none of the arms"
             said.append(f"Better than {reference} at all of the budget over {count} search seeds: {beaten}.")

@@ -12,7 +12,7 @@ from bpevo.evolution import CONTROLLERS, EvolutionSettings, SearchSpace, budget
 from bpevo.search import SearchPlan
 from bpevo.training import TrainingPlan, TrainingSettings
 
-VERSION = 1  # of the protocol: raised whenever the same race would give other figures
+VERSION = 2  # of the protocol: raised whenever the same race would give other figures
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the budget
 RATES, ONE_RATE = (0.8, 0.2, 0.05), (0.2,)
 TUNING_RATES = (1.6, 0.8, 0.4, 0.2, 0.1)  # from where the grid of a rule grows
@@ -122,8 +122,9 @@ class Arm:
 
     def plan(self, setting: Setting, equations: int, seed: int) -> SearchPlan:
         """The plan of a search without an end: the budget ends it."""
-        spent = setting.budget(equations)
-        affords = int(spent / (budget.epochs_of(len(self.rates), setting.epochs, setting.trial_epochs) + setting.probe))
+        trained = budget.epochs_of(len(self.rates), setting.epochs, setting.trial_epochs)
+        of_each = trained + setting.probe * (1 + self.probes) + setting.epochs / budget.CONFIRM_EVERY
+        affords = int(setting.budget(equations) / of_each)
         return SearchPlan(
             controller=self.controller,
             space=SearchSpace(MAX_PARTS),

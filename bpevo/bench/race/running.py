@@ -23,10 +23,12 @@ from bpevo.evolution import (
     best_rate,
     next_rates,
 )
+from bpevo.evolution.kinds import BACKPROP as BACKPROPS_FUNCTION
+from bpevo.evolution.kinds import kind
 from bpevo.rules import NAMED, Equation, parse
 from bpevo.runs import Row, Rows, RunDatabase, judged, ranked
 from bpevo.runs.provenance import versions
-from bpevo.search import CONTROL_KEYS, Search
+from bpevo.search import CONTROL_KEYS, SEMANTICS, Search
 from bpevo.training import Trainer, Training
 from bpevo.workers import Job, LocalWorkers, Stage, Workers
 
@@ -63,7 +65,8 @@ class Track:
     def __init__(self, setting: Setting, memory: Memory, slots: int | None):
         self.setting, self._memory, self._slots = setting, memory, slots
         self._training = setting.training()
-        settled = {name: versions()[name] for name in _NUMERICS} | {"device": jax.local_devices()[0].device_kind}
+        settled = {name: versions()[name] for name in _NUMERICS}
+        settled |= {"device": jax.local_devices()[0].device_kind, "semantics": SEMANTICS}  # which counts changes of rounding
         self.task = digest(self._training.fingerprint() | settled)
 
     @functools.cached_property
@@ -135,14 +138,17 @@ class Budgeted:
 def leaders(
     proposals: Sequence[Proposal], rows: Rows, spending: Spending, budget: float
 ) -> list[tuple[int, Row | None]]:
-    """For each of FRACTIONS the equations whose charges fit into that share, in order of ids, and the best training of them."""
+    """For each of FRACTIONS the equations whose charges fit into that share, in order of ids, and the best training of them
+    whose rule does not compute what backprop does, in whatever words."""
     spent, found = np.cumsum([spending.of(proposal) for proposal in proposals]), []
     for fraction in FRACTIONS:
         within = proposals[: int(np.searchsorted(spent, fraction * budget, side="right"))]
         bars = {proposal.id: proposal.bars for proposal in within}
         known = judged([row for row in rows if row.proposal in bars], bars, ())
         equations = sum(proposal.confirms is None for proposal in within)
-        found.append((equations, next(ranked(known.of(stage=Stage.SEARCH), CONTROL_KEYS), None)))
+        others = ranked(known.of(stage=Stage.SEARCH), CONTROL_KEYS)
+        best = next((row for row in others if kind(parse(row.equation)) != BACKPROPS_FUNCTION), None)
+        found.append((equations, best))
     return found
 
 

@@ -67,14 +67,17 @@ def savings(fractions: Sequence[float], values: np.ndarray, reference: np.ndarra
       reference: likewise, of the same seeds.
       seed: of the resampling.
     """
-    count = len(values)
-    shares = []
+    count, shares = len(values), []
+
+    def share(drawn: np.ndarray) -> float:
+        # Both means by one and the same sum: the reference reaches its own end.
+        return reached(fractions, values[drawn].mean(0).tolist(), float(reference[drawn].mean(0)[-1]))
+
     for drawn in np.random.default_rng(seed).integers(count, size=(RESAMPLES, count)):
-        shares.append(reached(fractions, values[drawn].mean(0).tolist(), float(reference[drawn, -1].mean())))
+        shares.append(share(drawn))
     # Of the sorted shares themselves: between a number and infinity nothing lies.
     low, high = np.quantile(shares, [LEVEL / 2, 1 - LEVEL / 2], method="inverted_cdf")
-    share = reached(fractions, values.mean(0).tolist(), float(reference[:, -1].mean()))
-    return Savings(share, float(low), float(high))
+    return Savings(share(np.arange(count)), float(low), float(high))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

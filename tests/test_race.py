@@ -417,7 +417,9 @@ def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved()
     assert paper[-1] == "1 (1 to 1)" and random[-1] == "never (never to never)" and aging[-1].startswith("0.25 (")
     assert random[2].startswith("-20.0")
     first, second = page.verdict(race)
-    assert first.startswith("Better than paper at all of the budget over 3 search seeds: aging (+5.10 points, p <0.001)")
+    assert first.startswith(
+        "Better than paper at all of the budget over 3 search seeds: aging (+5.10 points, p <0.001)"
+    )
     assert "paper (+2" in second and "aging (+2" in second
     curve = dict(zip(page.COLUMNS, page.rows(race)[0], strict=True))
     assert curve["1/16"] == "50.00 ± 0.00" and curve["all"] == "90.10 ± 0.25" and curve["equations"] == "50"

@@ -8,13 +8,13 @@ Trainings are deterministic, so one that any arm has asked for is remembered for
 **Budget.** What `equations` equations cost with trials, none of which diverges, and with their confirmations. The same for all
 arms. Proposals count in order of their ids for as long as their charges fit.
 
-**Primary.** After 1/16, 1/8, 1/4, 1/2 and all of the budget: the rule that ranks first then (what computes backprop is none). It is tuned on a
-grid of learning rates that grows until the best lies inside, on the validation examples, and its accuracy is the mean over
-FRESH new seeds on examples that nothing was chosen by; a training that diverges counts as 0. Over the search seeds: mean and
-95 % t-interval; at all of the budget one-sided paired t-tests (the pairs share a search seed, hence the seeds of all trainings)
-of every arm against the arm `paper` and against the arm `random`, all of a data set together Holm-corrected. *Savings* of an
-arm: the share of the budget at which its mean curve (linear in the logarithm of the budget) first reaches the final mean of
-`paper`, with a 95 % bootstrap interval over search seeds. No verdict before all seeds are done.
+**Primary.** After 1/16, 1/8, 1/4, 1/2 and all of the budget: the rule that ranks first then (what computes backprop is none). It
+is tuned on a grid of learning rates that grows until the best lies inside, on the validation examples, and its accuracy is the
+mean over FRESH new seeds on examples that nothing was chosen by; a training that diverges counts as 0. Over the search seeds:
+mean and 95 % t-interval; at all of the budget one-sided paired t-tests (the pairs share a search seed, hence the seeds of all
+trainings) of every arm against the arm `paper` and against the arm `random`, all of a data set together Holm-corrected.
+*Savings* of an arm: the share of the budget at which its mean curve (linear in the logarithm of the budget) first reaches the
+final mean of `paper`, with a 95 % bootstrap interval over search seeds. No verdict before all seeds are done.
 
 **Secondary.** The final rules, tuned and scored likewise on networks and a data set that the search never saw, with the share of
 their trainings that diverged. Tuned backprop stands beside all of it.

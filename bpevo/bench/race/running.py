@@ -66,7 +66,8 @@ class Track:
         self.setting, self._memory, self._slots = setting, memory, slots
         self._training = setting.training()
         settled = {name: versions()[name] for name in _NUMERICS}
-        settled |= {"device": jax.local_devices()[0].device_kind, "semantics": SEMANTICS}  # which counts changes of rounding
+        # Semantics count changes of rounding.
+        settled |= {"device": jax.local_devices()[0].device_kind, "semantics": SEMANTICS}
         self.task = digest(self._training.fingerprint() | settled)
 
     @functools.cached_property

@@ -72,6 +72,7 @@ SUBJECTS = {
     **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("discovery", "evaluation", "evolve")},
     **{f"bpevo.layers.{name}": "evolve evolve_rules" for name in ("graph", "traced_map", "varying")},
     "bpevo.layers.constants": "layers_positions evolve_rules",
+    "bpevo.layers.unit": "layers layers_positions models shared_units training evolve_rules",
     "bpevo.models": "models",
     **{f"bpevo.models.{name}": "own_networks" for name in ("importing", "own")},
     "bpevo.report": "figures plots ranking runs terminal report",

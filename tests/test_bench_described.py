@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -97,6 +98,39 @@ def test_the_table_shows_every_program_and_what_it_compares(here):
     )
     assert "1 GB/s" in text and "made up" in text
     assert figures["weights"]["turns"]["instructions"] == pytest.approx(slots_instructions(4))
+
+
+def test_the_table_by_hand(here, monkeypatch):
+    """Two groups on two devices: of counts the mean and the worst, of memory the most, of times the sum."""
+    monkeypatch.setattr(targets, "described", lambda name: jax.devices()[:1] * 2)
+    account = SimpleNamespace(written=lambda steps: (steps, 2))
+    programs = [described.Program(account, 7, 2, 3 * 2**20, 5 * 2**20, 1.25, 10.0)]
+    programs += [described.Program(account, 7, 2, 4 * 2**20, 4 * 2**20, 2.5, 20.0)]
+    mean = Counts(
+        bytes=4096 * 2**20, fast_bytes=0, flops=1e9, kernels=1234, branches=5, turns=6, decisions=7, collectives=3
+    )
+    rows = [
+        described.Row("slots", programs, dataclasses.replace(mean, bytes=2048 * 2**20, guessed=0), mean),
+        described.Row("others", programs[:1], dataclasses.replace(mean, guessed=2), mean),
+    ]
+    table = described_table._table(SETTING, "here", rows)
+    shown = {str(c.header): list(c.cells) for c in table.columns}
+    assert shown == {
+        "per slot and step": ["slots", "others"],
+        "MiB moved": ["2,048", "4,096"],
+        "worst": ["4,096", "4,096"],
+        "vs first": ["1.00x", "2.00x"],
+        "kernels": ["1,234"] * 2,
+        "written cond/loops": ["7/2"] * 2,
+        "decisions": ["11"] * 2,
+        "by the host": ["7"] * 2,
+        "collectives": ["3"] * 2,
+        "ms at least: memory, FLOPs": ["2147.484, 500.000", "4294.967, 500.000"],  # of 1 GB/s and 2 GFLOP/s
+        "MiB temp": ["4", "3"],
+        "MiB peak": ["5", "5"],
+        "compile s (CPU s)": ["4 (30)", "1 (10)"],
+    }
+    assert table.caption == "2 decisions a step of unknown habits, taken as equally likely"
 
 
 def test_what_a_compiler_refuses_is_told_and_the_rest_is_compiled(here, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bpevo import data
+from bpevo.data import progress
 
 SHARED_TFDS = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
 
@@ -130,6 +131,16 @@ def test_augment_depends_on_the_key_and_runs_in_scan_and_vmap():
     mapped = jax.jit(jax.vmap(lambda key: data.augment(key, images, True, 4)))(keys)
     np.testing.assert_array_equal(scanned, one_by_one)
     np.testing.assert_array_equal(mapped, one_by_one)
+
+
+def test_progress_is_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    lines = []
+    monkeypatch.setenv("FORCE_COLOR", "1")  # gives no cursor that moves
+    monkeypatch.setattr(progress.logging, "info", lambda text, *values: lines.append(text % values))
+    with progress.reporter() as report:
+        report("Decoding", 5, 10)  # ten seconds have not passed
+        report("Decoding", 10, 10)
+    assert lines == ["Decoding: 10 of 10"] and capsys.readouterr().err == ""
 
 
 # Reading a real prepared set.

@@ -13,6 +13,7 @@ import pytest
 from bpevo import rules
 from bpevo.rules import formulas
 from bpevo.rules.expression import BinaryNode, OperandNode, UnaryNode
+from bpevo.rules.svg import Picture, Run
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -146,3 +147,11 @@ def test_on_a_phone_no_letter_leaves_its_picture(tmp_path):
     dom = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=60).stdout
     title = re.search("<title>(.*?)</title>", dom)
     assert title and title[1].startswith("wide "), title and title[1]
+
+
+def test_a_formula_without_indices_is_centred_and_one_with_them_ends_where_they_begin():
+    picture = Picture(200, "a title")
+    picture.formula(100, 20, [Run("Wh")], size=10)  # 0.92 and 0.65 em wide: from 92.15 to 107.85
+    picture.formula(100, 20, [Run("h", sub="i")], size=10)  # 0.65 em, and 0.65 of the small letters: 6.5 + 7.475
+    places = re.findall(r'<text x="([^"]+)"[^>]*text-anchor="(\w+)"', "".join(picture._elements))
+    assert places == [("100", "middle"), ("99.5", "end"), ("100", "start")]

@@ -13,10 +13,20 @@ from bpevo.evolution import (
     SameFunction,
     SameText,
     SearchSpace,
+    probe,
 )
 from bpevo.evolution.equivalence import _WIDTH
 from bpevo.evolution.space import operand_choices
 from bpevo.rules import UNARIES, InfeasibleEquation, Operand, Unary, register
+
+
+def test_wide_operands_have_both_signs_many_magnitudes_and_zeros():
+    values = probe._values(0, probe.REGIMES.index("wide"))["values"]
+    for x in (values.hp, values.b_next, values.b_L, values.hp_next, values.W):
+        assert 0.3 < np.mean(x < 0) < 0.6 and 0.3 < np.mean(x > 0) < 0.6
+        size = np.abs(x[x != 0])
+        assert size.min() < 1e-3 and size.max() > 10
+    assert 0.05 < np.mean(values.hp == 0) < 0.15 and np.all(values.W != 0)
 
 
 def first_of(duplicates: Duplicates, *texts: str) -> list[int | None]:

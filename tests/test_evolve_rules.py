@@ -79,6 +79,17 @@ def test_rules_see_the_bias_in_hp_next_and_products_of_averages():
     np.testing.assert_allclose(signal, jnp.broadcast_to(h.mean(0) @ w @ w.T, x.shape), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3,), (6, 3), (1, 3), (6, 1), (5, 6, 3), ()])
+def test_a_bias_of_any_shape_has_autodiffs_gradient(shape):
+    params = {"below": jnp.float32(1), "w": normal(1, 4, 3), "b": normal(2, *shape)}
+    x, cotangent = normal(3, 5, 6, 4), normal(4, 5, 6, 3)
+    net = evolve(one_unit, "g")
+    state = net.init(jax.random.key(0), params, x)
+    assert len(net.last) == 1
+    ours = jax.grad(lambda p: jnp.vdot(net(p, state, x), cotangent))(params)
+    assert_close(ours, jax.grad(lambda p: jnp.vdot(one_unit(p, x), cotangent))(params))
+
+
 def test_scaling_before_an_activation_is_not_part_of_it():
     def network(params, x):
         return jnp.tanh(2 * (x * params["below"]) + 0.5) @ params["w"]

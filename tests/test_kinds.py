@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bpevo.evolution import kinds
+from bpevo.evolution import kinds, probe
 from bpevo.evolution.kinds import KINDS, kind
 from bpevo.rules import NAMED, InfeasibleEquation, parse
 from bpevo.rules.text import read
@@ -44,6 +44,13 @@ BY_HAND = {
 @pytest.mark.parametrize("expected, text", [(k, t) for k, texts in BY_HAND.items() for t in texts])
 def test_kinds_by_hand(expected, text):
     assert kind(parse(text)) == expected
+
+
+def test_a_kind_is_judged_in_every_step_of_all_regimes_but_the_wide_one():
+    signals = probe.signals(probe.rule(parse("g")), 3)
+    early_and_late = [signals[probe.STEPS * i : probe.STEPS * (i + 1)] for i in (0, 1)]
+    assert probe.REGIMES == ("early", "late", "wide")
+    np.testing.assert_array_equal(kinds._signals(parse("g")), np.concatenate(early_and_late))
 
 
 def test_noise_that_never_matters_is_not_mentioned():

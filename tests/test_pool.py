@@ -341,6 +341,18 @@ def test_a_pool_that_is_suspended_waits_for_the_epochs_under_way():
     assert others and pool.suspend() == [] and len(fleet.calls) == before
 
 
+def test_the_simulated_fleet_answers_when_the_first_event_is_due():
+    fleet = SimulatedFleet({"a": 2}, SLOTS, EPOCHS)
+    started = [fleet.start(alone=False, without=()) for _ in range(2)]
+    assert fleet.wait(0.5) == [] and fleet.now() == 0.5
+    assert [
+        worker for worker, _, _ in fleet.wait(100.0)
+    ] == started and fleet.now() == 1.0  # both have their places then
+    fleet.call(started[0], 7, Prepare(recipe=None))
+    assert [number for _, number, _ in fleet.wait(100.0)] == [7] and fleet.now() == 1.0 + simulated.START
+    assert fleet.wait(3.0) == [] and fleet.now() == 4.0 + simulated.START
+
+
 def test_answers_that_nobody_expects_are_not_heard():
     """By hand: an answer to no call, one of a worker that was given up, and the same one twice."""
 

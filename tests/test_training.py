@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 import zlib
 
 import chex
@@ -373,6 +374,13 @@ def test_running_out_of_memory_is_told_with_fewer_slots_to_try(trainers, monkeyp
     with pytest.raises(OutOfMemory, match="4 slots do not fit.*--slots=2"):
         trainer.advance()
     trainer.stop(0)
+
+
+def test_memory_a_slot_counts_donated_arrays_once(trainers, monkeypatch):
+    sizes = dict(argument_size_in_bytes=100, output_size_in_bytes=60, alias_size_in_bytes=50, temp_size_in_bytes=40)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes))
+    monkeypatch.setattr(trainers[4], "compiled", lambda: compiled)
+    assert trainers[4].bytes_per_slot == (100 + 60 - 50 + 40) / 4
 
 
 def test_occupancy_is_the_share_of_slots_that_trained(trainers):

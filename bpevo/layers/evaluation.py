@@ -177,7 +177,9 @@ class Evaluation:
             return jnp.moveaxis(found.activation.run(jnp.moveaxis(hp, 0, plan.h_axis)), plan.h_axis, 0)
 
         kernel = plan.product.to_kernel(unconverted(found.weight))
-        bias = None if found.bias is None else jnp.moveaxis(unconverted(found.bias), plan.y_axis, 0)
+        bias = None if found.bias is None else unconverted(found.bias)
+        if bias is not None and bias.ndim:  # a number has no axes
+            bias = jnp.moveaxis(bias, plan.y_axis, 0)
         hp, extras = jnp.moveaxis(values[found.source], plan.h_axis, 0), tuple(values[v] for v in plan.pre.extras)
         hp, kernel, bias, extras = vary((hp, kernel, bias, extras), self._over)
         b_L = carrier.reshape(self._b_L_shapes[found.name])  # noqa: N806

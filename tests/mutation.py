@@ -91,6 +91,7 @@ SUBJECTS = {
     "bpevo.search": "ranking networks runs figures fork",
     "bpevo.sweep": "sweep",
     "bpevo.training": "training_alignment training extensions_training",
+    "bpevo.training.cpus": "budget",
     "bpevo.training.graphs": "graphs",
     "bpevo.training.kernel": "kernel_trial kernels",
     "bpevo.training.optimizers": "optimizers training",

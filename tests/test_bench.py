@@ -41,6 +41,14 @@ def test_slots_are_one_program_and_take_more_memory_than_their_state(rules):
     assert state < timing.bytes_per_slot < 100 * state
 
 
+def test_a_naive_search_compiles_a_program_for_each_equation(rules, monkeypatch):
+    clock = iter((1.0, 3.0, 10.0, 14.0))  # two seconds for the first, four for the second
+    monkeypatch.setattr(engines.time, "perf_counter", lambda: next(clock))
+    compilations = Compilations()
+    assert engines.naive(SETTING, rules[:2]) == (3.0, pytest.approx(2**0.5))
+    assert compilations.names["jit(many)"] == 2
+
+
 def test_the_table_by_hand():
     """A step of 5 ms, in its rounds 1, 1.25 and 1.5 times plain Flax's and twice as long as of specialised rules; 16 images
     in it; 7,020 of them are one of A1: 35.1 s; a fifth of peak."""

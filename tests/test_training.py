@@ -376,6 +376,15 @@ def test_running_out_of_memory_is_told_with_fewer_slots_to_try(trainers, monkeyp
     trainer.stop(0)
 
 
+def test_states_are_given_to_the_epoch_that_changes_them(trainers):
+    trainer = trainers[4]
+    trainer.start(0, training("g"))
+    before = jax.tree.leaves(trainer._states)
+    trainer.advance()
+    trainer.stop(0)
+    assert all(x.is_deleted() for x in before)
+
+
 def test_memory_a_slot_counts_donated_arrays_once(trainers, monkeypatch):
     sizes = dict(argument_size_in_bytes=100, output_size_in_bytes=60, alias_size_in_bytes=50, temp_size_in_bytes=40)
     compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes))

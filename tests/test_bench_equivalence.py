@@ -8,7 +8,7 @@ import pytest
 from test_evolution import equation
 
 from bpevo import models
-from bpevo.bench import engines, equivalence, networks
+from bpevo.bench import engines, equivalence, first_release, networks
 
 SMALL = networks.Network("mlp-12-10-12", 0.5, (0, 20), 2, 32)
 
@@ -53,6 +53,13 @@ def test_the_measure_is_the_largest_relative_difference_of_a_unit_and_step():
     assert networks.distance(one, [np.array([[3.0, 4.0], [1e-9, 0.0]]), one[1]]) == 1
     assert networks.distance(one, [one[0], np.array([[1.0], [-np.inf]])]) == 1
     assert networks.distance([np.array([[np.nan, 1.0]])], [np.array([[np.nan, 1.0]])]) == 0
+
+
+def test_the_first_releases_units_have_the_relu():
+    values = first_release._values(np.random.default_rng(0), first_release._UNITS[0][0])
+    assert values.h.shape == (first_release.STEPS, 4, 5)
+    np.testing.assert_array_equal(values.h, np.where(values.hp > 0, values.hp, 0))
+    np.testing.assert_array_equal(values.dh, np.where(values.hp > 0, 1, 0))
 
 
 def test_merges_are_true_and_what_the_first_release_truly_merged_is_kept(judge):

@@ -43,6 +43,7 @@ INTERRUPTED = "interrupted: every finished training is kept; the same command co
         ([{"CPU": 8}, {"CPU": 4.0}, {}], None, None, {"CPU": 4}),
         ([{"CPU": 8}, {"CPU": 4}], 3, None, {"CPU": 4}),
         ([{"CPU": 8}, {"CPU": 4}], 5, None, {"CPU": 2}),
+        ([{"CPU": 6}], 2, None, {"CPU": 3}),
         ([{"CPU": 8}, {"CPU": 4}], 99, None, {"CPU": 1}),
         ([{"CPU": 8}, {"CPU": 4}], 99, 8, {"CPU": 8}),
         ([{"CPU": 8}, {"CPU": 64, "GPU": 8}], 3, None, {"CPU": 1, "GPU": 1}),

@@ -93,6 +93,7 @@ class Page(html.parser.HTMLParser):
 def test_the_page_stands_alone_and_hostile_texts_stay_texts(report):
     text = (report / "report.html").read_text(encoding="utf-8")
     parsed = Page(text)
+    assert text.count("<h1>") == 1
     assert "script" not in parsed.tags and all(a.startswith("data:") for a in parsed.addresses)
     assert len(parsed.addresses) > 20 and 'name="viewport"' in text
     assert not re.search(r"url\(|@import", text)

@@ -58,7 +58,7 @@ def test_floats_are_fed_as_they_are():
         ({"x_train": np.full((60, 4), np.nan)}, "x_train is float64 .*: example 0 is not finite"),
         (
             {"x_train": np.zeros((60, 5, 4), np.uint8)},
-            r"x_train is uint8 \[60, 5, 4, 1\] and x_test uint8 \[12, 4, 4, 1\]: not of one kind",
+            r"x_train is uint8 .*5, 4, 1\] and x_test uint8 .*4, 4, 1\]: not of one kind",
         ),
         ({"x_train": np.zeros((60, 4, 4), np.int64)}, "x_train is int64 .*: give uint8 images"),
         ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "x_train is uint8 .*: empty"),

@@ -78,10 +78,6 @@ def _table(setting: engines.Setting, name: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _total(row: Row, name: str) -> float:
-    return sum(getattr(q, name) for q in row.programs)
-
-
 def _moved(row: Row) -> float:
     return row.mean.bytes + row.mean.fast_bytes
 

@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The tests of each subject, by the name of a room or a module: those of the longest name that fits. Quick ones come first.
 SUBJECTS = {
     "bpevo": "bad_input launch",
-    "bpevo.bench": "bench",
+    "bpevo.bench": "bench bench_tables",
     **{f"bpevo.bench.{name}": "bench_accounting bench_described" for name in ("accounting", "described", "hlo")},
     **{f"bpevo.bench.{name}": "bench_accounting bench_described" for name in ("described_table", "targets", "thunks")},
     "bpevo.bench.accelerator": "bench_accelerator",

@@ -29,31 +29,35 @@ from bpevo.training import DTYPES, Trainer, Training
 from bpevo.training.graphs import graphs
 from bpevo.workers import Job, LocalWorkers, Stage
 
-flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
-flags.DEFINE_enum("compute_dtype", "float32", tuple(DTYPES), "Of the network, in (a) to (d).")
-flags.DEFINE_list("slots", ["1", "2", "4", "8", "16"], "Numbers of slots K.")
-flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
-flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled.", lower_bound=2)
-flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
-flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison; of an epoch with --accelerator (20).")
-flags.DEFINE_integer("repeats", 5, "Timed calls, engines in turn; the median counts.", lower_bound=1)
-flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
-flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
-flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
-flags.DEFINE_integer(
-    "head",
-    None,
-    "Measure the head of a pool of 500 workers in a search of so many trainings instead.",
-    lower_bound=3000,
-)
-flags.DEFINE_list(
-    "compile_for", [], "Compile for these devices, which need not be there, and count: h100, v5e, v5e:2x2."
-)
-flags.DEFINE_bool("accelerator", False, "Measure this machine's accelerator, what tells most first, into --json.")
-flags.DEFINE_float("minutes", 10.0, "Time for --accelerator; the same command goes on where it ended.", lower_bound=0.1)
-for name in ("slots", "throughput", "controller"):
-    flags.register_validator(name, lambda texts: all(t.isdigit() and int(t) for t in texts), "write numbers from 1")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+def define_flags() -> None:
+    flags.DEFINE_enum("setting", "digits", tuple(engines.SETTINGS), "Network and image size.")
+    flags.DEFINE_enum("compute_dtype", "float32", tuple(DTYPES), "Of the network, in (a) to (d).")
+    flags.DEFINE_list("slots", ["1", "2", "4", "8", "16"], "Numbers of slots K.")
+    flags.DEFINE_integer("specialised", 8, "Equations with a program of their own.")
+    flags.DEFINE_integer("naive", 3, "Equations that the naive search trains, to be scaled.", lower_bound=2)
+    flags.DEFINE_list("throughput", [], "Numbers of equations to search from a cold start, against the naive search.")
+    flags.DEFINE_integer("steps", 60, "Steps of each training in that comparison; of an epoch with --accelerator (20).")
+    flags.DEFINE_integer("repeats", 5, "Timed calls, engines in turn; the median counts.", lower_bound=1)
+    flags.DEFINE_bool("start", False, "Measure a cold and a warm start instead.")
+    flags.DEFINE_bool("convolutions", False, "Measure the convolution lowerings instead.")
+    flags.DEFINE_list("controller", [], "Measure a proposal after so many results instead.")
+    flags.DEFINE_integer(
+        "head",
+        None,
+        "Measure the head of a pool of 500 workers in a search of so many trainings instead.",
+        lower_bound=3000,
+    )
+    flags.DEFINE_list(
+        "compile_for", [], "Compile for these devices, which need not be there, and count: h100, v5e, v5e:2x2."
+    )
+    flags.DEFINE_bool("accelerator", False, "Measure this machine's accelerator, what tells most first, into --json.")
+    flags.DEFINE_float(
+        "minutes", 10.0, "Time for --accelerator; the same command goes on where it ended.", lower_bound=0.1
+    )
+    for name in ("slots", "throughput", "controller"):
+        flags.register_validator(name, lambda texts: all(t.isdigit() and int(t) for t in texts), "write numbers from 1")
+    flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
@@ -257,4 +261,5 @@ def _measure(console: Console) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main, flags_parser=process.parse_flags("bpevo.bench"))

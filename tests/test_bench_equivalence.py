@@ -1,10 +1,13 @@
 """The judge of duplicates against autodiff, and duplicates before the judge, at a small size."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 from test_evolution import equation
 
 from bpevo import models
@@ -60,6 +63,27 @@ def test_the_first_releases_units_have_the_relu():
     assert values.h.shape == (first_release.STEPS, 4, 5)
     np.testing.assert_array_equal(values.h, np.where(values.hp > 0, values.hp, 0))
     np.testing.assert_array_equal(values.dh, np.where(values.hp > 0, 1, 0))
+
+
+def test_the_account_of_merges_by_hand(monkeypatch):
+    """Of the first release's two true merges, 1 into 0 and 5 into 0, the second is lost; 3 into 2 is false now."""
+    seconds = np.array([1, 1, 1, 7, 1, 1]) / 1000
+    monkeypatch.setattr(equivalence, "by_function", lambda found: equivalence.Merges([(1, 0), (3, 2)], seconds))
+    monkeypatch.setattr(equivalence, "by_digest", lambda found: equivalence.Merges([(1, 0), (4, 2), (5, 0)], seconds))
+    distances = {(1, 0): 1e-6, (3, 2): 0.5, (4, 2): 0.9, (5, 0): 2e-5}
+    monkeypatch.setattr(equivalence, "judged", lambda found, merges, judges: {m: distances[m] for m in merges})
+    console = Console(width=60, record=True, file=io.StringIO())
+    equivalence._report(console, "some", 1234, list("abcdef"), [])
+    assert console.export_text().splitlines() == [
+        "",
+        "some: 1,234 equations, 6 different programs",
+        "  merged: 2, 1 of them falsely",
+        "  by the first release: 3, 1 of them falsely",
+        "  of the 2 true ones of these 1 are kept (50.0%)",
+        "  processor ms a proposal: mean 2.00, median 1.00, 99 % below 6.70; of a duplicate 4.00",
+        "  false merge (5.0e-01): d  ||  c",
+        "  lost (2.0e-05): f  ||  a",
+    ]
 
 
 def test_merges_are_true_and_what_the_first_release_truly_merged_is_kept(judge):

@@ -101,7 +101,7 @@ SETTING = Setting("digits", "mlp-32-32", 4, 0.5, ())
 
 def test_the_budget_is_what_equations_cost_with_trials_and_confirmations():
     assert protocol.SETTINGS["digits"].budget(100) == 100 * (3 * 1 + 2 + 1.0) + 10 * 3
-    assert protocol.SETTINGS["mnist_1d"].budget(100) == pytest.approx(100 * (3 * 2 + 6 + 0.4) + 10 * 8)
+    assert protocol.SETTINGS["mnist_1d"].budget(100) == pytest.approx(100 * (3 * 1 + 3 + 0.4) + 10 * 4)
 
 
 def proposal(n: int, text: str, confirms: int | None = None, duplicates: int = 0) -> Proposal:

@@ -88,7 +88,7 @@ SETTINGS = {
     for s in (
         Setting("digits", "mlp-32-32", 3, 1.0, ("mnist_5k", "mnist_1d")),
         Setting("mnist_5k", "mlp-32-32", 3, 0.2, ("digits",)),
-        Setting("mnist_1d", "mlp-32-32", 8, 0.4, ("digits",)),
+        Setting("mnist_1d", "mlp-32-32", 4, 0.4, ("digits",)),
     )
 }
 

@@ -25,7 +25,8 @@ Results = Mapping[tuple[str, int], Any]  # (arm, seed) -> what bpevo.bench.race.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
 COLUMNS = ("arm", "equations", *(f"1/{1 / f:.0f}" for f in FRACTIONS[:-1]), "all", "search %", "at edge")
 COMPARED = ("arm", "vs backprop", "vs paper", "p", "vs random", "p", "reaches paper's end at")
-FINALS, FINAL_COLUMNS = 10, ("rule", "kind", "arm", "seed", "accuracy %")
+FINALS, DRAWN = 10, 3  # the best final rules, and how many are images too: the page stays small
+FINAL_COLUMNS = ("rule", "kind", "arm", "seed", "accuracy %")
 UNSEEN_COLUMNS = ("final rules on", "arm", "accuracy %", "vs backprop", "diverged")
 
 
@@ -221,7 +222,10 @@ def report_html(races: Sequence[Race], versions: str) -> str:
         ):
             escaped = [("", [html.escape(c) for c in row]) for row in cells]
             sections += [page.heading(3, title), page.table(columns, escaped)]
-        finals = [("", [page.equation(rule), *map(html.escape, rest)]) for rule, *rest in _finals(race)]
+        finals = []
+        for place, (rule, *rest) in enumerate(_finals(race)):
+            shown = page.equation(rule) if place < DRAWN else f"<code>{html.escape(rule)}</code>"
+            finals.append(("", [shown, *map(html.escape, rest)]))
         title = "The final rules that did best, by a figure that flatters for being chosen by"
         sections += [page.heading(3, title), page.table(FINAL_COLUMNS, finals)]
     sections.append(page.heading(2, "What was measured"))

@@ -65,7 +65,7 @@ class Track:
     def __init__(self, setting: Setting, memory: Memory, slots: int | None):
         self.setting, self._memory, self._slots = setting, memory, slots
         self._training = setting.training()
-        settled = {name: versions()[name] for name in _NUMERICS}
+        settled: dict[str, Any] = {name: versions()[name] for name in _NUMERICS}
         # Semantics count changes of rounding.
         settled |= {"device": jax.local_devices()[0].device_kind, "semantics": SEMANTICS}
         self.task = digest(self._training.fingerprint() | settled)

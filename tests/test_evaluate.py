@@ -102,7 +102,7 @@ def test_rules_are_read_from_names_texts_groups_and_files(tmp_path):
 def test_the_winners_of_a_search_are_its_fittest_distinct_rules(tmp_path):
     made = search(tmp_path, plan(60, lag=12), StandIn(4))
     with RunDatabase.reading(tmp_path) as database:
-        best = winners(database, 5)
+        best = list(winners(database))[:5]
     second = {p.confirms: made.results[p.id].trained.accuracy for p in made.proposals if p.confirms is not None}
     scores = {}
     for p in made.proposals:

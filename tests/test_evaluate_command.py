@@ -3,6 +3,7 @@
 import dataclasses
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 from test_evaluate import Values, treatments, values, workplace_of
@@ -11,7 +12,7 @@ from test_runs import StandIn, plan, search
 from bpevo import data, evaluate
 from bpevo.command import plans
 from bpevo.evaluation import Evaluation, EvaluationPlan, controls
-from bpevo.evaluation.duplicates import firsts
+from bpevo.evaluation.duplicates import Firsts
 from bpevo.evaluation.plan import FREE, SEMANTICS
 from bpevo.rules import TABLE_1
 from bpevo.runs import RunDatabase, RunError
@@ -71,6 +72,19 @@ def test_after_a_search_on_all_examples_the_final_training_has_those_of_validati
     assert len(made.test_split().train_labels) == 1437
 
 
+def test_another_data_set_has_its_own_number_of_examples(tmp_path):
+    searched(tmp_path, 200)
+    arrays = {"x_train": np.zeros((90, 4, 4), np.uint8), "x_test": np.zeros((12, 4, 4), np.uint8)}
+    np.savez(tmp_path / "mine.npz", y_train=np.arange(90) % 3, y_test=np.arange(12) % 3, **arrays)
+    flags = ungiven(tmp_path, dataset=str(tmp_path / "mine.npz"))
+    flags.train_examples = None  # the default
+    made = plans.evaluation_command(flags)
+    assert made.train_examples is None and len(made.training.split.train_labels) == 75  # a sixth is for validation
+    assert len(made.test_split().train_labels) == 90
+    same = plans.evaluation_command(ungiven(tmp_path, dataset="digits"))
+    assert same.train_examples == 200 == len(same.training.split.train_labels)
+
+
 def test_without_a_search_flags_have_their_own_defaults(tmp_path):
     made = values(tmp_path)
     made.left = {"model", "learning_rates"}
@@ -85,7 +99,7 @@ def test_rules_of_one_function_are_found_whatever_they_look_like():
     made = treatments("g", "unit_fro(g)", "gh * dh", "(b_next @ W.T) * (dh + (g - g))", "unit_elem2(g)", "2.0*g", "g + g",
                       "g | lars", "dh * gh | lars", "unit_elem2(g) | adam", "unit_fro(g) | adam", "clip(g, 1.0)",
                       "mul_noise(gh * dh, 0.1)", "mul_noise(dh * gh, 0.1)")  # fmt: skip
-    found = {str(t): str(first) for t, first in firsts(made).items() if t != first}
+    found = {str(t): str(first) for t, first in Firsts(made).items() if t != first}
     assert found == {
         "gh * dh": "g", "(b_next @ W.T) * (dh + (g - g))": "g", "unit_elem2(g)": "unit_fro(g)", "g + g": "2.0*g",
         "dh * gh | lars": "g | lars", "unit_fro(g) | adam": "unit_elem2(g) | adam",
@@ -105,10 +119,20 @@ def test_what_computes_as_a_control_or_as_another_rule_is_no_row_of_its_own(tmp_
     assert "fa" in map(str, under_adam.named) and "g | adam" not in map(str, under_adam.controls)
 
 
+def test_rules_that_are_a_control_or_alike_leave_their_places_to_the_next_ones(tmp_path, monkeypatch):
+    searched(tmp_path)
+    asked = iter(treatments("g + g", "unit_fro(g)", "(2.0*gh) * dh", "unit_elem2(g)", "fa", "h", "dfa"))
+    monkeypatch.setattr(plans, "winners", lambda search: asked)
+    made = plans.evaluation_command(ungiven(tmp_path, top=3)).evaluation
+    assert list(map(str, made.found)) == ["unit_fro(g)", "fa", "h"]
+    assert made.same == {"g + g": "2.0*g", "(2.0*gh) * dh": "2.0*g", "unit_elem2(g)": "unit_fro(g)"}
+    assert [str(t) for t in asked] == ["dfa"]  # no more than it takes
+
+
 def test_all_of_table_1_is_told_apart_but_for_what_is_one_function():
     """unit_fro and unit_elem2 are one norm, and g = 0 wherever dh = 0."""
     made = [*controls("sgd"), *treatments(*dict.fromkeys(TABLE_1.values()))]
-    found = {str(t): str(first) for t, first in firsts(made).items() if t != first}
+    found = {str(t): str(first) for t, first in Firsts(made).items() if t != first}
     assert found == {"unit_elem2(g)": "unit_fro(g)", "(dh - 0.5) * (2.0*g)": "g"}
 
 

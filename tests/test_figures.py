@@ -126,7 +126,7 @@ def test_what_was_not_trained_or_diverged_has_no_figures():
 def test_the_winners_of_a_search_are_its_fittest_finished_rules():
     """A stopped training is no winner, though its accuracy is the highest and there is room for it."""
     database = types.SimpleNamespace(judged=lambda: SEARCH)
-    assert [str(t) for t in winners(database, 9)] == ["unit_fro(g)", "fa"]
+    assert [str(t) for t in winners(database)] == ["unit_fro(g)", "fa"]
 
 
 def proposal(number: int, text: str, parent=None, changes=()) -> Proposal:

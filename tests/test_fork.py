@@ -163,7 +163,7 @@ def test_a_run_of_older_semantics_is_read_reported_evaluated_and_forked_but_not_
         start(old, "--max_evaluations=30")
     assert rows(old) == before
     with RunDatabase.reading(old) as database:
-        assert winners(database, 3)
+        assert list(winners(database))
     assert build(old)
     said = start(tmp_path / "new", "--max_evaluations=30", f"--fork_from={old}")
     assert "best equations are the initial ones and train anew" in said and "semantics" in said

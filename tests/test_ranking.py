@@ -71,7 +71,7 @@ def test_backprop_in_disguise_is_backprop_for_leaderboard_selection_evaluation_a
     with RunDatabase.reading(workdir) as database:
         rows = database.rows()
         board = leaderboard(rows, 30)
-        found = [str(t) for t in winners(database, 30)]
+        found = [str(t) for t in winners(database)]
     assert next(ranked(rows.of(stage="search"))).accuracy == 1.0  # it would be the first of all
     assert [r.label for r in board if parse(r.equation).key in CONTROL_KEYS] == ["backprop", "zero_signal"]
     assert found and not [t for t in found if parse(t).key in CONTROL_KEYS]

@@ -8,6 +8,7 @@ function is switched off. `--space=disguises` holds backprop in other words and 
 """
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -79,7 +80,7 @@ class Pipeline:
         """The table of one search's evaluation."""
         self._search(number, folder)
         with RunDatabase.reading(folder) as database:
-            found = winners(database, top=10)
+            found = tuple(itertools.islice(winners(database), 10))
         return self._evaluated(number, tuple(found), folder / "evaluation")
 
     def _search(self, number: int, folder: pathlib.Path) -> None:

@@ -19,9 +19,11 @@ class Inherited:
 
     def __init__(self, values: flags.FlagValues, stored: Mapping[str, Any]):
         """`stored`: the search's settings, empty where there is none. What was given on the command line or in a flag file
-        stands."""
+        stands, and what another data set has of its own."""
         self._values = values
-        self.names = tuple(name for name in NAMES if name in stored and not values[name].present)
+        another = values["dataset"].present and values.dataset != stored.get("dataset")
+        of_its_data = ("train_examples",) if another else ()
+        self.names = tuple(n for n in NAMES if n in stored and not values[n].present and n not in of_its_data)
         self._taken = {name: stored[name] for name in self.names}
         if "learning_rates" in self._taken:
             self._taken["learning_rates"] = [repr(rate) for rate in stored["learning_rates"]]

@@ -1,9 +1,11 @@
 """The flags of a command, read once into typed plans. Everything is checked before anything compiles."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from bpevo.command.inherited import Inherited, compared
 from bpevo.command.pools import PoolPlan
 from bpevo.command.trainings import UsageError, at_least, networks_of, numbers, path_of, rates_of, training_plans
 from bpevo.evaluation import EvaluationPlan
-from bpevo.evaluation.duplicates import firsts
+from bpevo.evaluation.duplicates import Firsts
 from bpevo.evaluation.treatments import Treatment, controls, read_treatments, under, winners
 from bpevo.evolution import CONTROLLERS, EvolutionSettings, Networks, Rung, SearchSpace, budget
 from bpevo.rules import NAMED, Equation, listed, parse, resolve
@@ -266,7 +268,7 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
     if values.scenario in ("report", "checkpoints"):
         raise UsageError(f"--scenario={values.scenario} is the name of a folder that runs use: take another")
     workdir = path_of("workdir", values.workdir or "")
-    stored, winning = _search_in(workdir, values.top)
+    stored, winning = _search_in(workdir)
     if values.workdir and not stored and not values.rules:
         raise UsageError(f"there is no search in {workdir} to take rules from: give --rules, such as --rules=table1")
     inherited = Inherited(values, stored)
@@ -286,12 +288,13 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
     except ValueError as error:
         raise UsageError(f"--rules: {error}") from error
     optimizer = training.settings.optimizer
-    first = firsts([*controls(optimizer), *(under(t, optimizer) for t in (*read, *winning))])
-    named = [t for t in dict.fromkeys(under(t, optimizer) for t in read) if first[t] == t]
+    first = Firsts([*controls(optimizer), *(under(t, optimizer) for t in read)])
+    known = tuple(first)
+    new = (t for t in winning if first[t] == t and t not in known)  # asks of no more rules than it takes to have --top
     plan = EvaluationPlan(
         controls=controls(optimizer),
-        named=tuple(t for t in named if t not in controls(optimizer)),
-        found=tuple(t for t in winning if first[t] == t and t not in (*named, *controls(optimizer))),
+        named=tuple(t for t in known if first[t] == t and t not in controls(optimizer)),
+        found=tuple(itertools.islice(new, values.top)),
         same={str(t): str(alike) for t, alike in first.items() if t != alike},
         learning_rates=training.learning_rates,
         tuning_repeats=values.tuning_repeats,
@@ -316,12 +319,12 @@ def evaluation_command(values: flags.FlagValues) -> EvaluationCommand:
     )
 
 
-def _search_in(workdir: str, top: int) -> tuple[dict[str, Any], list[Treatment]]:
-    """Settings and best rules of a workdir's search; nothing where there is none. Raises RunError."""
+def _search_in(workdir: str) -> tuple[dict[str, Any], Iterator[Treatment]]:
+    """Settings and rules of a workdir's search, best first; nothing where there is none. Raises RunError."""
     if not (pathlib.Path(workdir) / "run.sqlite").is_file():
-        return {}, []
+        return {}, iter(())
     with RunDatabase.reading(workdir) as search:
-        return search.settings(), winners(search, top)
+        return search.settings(), winners(search)
 
 
 def _most_examples(dataset: data.Dataset) -> int:

@@ -15,18 +15,23 @@ _SEED = 4  # of the probe's operands
 _REMEMBERED = 256  # signals; a quarter of a megabyte each
 
 
-def firsts(treatments: Iterable[Treatment]) -> dict[Treatment, Treatment]:
-    """Each treatment, in order, with the first that trains alike: itself, or an earlier one.
+class Firsts(dict[Treatment, Treatment]):
+    """Each treatment that was asked for, in order, with the first that trains alike: itself, or an earlier one.
 
     Two rules are one function if their canonical forms are equal or their signals on the probe are. Closeness is not
     transitive, so they are compared with first ones alone.
     """
-    classes, found = _Classes(), {}
-    first: dict[tuple[Expression, str, str], Treatment] = {}
-    for treatment in treatments:
-        alike = classes.first(treatment.expression), treatment.transform, treatment.optimizer
-        found[treatment] = first.setdefault(alike, treatment)
-    return found
+
+    def __init__(self, treatments: Iterable[Treatment] = ()):
+        super().__init__()
+        self._classes = _Classes()
+        self._first: dict[tuple[Expression, str, str], Treatment] = {}
+        for treatment in treatments:
+            self[treatment]
+
+    def __missing__(self, treatment: Treatment) -> Treatment:
+        alike = self._classes.first(treatment.expression), treatment.transform, treatment.optimizer
+        return self.setdefault(treatment, self._first.setdefault(alike, treatment))
 
 
 class _Classes:

@@ -6,6 +6,7 @@ A treatment is a rule, optionally with a transform of the parameter gradient and
 
 import dataclasses
 import difflib
+from collections.abc import Iterator
 
 from bpevo.rules import NAMED, Equation, Expression, RuleSyntaxError, listed, resolve, without_idle
 from bpevo.runs import RunDatabase, ranked
@@ -107,8 +108,8 @@ def read_treatments(choice: str) -> list[Treatment]:
     return list(found.values())
 
 
-def winners(search: RunDatabase, top: int) -> list[Treatment]:
-    """The `top` rules of a search by its own fitness, best first; what computes as one of the search's controls is none."""
+def winners(search: RunDatabase) -> Iterator[Treatment]:
+    """A search's rules by its own fitness, best first, each once; what computes as one of the search's controls is none."""
     finished = search.judged().of(stage=Stage.SEARCH, status="done")
-    found = dict.fromkeys(Treatment.parse(row.equation) for row in ranked(finished, CONTROL_KEYS))
-    return list(found)[:top]
+    texts = dict.fromkeys(row.equation for row in ranked(finished, CONTROL_KEYS))
+    return map(Treatment.parse, texts)

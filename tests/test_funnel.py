@@ -74,7 +74,22 @@ def test_what_a_stage_showed_is_the_lead_over_tuned_backprop_paired_by_seed_at_t
     assert list(texts) == ["unit_fro(g)", "fa", "dfa", "control: 2.0*g"]
     assert texts["unit_fro(g)"].startswith("+18.75 ± 79.4") and texts["unit_fro(g)"].endswith(" >")
     assert texts["dfa"] == "diverged" and texts["control: 2.0*g"].startswith("+12.50 ±")
+    assert shown.ahead == ()  # of unit_fro(g) over 2.0*g: -12.5 and 25
+    later = [row("selection", t, a, 0.1, i) for t, a in (("2.0*g", 0.5), ("fa", 0.75), ("dfa", 0.5)) for i in (3, 4, 5)]
+    later += [row("selection", t, 0.25, 0.2, i) for t in ("g", "unit_fro(g)") for i in (3, 4, 5)]
+    many = passed(Rows([r for r in rows if r.stage == "tuning"] + later), plan)
+    assert many.ahead == ("fa",)  # 50 and 25 points, each time; dfa is ahead of backprop alone
+    cells = {line.text: line.numbers[0] for line in funnel_table([many]).lines}
+    assert cells["fa"] == "+50.00 ± 0.00* >" and cells["dfa"] == "+25.00 ± 0.00 >"
     assert "2 of 3 rules went on, 44 slot-epochs, 20 of them of controls" in funnel_notes(["stage 1"], [shown])[0]
+
+
+class _AllDifferent(dict):
+    def __init__(self, treatments):
+        super().__init__((t, t) for t in treatments)
+
+    def __missing__(self, treatment):
+        return treatment
 
 
 RULES = "fa;dfa;unit_fro(g);unit_row2(g);sgn(g);clip(g, 0.5)"
@@ -111,7 +126,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(evaluating, "LocalWorkplace", Place)
     # These cost seconds, and are not of interest here.
     monkeypatch.setattr(sys.modules["bpevo.evaluation.standings"], "kind", lambda _: "")
-    monkeypatch.setattr(plans, "firsts", lambda treatments: {t: t for t in treatments})
+    monkeypatch.setattr(plans, "Firsts", _AllDifferent)
     return made
 
 

@@ -60,6 +60,7 @@ class Passed:
     """What a stage showed; figures in points of validation accuracy, on the fresh seeds of its selection."""
 
     leads: dict[str, Summary]  # over tuned backprop, paired by seed: of each treatment of which no repetition diverged
+    ahead: tuple[str, ...]  # rules among them whose 95 % intervals are above every control, paired likewise
     diverged: tuple[str, ...]  # treatments that did, or found no learning rate
     controls: tuple[str, ...]
     went_on: tuple[Treatment, ...]  # best first
@@ -77,22 +78,32 @@ class Passed:
 def passed(rows: Rows, plan: EvaluationPlan) -> Passed:
     """What the evaluation of a stage showed, as far as it has come."""
     fresh = {str(t): _fresh(rows, t) for t in plan.treatments}
-    backprop, own = fresh[str(BACKPROP)], [str(t) for t in plan.controls]
-    leads, diverged = {}, []
-    for text, accuracies in fresh.items():
-        pairs = [100 * (a - b) for s, a in accuracies.items() if a is not None and (b := backprop.get(s)) is not None]
-        if None in accuracies.values():
-            diverged.append(text)
-        elif pairs and text != str(BACKPROP):
-            leads[text] = summary(pairs)
+    own = [str(t) for t in plan.controls]
+    diverged = [text for text, accuracies in fresh.items() if None in accuracies.values()]
+    over = {
+        text: {control: lead for control in own if control != text and (lead := _lead(fresh[text], fresh[control]))}
+        for text in fresh
+        if text not in diverged
+    }
     return Passed(
-        leads=leads,
+        leads={text: leads[str(BACKPROP)] for text, leads in over.items() if str(BACKPROP) in leads},
+        ahead=tuple(t for t, leads in over.items() if t not in own and leads and all(map(_above_zero, leads.values()))),
         diverged=tuple(diverged),
         controls=tuple(own),
         went_on=tuple(t for t in finalists(rows, plan) if t not in plan.controls),
         slot_epochs=rows.slot_epochs,
         of_controls=Rows(row for row in rows if row.equation in own).slot_epochs,
     )
+
+
+def _lead(accuracies: Mapping[int, float | None], control: Mapping[int, float | None]) -> Summary | None:
+    """Of the seeds on which neither diverged; None if there is none."""
+    pairs = [100 * (a - b) for seed, a in accuracies.items() if a is not None and (b := control.get(seed)) is not None]
+    return summary(pairs) if pairs else None
+
+
+def _above_zero(lead: Summary) -> bool:
+    return lead.n > 1 and lead.mean > lead.margin
 
 
 def _fresh(rows: Rows, treatment: Treatment) -> dict[int, float | None]:

@@ -21,7 +21,7 @@ def charge(rates: int, networks: int = 1) -> int:
 
 def equations(max_evaluations: int, rates: int, networks: int = 1) -> int:
     """E: the equations that so many trainings afford, if one in CONFIRM_EVERY is confirmed. Where there is nothing to
-    confirm yet there are a few more, and likewise where bars spare trainings on later networks.
+    confirm yet there are a few more.
 
     >>> equations(11, rates=1), equations(33, rates=4), equations(33, rates=4, networks=2)
     (10, 6, 3)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bpevo.evaluation import Passed
 from bpevo.report.terminal import Line, TextTable
 
-WENT_ON = " >"  # marks who did
+WENT_ON, AHEAD = " >", "*"  # mark who did, and who is ahead of every control
 
 
 def funnel_table(stages: Sequence[Passed]) -> TextTable:
@@ -40,7 +40,8 @@ def _cell(stage: Passed, text: str) -> str:
     if text not in stage.leads:
         return ""
     lead = stage.leads[text]
-    return f"{lead.mean:+.2f}" + (f" ± {lead.margin:.2f}" if lead.n > 1 else "") + on
+    ahead = AHEAD if text in stage.ahead else ""
+    return f"{lead.mean:+.2f}" + (f" ± {lead.margin:.2f}" if lead.n > 1 else "") + ahead + on
 
 
 def funnel_notes(titles: Sequence[str], stages: Sequence[Passed]) -> list[str]:
@@ -56,5 +57,6 @@ def funnel_notes(titles: Sequence[str], stages: Sequence[Passed]) -> list[str]:
     return [
         *said,
         f"{total:,} slot-epochs in all. ± half the 95 % interval of the pairs of a seed, of validation accuracies;{WENT_ON} went "
-        "on. A lead by which a rule was chosen flatters it: what it is worth, the next stage says, and at the end the test.",
+        f"on; {AHEAD} ahead of every control by such intervals. A lead by which a rule was chosen flatters it: what it is worth, "
+        "the next stage says, and at the end the test.",
     ]

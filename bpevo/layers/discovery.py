@@ -34,7 +34,11 @@ AFFINE = frozenset(["add", "sub", "mul", "div", "neg", "convert_element_type", "
 LAYOUT = frozenset(["reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy", "pvary"])
 # Linear in their first argument if the others hold no parameters.
 _LINEAR = LAYOUT | {"broadcast_in_dim", "rev", "slice", "dynamic_slice", "gather", "cumsum", "neg", "div"}
-_LINEAR |= {"reduce_sum", "reduce_window_sum", "reduce_precision"}
+_LINEAR |= {"reduce_sum", "reduce_window_sum", "reduce_precision", "sharding_constraint"}
+# What multiplies a weight with a signal and is not taken apart.
+_OPAQUE = frozenset(
+    ["ragged_dot", "ragged_dot_general", "bcoo_dot_general", "scaled_matmul", "pallas_call", "ffi_call"]
+)
 _SMALL = frozenset(
     ["broadcast_in_dim", "convert_element_type", "iota", "reshape", "pvary"]
 )  # of numbers: cheap to make again
@@ -116,7 +120,7 @@ class Discovery:
         if node.name.startswith("random_"):  # a key may come with the parameters: what it draws is data
             return [Depends(frozenset(), True)] * len(node.outputs)
         if node.name == "stop_gradient":
-            return [Depends(frozenset(), given[0].data or bool(given[0].parameters))]
+            return [Depends(frozenset(), given[0].data)]  # of a weight alone: a part of it that has no gradient
         return [_union(*given)] * len(node.outputs)
 
     def _scan(self, node: Node, given: list[Depends]) -> list[Depends]:
@@ -141,7 +145,7 @@ class Discovery:
     def _consider(self, node: Node, loops: tuple[int, ...]) -> None:
         given = [self.of(v) for v in node.inputs]
         if node.name not in PRODUCTS:
-            hidden = any(map(has_products, inner_jaxprs(node.equation)))
+            hidden = node.name in _OPAQUE or any(map(has_products, inner_jaxprs(node.equation)))
             if hidden and (weights := [d for d in given if d.is_weight]) and any(d.is_signal for d in given):
                 self._leave(_names(weights[0]), f"inside a {node.name}")
             return
@@ -223,6 +227,8 @@ class Discovery:
         extras: list[int] = []
         at: Any = operand
         while (node := self.trace.producers.get(at)) and (main := self._linear_in(node)) is not None:
+            if not self.trace.shape(node.inputs[main]):  # a number has no samples
+                break
             others = [v for i, v in enumerate(node.inputs) if i != main]
             inside = [self._small(v) for v in others]
             extras += [v for v, s in zip(others, inside, strict=True) if s is None and not isinstance(v, Constant)]
@@ -284,7 +290,7 @@ class Discovery:
             nonlinear |= len(signals) > 1 or node.name not in AFFINE or len(frontier) > 1
             if len(frontier) == 1:
                 (reached,) = frontier
-                if nonlinear:
+                if nonlinear and is_float(self._aval(reached)):
                     best, nonlinear = (reached, len(nodes)), False
         source, count = best
         return Segment(_unique(sorted(nodes[:count], key=lambda n: n.outputs[0])), source, h)
@@ -309,7 +315,7 @@ class Discovery:
         nodes: list[Node] = []
         at = product
         while len(uses := self.trace.uses.get(at, [])) == 1 and (node := uses[0]) is not None and not node.bodies:
-            if node.name == "add":
+            if node.name == "add" and is_float(self._aval(node.outputs[0])):
                 other = node.inputs[1] if node.inputs[0] == at else node.inputs[0]
                 same = self.trace.shape(node.outputs[0]) == self.trace.shape(at)
                 if same and self.of(other).is_weight and not isinstance(other, Constant):

@@ -138,10 +138,14 @@ class Evaluation:
         def read(atom: Atom):
             return atom.value if isinstance(atom, Constant) else values[atom]
 
-        for node in self._live(graph):
+        live = self._live(graph)
+        running = {name for node in live for name in self._names(node)}  # what else there is keeps its state
+        if idle := {name: entry for name, entry in state.items() if name not in running}:
+            carrier = _kept(carrier, idle)
+        for node in live:
             if found := self._units.get(node):
                 values[found.result], carrier = self._unit(found, values, state.get(found.name, {}), carrier)
-            elif names := self._inside(node):
+            elif names := self._names(node):
                 mine = {n: state[n] for n in names if n in state}
                 outputs, carrier = self._body(node, list(map(read, node.inputs)), mine, carrier)
                 values.update(zip(node.outputs, outputs, strict=True))
@@ -202,19 +206,17 @@ class Evaluation:
 
     # Loops, branches, checkpoints.
 
-    def _inside(self, node: Node) -> list[str]:
-        """Names of the units in an operation's bodies."""
-        return [name for body in node.bodies for name in self._names(body)]
-
-    def _names(self, graph: Graph) -> list[str]:
-        mine = [[self._units[n].name] if n in self._units else self._inside(n) for n in graph.nodes]
-        return [name for names in mine for name in names]
+    def _names(self, node: Node) -> list[str]:
+        """The unit that an operation ends, or those in its bodies."""
+        if node in self._units:
+            return [self._units[node].name]
+        return [name for body in node.bodies for inside in body.nodes for name in self._names(inside)]
 
     def _body(self, node: Node, values: list[Any], state, carrier) -> tuple[list[Any], jax.Array]:
         if node.name == "scan":
             return self._scan(node, values, state, carrier)
         if node.name == "cond":
-            branches = [self._branch(body, state) for body in node.bodies]
+            branches = [functools.partial(self._graph, body) for body in node.bodies]
             return lax.switch(values[0], branches, values[1:], state, carrier)
 
         def checkpointed(values, state, carrier):
@@ -222,15 +224,6 @@ class Evaluation:
 
         params = {k: node.params[k] for k in ("prevent_cse", "policy")}
         return jax.checkpoint(checkpointed, **params)(values, state, carrier)
-
-    def _branch(self, body: Graph, state):
-        mine = set(self._names(body))
-
-        def branch(values, state, carrier):
-            outputs, carrier = self._graph(body, values, state, carrier)
-            return outputs, _kept(carrier, {n: s for n, s in state.items() if n not in mine})
-
-        return branch
 
     def _scan(self, node: Node, values: list[Any], state, carrier) -> tuple[list[Any], jax.Array]:
         constants, carried = scan_split(node)

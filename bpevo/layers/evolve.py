@@ -110,13 +110,15 @@ def evolve(
 ) -> Evolved:
     """The network `apply` with a backward equation in place of backprop.
 
-    The result computes what `apply` computes. Its gradients by the weights are the standard ones for the signal that
-    arrives; the signal that a unit [activation, linear map] sends down is the rule's.
+    The result computes what `apply` computes. Its gradients by the weights, and by what else its linear maps read (gates, mixing
+    matrices), are the standard ones for the signal that arrives; the signal that a unit [activation, linear map] sends down to
+    what its activation reads is the rule's.
 
     A unit is found wherever a product (matrix product or convolution) meets one operand that is made of parameters alone
-    and one that depends on parameters and data. To its linear map belongs all that is linear between the activation and
-    the product (flattening, mean pooling, padding, transposition, constant factors, dropout) and a bias added after it.
-    Where something else stands between (max pooling, a sum, a norm) the unit's activation is the identity. A weight that
+    and one that depends on parameters and data. To its linear map belongs what is linear between the activation and the
+    product and reads no other parameters (flattening, mean pooling, padding, transposition, slices and gathers, factors and
+    mixing matrices, dropout) and a bias added after it. Where something else stands between (max pooling, a sum of two, a
+    concatenation, a scatter, a barrier, a norm) the unit's activation is the identity. A weight that
     is used twice makes two units.
 
     Args:
@@ -171,7 +173,9 @@ class _Plan:
 
     def __init__(self, net: Evolved, params: Any, args: tuple, kwargs: dict):
         self._net, self._rule = net, net.rule
+        params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)  # as jax.grad does
         leaves, tree = jax.tree.flatten((params, args, kwargs))
+        _refuse_explicit_sharding(net, leaves)
         dynamic = [hasattr(x, "shape") and hasattr(x, "dtype") for x in leaves]
         self._values = [x for x, d in zip(leaves, dynamic, strict=True) if d]
 
@@ -285,6 +289,7 @@ class _Plan:
                 f"the state is not that of {self._net.name} with the rule {self._net.rule_name} on these shapes: make it by "
                 "net.init(key, params, …)"
             )
+        state = jax.tree.unflatten(jax.tree.structure(needed), jax.tree.leaves(state))  # of plain dicts
         logits = self._logits if self.reads_logits else None
         carrier = jnp.zeros((1, 1) if logits is None else self._trace.outputs[logits].shape, jnp.float32)
         evaluation = Evaluation(
@@ -314,8 +319,25 @@ class _SampleAxes:
         return axes[0] if axes else 0
 
 
+def _refuse_explicit_sharding(net: Evolved, leaves: list[Any]) -> None:
+    """Its types say where an array lies, and those of a unit's state, which is the same everywhere, would be others."""
+    for x in leaves:
+        sharding = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
+        if sharding is None or not any(axis is not None for axis in sharding.spec):
+            continue
+        if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+            raise TypeError(
+                f"{net.name} was given an array {jax.typeof(x).str_short()} whose type says how it lies on a mesh: make the mesh "
+                "with jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))"
+            )
+
+
 def _path(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    if (
+        len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+    ):  # of an nnx.Variable
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _info(unit: Found) -> UnitInfo:

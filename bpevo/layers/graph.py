@@ -103,6 +103,9 @@ class Trace:
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         atoms: dict[Any, Atom] = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, const in zip(jaxpr.constvars, consts, strict=True):
+            if not np.ndim(const) and not isinstance(const, jax.core.Tracer):
+                atoms[variable] = Constant(const)  # a number, whatever it is kept in
+                continue
             atoms[variable] = number = self._new(variable)
             self.constants[number] = const
 

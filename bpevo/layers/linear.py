@@ -20,11 +20,17 @@ class Linear(Protocol):
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array: ...
 
+    def own_gradient(self, x: jax.Array, b: jax.Array, w: jax.Array) -> "Linear | None":
+        """By the arrays that the map itself holds, such as a gate; None if there are none."""
+
     def in_float32(self) -> "Linear":
         """The same map for a rule, whose arithmetic is float32 whatever the network's."""
 
 
 class _OfAnyDtype:
+    def own_gradient(self, x, b, w):
+        return None
+
     def in_float32(self):
         return self
 

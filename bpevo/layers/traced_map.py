@@ -138,7 +138,7 @@ class TracedMap:
 
     def input_gradient(self, b: jax.Array, w: jax.Array) -> jax.Array:
         plan = self.plan
-        if (whole := self._for_all_samples(b, plan.h.shape[plan.h_axis])) is not None:
+        if (whole := self._for_all_samples(b, plan.y_shape[plan.y_axis])) is not None:
             return self.input_gradient(whole, w)[:1]
         assert self.float32  # only rules ask
         b = self._post_transposed(b)
@@ -147,6 +147,16 @@ class TracedMap:
 
     def weight_gradient(self, x: jax.Array, b: jax.Array) -> jax.Array:
         return self.plan.product.weight_gradient(self._pre(x), self._post_transposed(b))
+
+    def own_gradient(self, x: jax.Array, b: jax.Array, w: jax.Array) -> "TracedMap | None":
+        if not self.extras:
+            return None
+
+        def product(extras: tuple[jax.Array, ...]) -> jax.Array:
+            return self.plan.product.forward(dataclasses.replace(self, extras=extras)._pre(x), w, self.float32)
+
+        (extras,) = jax.vjp(product, self.extras)[1](self._post_transposed(b))
+        return dataclasses.replace(self, extras=extras)
 
     def _post_transposed(self, b: jax.Array) -> jax.Array:
         out = self.plan.out

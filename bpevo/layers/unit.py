@@ -153,7 +153,8 @@ def _backward(activation, where, residuals, cotangents):
     state = jax.tree.map(lambda s: jnp.where(jnp.any(jnp.isnan(each)), s, s), state)
     gradients = Weights(over_devices(kernel_gradient, weights.kernel), bias_gradient)
     state = jax.tree.map(over_devices, state, old)
-    return None, None, signal.astype(hp.dtype), b_L, gradients, constants, state, None
+    own = linear.own_gradient(h, b_next, weights.kernel)
+    return own, None, signal.astype(hp.dtype), b_L, gradients, constants, state, None
 
 
 unit.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -97,7 +97,7 @@ def passed(rows: Rows, plan: EvaluationPlan) -> Passed:
 
 
 def _lead(accuracies: Mapping[int, float | None], control: Mapping[int, float | None]) -> Summary | None:
-    """Of the seeds on which neither diverged; None if there is none."""
+    """Over the seeds on which neither diverged; None if there is none."""
     pairs = [100 * (a - b) for seed, a in accuracies.items() if a is not None and (b := control.get(seed)) is not None]
     return summary(pairs) if pairs else None
 

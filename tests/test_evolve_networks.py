@@ -35,6 +35,18 @@ def leaky(p, x):
     return jnp.where(h > 0, h, SLOPE * h) @ p["b"]
 
 
+def gated_loop(p, x, m):
+    def step(h, gate):
+        return relu((h * gate) @ p["w"]), None
+
+    return lax.scan(step, relu(x @ p["a"]), jnp.stack([m, m - 1]))[0] @ p["b"]
+
+
+def gated_ensemble(p, x, m):
+    members = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), p)
+    return jax.vmap(lambda q: (relu(x @ q["a"]) * m) @ q["b"])(members).sum(0)
+
+
 # Arguments after the parameters; the network; its units' activations.
 NETWORKS = {
     "positions joined with samples": ((SEQUENCES,), lambda p, x: relu(x @ p["a"]).reshape(-1, 4) @ p["b"], ["relu"]),
@@ -46,6 +58,8 @@ NETWORKS = {
     "some samples": ((X,), lambda p, x: relu(relu(x @ p["a"])[:3] @ p["b"]) @ p["c"], ["relu", "relu"]),
     "a set": ((X,), lambda p, x: relu(relu(x @ p["a"]).mean(0, keepdims=True) @ p["b"]) @ p["c"], ["relu", "relu"]),
     "a gate": ((X, GATE), lambda p, x, m: (relu(x @ p["a"]) * m) @ p["b"], ["relu"]),
+    "gates in a loop": ((X, GATE), gated_loop, ["identity", "identity"]),
+    "a gate of an ensemble": ((X, GATE), gated_ensemble, ["relu"]),
     "an adjacency matrix": ((X, MIX), lambda p, x, m: (m @ relu(x @ p["a"])) @ p["b"], ["relu"]),
     "a gate made of the input": ((X,), lambda p, x: (relu(x @ p["a"]) * jnp.tanh(x[:, :1])) @ p["b"], ["relu"]),
     "a mask, and rows of an index": (

@@ -320,7 +320,7 @@ class _SampleAxes:
 
 
 def _refuse_explicit_sharding(net: Evolved, leaves: list[Any]) -> None:
-    """Its types say where an array lies, and those of a unit's state, which is the same everywhere, would be others."""
+    """On explicit axes an array's type says how it lies, and a unit's constants and state, whole everywhere, have none."""
     for x in leaves:
         sharding = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
         if sharding is None or not any(axis is not None for axis in sharding.spec):

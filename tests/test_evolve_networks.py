@@ -18,7 +18,7 @@ from bpevo.layers.evolve import evolve
 
 P = {"a": normal(1, 3, 4), "b": normal(2, 4, 5), "c": normal(3, 5, 2), "w": normal(4, 4, 4)}
 X, SEQUENCES, GATE, MIX = normal(5, 6, 3), normal(6, 2, 6, 3), normal(7, 6, 4), normal(8, 6, 6)
-SLOPE = jnp.float32(0.2)
+SLOPE, PRUNED, ROOTS, HELD = jnp.float32(0.2), jnp.arange(20.0).reshape(4, 5) % 3, normal(9, 4, 5), normal(10, 6, 3)
 relu = jax.nn.relu
 
 
@@ -75,6 +75,17 @@ NETWORKS = {
         ["identity"],
     ),
     "quantised weights": ((X,), quantised, ["relu", "relu"]),
+    "pruned weights": ((X,), lambda p, x: relu(relu(x @ p["a"]) @ (p["b"] * PRUNED)) @ p["c"], ["relu", "relu"]),
+    "weights that are frozen in part": (
+        (X,),
+        lambda p, x: relu(relu(x @ p["a"]) @ jnp.where(PRUNED > 0, p["b"], ROOTS).T.T) @ p["c"],
+        ["relu", "relu"],
+    ),
+    "data that the function holds": (
+        (GATE,),
+        lambda p, m: ((relu(HELD @ p["a"]) * m) @ (p["b"] * PRUNED)) @ p["c"],
+        ["relu", "identity"],
+    ),
     "a slope in an array": ((X,), leaky, None),
 }
 

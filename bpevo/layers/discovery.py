@@ -45,18 +45,19 @@ _SMALL = frozenset(
 
 
 class Depends(NamedTuple):
-    """What a value is made of: names of parameters (of a weight), or just whether, and data."""
+    """What a value is made of: names of parameters, or just whether (beside data), data, and arrays that the function holds."""
 
     parameters: frozenset[str]
     data: bool
+    held: bool = False
 
     @property
     def is_weight(self) -> bool:
-        return bool(self.parameters) and not self.data
+        return bool(self.parameters) and not (self.data or self.held)
 
     @property
     def is_signal(self) -> bool:
-        return bool(self.parameters) and self.data
+        return bool(self.parameters) and (self.data or self.held)
 
 
 _FIXED = Depends(frozenset(), False)
@@ -89,7 +90,7 @@ class Discovery:
 
     def __init__(self, trace: Trace, inputs: list[Depends], sample_axis: Callable[[int], int]):
         self.trace, self._sample_axis = trace, sample_axis
-        self.depends: dict[int, Depends] = dict.fromkeys(trace.constants, Depends(frozenset(), True))
+        self.depends: dict[int, Depends] = dict.fromkeys(trace.constants, Depends(frozenset(), False, True))
         self.units: list[Found] = []  # in forward order
         self.convolutions: dict[Node, ConvMap] = {}  # of weights, that have a measured lowering
         self.left_alone: list[LeftAlone] = []
@@ -120,7 +121,7 @@ class Discovery:
         if node.name.startswith("random_"):  # a key may come with the parameters: what it draws is data
             return [Depends(frozenset(), True)] * len(node.outputs)
         if node.name == "stop_gradient":
-            return [Depends(frozenset(), given[0].data)]  # of a weight alone: a part of it that has no gradient
+            return [given[0]._replace(parameters=frozenset())]  # of a weight alone: a part of it that has no gradient
         return [_union(*given)] * len(node.outputs)
 
     def _scan(self, node: Node, given: list[Depends]) -> list[Depends]:
@@ -149,13 +150,15 @@ class Discovery:
             if hidden and (weights := [d for d in given if d.is_weight]) and any(d.is_signal for d in given):
                 self._leave(_names(weights[0]), f"inside a {node.name}")
             return
-        left, right = given
-        if left.is_weight == right.is_weight:
-            if left.is_signal and right.is_signal:
+        is_weight = [d.is_weight for d in given]
+        if all(d.is_signal for d in given):
+            is_weight = [self._is_masked(v) for v in node.inputs]
+            if is_weight[0] == is_weight[1]:
                 shapes = " and ".join(str(list(self.trace.shape(v))) for v in node.inputs)
                 self._leave(f"{node.name} of {shapes}", "a product of two activations")
+        if is_weight[0] == is_weight[1]:
             return
-        side = 1 if right.is_weight else 0
+        side = is_weight.index(True)
         weight, other = given[side], given[1 - side]
         if node.params.get("batch_group_count", 1) != 1:
             self._leave(_names(weight), "a convolution with batch groups")
@@ -172,6 +175,15 @@ class Discovery:
             self._leave(_names(weight), "one sample at a time, no axis of samples: use jax.vmap instead of a loop")
         else:
             self.units.append(self._found(node, product, weight, loops))
+
+    def _is_masked(self, value: Atom) -> bool:
+        """Whether it is a weight, element by element with arrays that the function holds: a mask, a part that is not trained."""
+        assert isinstance(value, int)
+        node = self.trace.producers.get(self._unconverted(value).source)
+        if node is None or node.name not in ELEMENTWISE or self.of(value).data:
+            return False
+        given = [self.of(v) for v in node.inputs]
+        return any(d.is_weight for d in given) and not any(d.is_signal for d in given)
 
     def _leave(self, what: str, why: str) -> None:
         self.left_alone.append(LeftAlone(what, why))
@@ -339,8 +351,8 @@ def scan_split(node: Node) -> tuple[int, int]:
 
 def _union(*given: Depends) -> Depends:
     parameters = frozenset().union(*(d.parameters for d in given))
-    data = any(d.data for d in given)
-    return Depends(_SOME if parameters and data else parameters, data)
+    data, held = any(d.data for d in given), any(d.held for d in given)
+    return Depends(_SOME if parameters and data else parameters, data, held)
 
 
 def _struct(aval) -> jax.ShapeDtypeStruct:

@@ -114,8 +114,8 @@ def evolve(
     matrices), are the standard ones for the signal that arrives; the signal that a unit [activation, linear map] sends down to
     what its activation reads is the rule's.
 
-    A unit is found wherever a product (matrix product or convolution) meets one operand that is made of parameters alone
-    and one that depends on parameters and data. To its linear map belongs what is linear between the activation and the
+    A unit is found wherever a product (matrix product or convolution) meets one operand that is made of parameters alone (or
+    of a parameter and a mask that `apply` holds) and one that depends on parameters and data. To its linear map belongs what is linear between the activation and the
     product and reads no other parameters (flattening, mean pooling, padding, transposition, slices and gathers, factors and
     mixing matrices, dropout) and a bias added after it. Where something else stands between (max pooling, a sum of two, a
     concatenation, a scatter, a barrier, a norm) the unit's activation is the identity. A weight that

@@ -115,11 +115,11 @@ def evolve(
     what its activation reads is the rule's.
 
     A unit is found wherever a product (matrix product or convolution) meets one operand that is made of parameters alone (or
-    of a parameter and a mask that `apply` holds) and one that depends on parameters and data. To its linear map belongs what is linear between the activation and the
-    product and reads no other parameters (flattening, mean pooling, padding, transposition, slices and gathers, factors and
-    mixing matrices, dropout) and a bias added after it. Where something else stands between (max pooling, a sum of two, a
-    concatenation, a scatter, a barrier, a norm) the unit's activation is the identity. A weight that
-    is used twice makes two units.
+    of a parameter and a mask that `apply` holds) and one that depends on parameters and data. To its linear map belongs what
+    is linear between the activation and the product and reads no other parameters (flattening, mean pooling, padding,
+    transposition, slices and gathers, factors and mixing matrices, dropout) and a bias added after it. Where something else
+    stands between (max pooling, a sum of two, a concatenation, a scatter, a barrier, a norm) the unit's activation is the
+    identity. A weight that is used twice makes two units.
 
     Args:
         apply: A function of parameters (a pytree of arrays, also a Flax collection, an `nnx.State` or an Equinox model) and

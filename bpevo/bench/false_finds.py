@@ -81,7 +81,7 @@ class Pipeline:
         self._search(number, folder)
         with RunDatabase.reading(folder) as database:
             found = tuple(itertools.islice(winners(database), 10))
-        return self._evaluated(number, tuple(found), folder / "evaluation")
+        return self._evaluated(number, found, folder / "evaluation")
 
     def _search(self, number: int, folder: pathlib.Path) -> None:
         evolution = EvolutionSettings(elite_size=8, seed=number)

@@ -333,9 +333,7 @@ def _refuse_explicit_sharding(net: Evolved, leaves: list[Any]) -> None:
 
 
 def _path(path) -> str:
-    if (
-        len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
-    ):  # of an nnx.Variable
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):  # of an nnx.Variable
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

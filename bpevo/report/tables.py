@@ -32,7 +32,7 @@ def cells(row: Standing) -> list[str]:
         test = f"{test} ({row.diverged} diverged)".strip()
     margin = "" if row.test is None or row.test.n < 2 else f"± {row.test.margin:.2f}"
     hurdle = f"{_difference(row.over_hurdle)} ({row.hurdle})" if row.over_hurdle else ""
-    p = "" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"
+    p = "" if row.p is None else probability(row.p)
     if row.unfair and row.test:
         p = "unfair"
     least = "" if row.detectable is None else f"{row.detectable:.2f}"
@@ -40,6 +40,10 @@ def cells(row: Standing) -> list[str]:
     return [
         row.kind, rate, validation, test, n, margin, _difference(row.difference), hurdle, p, least, row.paper
     ]  # fmt: skip
+
+
+def probability(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _difference(difference: Difference | None) -> str:

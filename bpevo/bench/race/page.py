@@ -18,7 +18,7 @@ from bpevo.evaluation.significance import Summary, summary
 from bpevo.evolution import CONTROLLERS
 from bpevo.evolution.kinds import kind
 from bpevo.report import drawing, page
-from bpevo.report.tables import code
+from bpevo.report.tables import code, probability
 from bpevo.rules import parse, without_idle
 
 Results = Mapping[tuple[str, int], Any]  # (arm, seed) -> what bpevo.bench.race.running.run gives
@@ -75,10 +75,6 @@ def _number(s: Summary, sign: str = "") -> str:
     return f"{s.mean:{sign}.2f}" if s.n < 2 else f"{s.mean:{sign}.2f} ± {s.margin:.2f}"
 
 
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _share(share: float) -> str:
     return "never" if math.isinf(share) else f"≤ {share:.3g}" if share <= FRACTIONS[0] else f"{share:.2g}"
 
@@ -105,7 +101,7 @@ def compared_rows(race: Race) -> list[list[str]]:
         cells = [arm, _number(summary((values - backprop)[:, -1].tolist()), "+")]
         for reference in REFERENCES:
             c = found.get((arm, reference))
-            cells += [_number(c.difference.pairs, "+"), _p(c.p)] if c else ["", ""]
+            cells += [_number(c.difference.pairs, "+"), probability(c.p)] if c else ["", ""]
         saved = ""
         if "paper" in race.arms:
             s = statistics.savings(FRACTIONS, values, race.values("paper"))
@@ -139,7 +135,7 @@ def verdict(race: Race) -> list[str]:
         return [f"No verdict yet: {count} of {race.planned} search seeds are done."]
     for reference in REFERENCES:
         against = [c for c in race.comparisons() if c.reference == reference]
-        better = [f"{c.arm} ({c.difference.pairs.mean:+.2f} points, p {_p(c.p)})" for c in against if c.better]
+        better = [f"{c.arm} ({c.difference.pairs.mean:+.2f} points, p {probability(c.p)})" for c in against if c.better]
         if against:
             beaten = "; ".join(better) if better else "none of the arms"
             said.append(f"Better than {reference} at all of the budget over {count} search seeds: {beaten}.")

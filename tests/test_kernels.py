@@ -1,5 +1,6 @@
 """The machine on tiles as a CPU's loop and, interpreted, as kernels of a GPU and of a TPU: it agrees with specialised rules."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ from bpevo.bench import sample
 from bpevo.evolution import SearchSpace
 from bpevo.rules import NAMED, Kernel, TiledRule, assemble, takes
 from bpevo.rules.loops import Loop
-from bpevo.rules.tile_programs import stored
+from bpevo.rules.tile_programs import reads_both_products, stored
 from bpevo.rules.tiles import uniform
 
 KEY = jax.random.key(5)
@@ -113,6 +114,34 @@ def test_kernels_agree_with_specialised_rules_and_the_oracle(units, platform, ge
 def _hashable(steps: UnitSteps) -> UnitSteps:
     steps.__class__.__hash__ = object.__hash__  # a test's data: itself and nothing else
     return steps
+
+
+@pytest.mark.parametrize(("platform", "geometry"), [k for k in KERNELS if k[0] != "cpu"])
+def test_of_programs_that_read_one_product_each_it_is_the_only_one_computed(units, platform, geometry):
+    steps = units[geometry]
+    texts = ["g", "unit_fro(fah) + hp", "gh - dh", "mul_noise(fa, 0.5)", "dfa"]
+    programs = [assemble(equation(t)) for t in texts]
+    assert not any(map(reads_both_products, programs)) and reads_both_products(assemble(equation("fa + gh")))
+    stacked = jax.tree.map(lambda *x: np.stack(x), *programs)
+    values = jax.tree.map(lambda x: np.repeat(x[:1], len(texts), 0), steps.values)  # as in training, slots' own
+    products = []
+
+    def counted(signal, weight):
+        products.append(weight.shape)
+        return steps.backward(signal, weight)
+
+    def signals(both: bool) -> np.ndarray:
+        def one(program, values):
+            rule = TiledRule(program, KERNELS[platform, geometry], both)
+            unit = dataclasses.replace(steps.unit_of(values, KEY), backward=counted)
+            return rule.signal(unit, rule.init(steps.shapes))[0]
+
+        return np.asarray(jax.jit(jax.vmap(one))(stacked, values))
+
+    alone = signals(both=False)
+    assert len(products) == 1 and np.abs(alone).max((*range(1, alone.ndim),)).min() > 0
+    np.testing.assert_array_equal(alone, signals(both=True))
+    assert len(products) == 3
 
 
 def test_a_kernel_in_a_layer_of_bfloat16_is_the_specialised_rule_there():

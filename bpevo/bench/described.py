@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from bpevo import rules
 from bpevo.bench import engines, sample, targets, thunks
 from bpevo.bench.accounting import Account, Counts, Habits
 from bpevo.rules import Equation, InterpretedRule, Kernel, Rule, TiledRule, assemble, blank_program, compile, takes
 from bpevo.rules.kernels import PLATFORMS
+from bpevo.rules.tile_programs import reads_both_products
 from bpevo.training import Examples, Task, TrainingSettings
 from bpevo.training.graphs import COMMAND_BUFFERS, LEAST
 from bpevo.training.slots import shardings, slots
@@ -132,33 +134,48 @@ def in_slots(
 ) -> list[Row]:
     """The slots with equations as data, as a search has them on such devices: for groups of `equations`, and for the `first`
     alone, those of `specialised`. Where there is a kernel, for those that it takes."""
-    name, rule = f"slots, K = {capacity}", interpreter()
-    if devices[0].platform in PLATFORMS:
-        rule = TiledRule(blank_program(3), Kernel(devices[0].platform))
-        equations, first = (
-            [e for e in equations if takes(assemble(e))],
-            sum(takes(assemble(e)) for e in equations[:first]),
-        )
-        name += f", {len(equations)} equations in a kernel"
-    return _of_data(name, program(setting, rule, capacity, devices), capacity, equations, first)
+    name = f"slots, K = {capacity}"
+    if devices[0].platform not in PLATFORMS:
+        made_once = program(setting, interpreter(), capacity, devices)
+        return _of_data(name, lambda group: made_once, capacity, equations, first)
+    kernel = Kernel(devices[0].platform)
+
+    @functools.cache
+    def made(both: bool) -> Program:
+        return program(setting, TiledRule(blank_program(3), kernel, both), capacity, devices)
+
+    def of_group(group: Sequence[rules.Program]) -> Program:
+        return made(any(map(reads_both_products, group)))
+
+    equations, first = [e for e in equations if takes(assemble(e))], sum(takes(assemble(e)) for e in equations[:first])
+    return _of_data(f"{name}, {len(equations)} equations in a kernel", of_group, capacity, equations, first)
 
 
 def beside(setting: engines.Setting, equations: Sequence[Equation], devices: Sequence[jax.Device]) -> list[Row]:
     """The program of a search for what its kernel does not take, a slot: as if it were all equations."""
     made = program(setting, interpreter(), len(devices), devices)
-    return _of_data("interpreter, K = 1", made, 1, equations, 0)
+    return _of_data("interpreter, K = 1", lambda group: made, 1, equations, 0)
 
 
 def interpreter() -> Rule:
     return InterpretedRule(blank_program(3))
 
 
-def _of_data(name: str, made: Program, capacity: int, equations: Sequence[Equation], first: int) -> list[Row]:
-    groups = [made.counts(sample.habits(group)) for group in sample.groups(equations, capacity)]
-    rows = [_row(f"{name}, {len(groups)} groups", [made], groups)]
+def _of_data(
+    name: str,
+    program_of: Callable[[Sequence[rules.Program]], Program],
+    capacity: int,
+    equations: Sequence[Equation],
+    first: int,
+) -> list[Row]:
+    groups = sample.groups(equations, capacity)
+    made = [program_of(group) for group in groups]
+    counts = [program.counts(sample.habits(group)) for program, group in zip(made, groups, strict=True)]
+    rows = [_row(f"{name}, {len(groups)} groups", list(dict.fromkeys(made)), counts)]
     if first:
-        same = made.counts(sample.habits(sample.groups(equations[:first], first)[0]))
-        rows.append(Row(f"  the {first} rules", [made], same, same))
+        (group,) = sample.groups(equations[:first], first)
+        same = program_of(group).counts(sample.habits(group))
+        rows.append(Row(f"  the {first} rules", [program_of(group)], same, same))
     return rows
 
 

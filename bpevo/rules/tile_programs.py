@@ -97,6 +97,12 @@ def used(program: Program) -> jax.Array:
     return jnp.any(jnp.asarray(table)[program.load] & live[:, None], 0).astype(jnp.int32)
 
 
+def reads_both_products(program: Program) -> bool:
+    """Whether a program (of NumPy arrays) reads gh as well as fah, two products of one signal."""
+    loads = (p.codes().loads[code] for code in program.load[: int(program.length)])
+    return {"gh", "fah"} <= frozenset().union(*map(made_of, loads))
+
+
 class Scalars:
     """A program's numbers in two small arrays, [T, …] int32 and float32, read one at a time inside the kernel."""
 

@@ -12,7 +12,7 @@ from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.kernels import Kernel
 from bpevo.rules.loops import Loop
 from bpevo.rules.program import Program
-from bpevo.rules.tile_programs import pack, stored
+from bpevo.rules.tile_programs import pack, stored, used
 from bpevo.rules.types import matrix
 from bpevo.rules.unit import State, Unit, UnitShapes
 
@@ -27,10 +27,13 @@ class TiledRule:
     Args:
         program: From `assemble`, one that `takes` accepts; its leaves may be traced, and stacked over candidates.
         kernel: How it runs.
+        both: Whether some program of a kernel's call reads gh as well as fah. If none does, one product is computed for each
+            program: with W or, where it reads fah, with R.
     """
 
     program: Program
     kernel: Kernel | Loop = dataclasses.field(metadata={"static": True})
+    both: bool = dataclasses.field(default=True, metadata={"static": True})
 
     needs_noise = True
 
@@ -54,12 +57,14 @@ class TiledRule:
         if isinstance(self.kernel, Loop):
             signal, rows = self.kernel(unit, program, state)
         else:
-            signal, rows = self._in_kernel(self.kernel, unit, program, state)
+            signal, rows = self._in_kernel(self.kernel, self.both, unit, program, state)
         step = state["step"] / statistics.uses(state) + 1
         return signal.reshape(unit.shapes.X), state | {"small": rows, "step": step, "uses": jnp.float32(1)}
 
     @staticmethod
-    def _in_kernel(kernel: Kernel, unit: Unit, program: Program, state: State) -> tuple[jax.Array, jax.Array]:
+    def _in_kernel(
+        kernel: Kernel, both: bool, unit: Unit, program: Program, state: State
+    ) -> tuple[jax.Array, jax.Array]:
         found: dict[str, jax.Array] = {}
 
         def operand(name: str) -> jax.Array:
@@ -68,6 +73,10 @@ class TiledRule:
                 found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
             return found[name]
 
+        if not both:
+            reads_fah = used(program)[stored().index("fah")] > 0
+            found["W"] = jnp.where(reads_fah, operand("R"), operand("W"))
+            found["fah"] = operand("gh")
         arrays = {name: matrix(operand(name), OPERANDS[name].base) for name in stored()}
         arrays["b_L"] = arrays["b_L"].T
         assert unit.key is not None

@@ -22,6 +22,7 @@ from bpevo.rules import (
     takes,
 )
 from bpevo.rules.loops import Loop
+from bpevo.rules.tile_programs import reads_both_products
 from bpevo.training.graphs import graphs, without
 from bpevo.training.kernel import kernel_of
 from bpevo.training.slots import default_lowering, fitting, most_slots, shardings, slots
@@ -143,6 +144,7 @@ class Trainer:
             kernel = kernel or kernel_of(self._devices[0]).kernel
         self.kernel = None if rule else kernel
         self._in_kernel = np.zeros(self.capacity, bool)  # slots whose equation it takes
+        self._both = np.zeros(self.capacity, bool)  # those whose equation reads both products, gh and fah
         self._programs = self._make_programs()
         self.graphs = graphs(self._devices[0])
         # Until an epoch has run in graphs: the states that slots were given, as a failure loses those on the devices.
@@ -161,7 +163,7 @@ class Trainer:
 
     def compiled(self) -> jax.stages.Compiled:
         """The program of an epoch, compiled for itself: XLA's account of it, and its text."""
-        orders = self._placed_orders(self.kernel is not None, self._orders.active)
+        orders = self._placed_orders(self.kernel is not None, np.ones(self.capacity, bool))
         return self._programs[-1].lower(orders, self._states, self._examples).compile()
 
     def _make_programs(self, options: Mapping[str, int | str] | None = None) -> list[jax.stages.Wrapped]:
@@ -228,6 +230,7 @@ class Trainer:
             program = assemble(training.equation)
             jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, program)
             self._in_kernel[slot] = self.kernel is not None and takes(program)
+            self._both[slot] = reads_both_products(program)
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
@@ -344,7 +347,9 @@ class Trainer:
         orders = jax.tree.map(np.array, self._orders.replace(active=active))
         if in_kernel:
             assert self.kernel is not None
-            orders = orders.replace(rule=TiledRule(orders.rule.program, self.kernel))
+            # Under vmap every slot computes what any reads: a program for groups of which none reads both, and one for others.
+            both = isinstance(self.kernel, Loop) or bool((self._both & active).any())
+            orders = orders.replace(rule=TiledRule(orders.rule.program, self.kernel, both))
         return jax.device_put(orders, self._sharded)
 
 

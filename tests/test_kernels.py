@@ -116,15 +116,9 @@ def _hashable(steps: UnitSteps) -> UnitSteps:
     return steps
 
 
-@pytest.mark.parametrize(("platform", "geometry"), [k for k in KERNELS if k[0] != "cpu"])
-def test_of_programs_that_read_one_product_each_it_is_the_only_one_computed(units, platform, geometry):
-    steps = units[geometry]
-    texts = ["g", "unit_fro(fah) + hp", "gh - dh", "mul_noise(fa, 0.5)", "dfa"]
-    programs = [assemble(equation(t)) for t in texts]
-    assert not any(map(reads_both_products, programs)) and reads_both_products(assemble(equation("fa + gh")))
-    stacked = jax.tree.map(lambda *x: np.stack(x), *programs)
-    values = jax.tree.map(lambda x: np.repeat(x[:1], len(texts), 0), steps.values)  # as in training, slots' own
-    products = []
+def test_of_programs_that_need_one_product_each_no_other_is_computed(units):
+    """Beside the users' own, which may be made of gh and fah, or of W."""
+    steps, products = units["conv_stride_2"], []
 
     def counted(signal, weight):
         products.append(weight.shape)
@@ -132,16 +126,25 @@ def test_of_programs_that_read_one_product_each_it_is_the_only_one_computed(unit
 
     def signals(both: bool) -> np.ndarray:
         def one(program, values):
-            rule = TiledRule(program, KERNELS[platform, geometry], both)
+            rule = TiledRule(program, KERNELS["tpu", "conv_stride_2"], both)
             unit = dataclasses.replace(steps.unit_of(values, KEY), backward=counted)
             return rule.signal(unit, rule.init(steps.shapes))[0]
 
         return np.asarray(jax.jit(jax.vmap(one))(stacked, values))
 
-    alone = signals(both=False)
-    assert len(products) == 1 and np.abs(alone).max((*range(1, alone.ndim),)).min() > 0
-    np.testing.assert_array_equal(alone, signals(both=True))
-    assert len(products) == 3
+    def own(name: str, formula: str) -> rules.Operand:
+        return rules.Operand(name, name, "made of products", formula=formula)
+
+    with rules.register(own("of_fah", "unit_fro(fah)"), own("of_signs", "b_next @ sgn(W).T")):
+        texts = ["g", "unit_fro(fah) + hp", "gh - dh", "mul_noise(fa, 0.5)", "dfa", "of_fah", "fa + of_signs"]
+        programs = [assemble(equation(t)) for t in texts]
+        assert not any(map(reads_both_products, programs)) and reads_both_products(assemble(equation("of_fah + gh")))
+        stacked = jax.tree.map(lambda *x: np.stack(x), *programs)
+        values = jax.tree.map(lambda x: np.repeat(x[:1], len(texts), 0), steps.values)  # as in training, slots' own
+        alone = signals(both=False)
+        assert len(products) == 2 and np.abs(alone).max((*range(1, alone.ndim),)).min() > 0
+        np.testing.assert_array_equal(alone, signals(both=True))
+        assert len(products) == 2 + 3
 
 
 def test_a_kernel_in_a_layer_of_bfloat16_is_the_specialised_rule_there():

@@ -418,7 +418,9 @@ def test_vmap_and_the_kernel_agree_with_map():
     assert beside._cache_size() == inside._cache_size() == 1
     trainers[2]._programs[0] = None  # needed by no other
     assert run(trainers[2], {1: orders[1]})[1] == others[1][1]
-    assert inside._cache_size() == 1  # that one reads fa as well as g; what reads one product each has a program of its own
+    assert (
+        inside._cache_size() == 1
+    )  # that one reads fa as well as g; what reads one product each has a program of its own
     alone = run(trainers[2], {k: orders[k] for k in (0, 2)})
     assert alone == {k: others[1][k] for k in (0, 2)} and inside._cache_size() == 2
 

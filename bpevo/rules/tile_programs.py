@@ -97,10 +97,14 @@ def used(program: Program) -> jax.Array:
     return jnp.any(jnp.asarray(table)[program.load] & live[:, None], 0).astype(jnp.int32)
 
 
+def reads_product(program: Program, name: str) -> Any:
+    """Whether a program needs gh or fah, whatever it reads that is made of them. Of NumPy or traced arrays."""
+    return program.uses[p.codes().products.index(name)] > 0
+
+
 def reads_both_products(program: Program) -> bool:
-    """Whether a program (of NumPy arrays) reads gh as well as fah, two products of one signal."""
-    loads = (p.codes().loads[code] for code in program.load[: int(program.length)])
-    return {"gh", "fah"} <= frozenset().union(*map(made_of, loads))
+    """Whether a program (of NumPy arrays) needs gh as well as fah, two products of one signal."""
+    return bool(reads_product(program, "gh") and reads_product(program, "fah"))
 
 
 class Scalars:

@@ -12,7 +12,7 @@ from bpevo.rules.interpreter import InterpretedRule
 from bpevo.rules.kernels import Kernel
 from bpevo.rules.loops import Loop
 from bpevo.rules.program import Program
-from bpevo.rules.tile_programs import pack, stored, used
+from bpevo.rules.tile_programs import pack, reads_product, stored
 from bpevo.rules.types import matrix
 from bpevo.rules.unit import State, Unit, UnitShapes
 
@@ -74,9 +74,9 @@ class TiledRule:
             return found[name]
 
         if not both:
-            reads_fah = used(program)[stored().index("fah")] > 0
-            found["W"] = jnp.where(reads_fah, operand("R"), operand("W"))
-            found["fah"] = operand("gh")
+            weight = jnp.where(reads_product(program, "fah"), operand("R"), operand("W"))
+            one = formulas.formula_value(unit, "gh", lambda name: weight if name == "W" else operand(name))
+            found |= {"gh": one, "fah": one}
         arrays = {name: matrix(operand(name), OPERANDS[name].base) for name in stored()}
         arrays["b_L"] = arrays["b_L"].T
         assert unit.key is not None

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bpevo.rules import formulas, statistics
 from bpevo.rules.components import OPERANDS
@@ -73,10 +74,16 @@ class TiledRule:
                 found[name] = formulas.formula_value(unit, name, operand) if made else unit.values.read(name)
             return found[name]
 
-        if not both:
+        def product(name: str, replaced: str, by: jax.Array) -> jax.Array:
+            return formulas.formula_value(unit, name, lambda n: by if n == replaced else operand(n))
+
+        if (
+            both
+        ):  # XLA would make one dot of the two, of other rounding: a rule's signal must not depend on its neighbours
+            found["fah"] = product("fah", "b_next", lax.optimization_barrier(operand("b_next")))
+        else:
             weight = jnp.where(reads_product(program, "fah"), operand("R"), operand("W"))
-            one = formulas.formula_value(unit, "gh", lambda name: weight if name == "W" else operand(name))
-            found |= {"gh": one, "fah": one}
+            found["gh"] = found["fah"] = product("gh", "W", weight)
         arrays = {name: matrix(operand(name), OPERANDS[name].base) for name in stored()}
         arrays["b_L"] = arrays["b_L"].T
         assert unit.key is not None

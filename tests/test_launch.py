@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from absl import flags
 from rich.console import Console
 
 from bpevo import data, launch
-from bpevo.command import definitions, plans
+from bpevo.command import definitions, main, plans
 from bpevo.rules import NAMED, TABLE_1
 from bpevo.runs import RunDatabase
 from bpevo.workers import Recipe
@@ -59,6 +60,15 @@ def finish(start):
         return process.returncode, output, errors
 
     return finish
+
+
+def program(monkeypatch, module) -> tuple[tuple, dict]:
+    """What a command's module, as the main program, hands to what all commands share."""
+    handed = []
+    monkeypatch.setattr(main, "start", lambda *given, **named: handed.append((given, named)))
+    runpy.run_path(module.__file__, run_name="__main__")
+    (call,) = handed
+    return call
 
 
 def counts(workdir) -> dict[str, int]:

@@ -136,7 +136,8 @@ def test_a_row_says_how_many_of_the_rates_it_has():
 
 def test_untested_rows_stand_by_validation_and_what_always_diverged_below_all():
     found = table_of(
-        trained("g", {0.1: (None,)}), trained("fa", {0.1: (0.005,)}), trained("dfa", {0.1: (0.006,)}), trained("g - g", {0.1: (0.2,)})
+        trained("g", {0.1: (None,)}), trained("fa", {0.1: (0.005,)}), trained("dfa", {0.1: (0.006,)}),
+        trained("g - g", {0.1: (0.2,)}),
     )  # fmt: skip
     assert list(found) == ["g - g", "dfa", "fa", "g"]
 

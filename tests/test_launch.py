@@ -1,6 +1,7 @@
 """The command `python -m bpevo.launch`: flags, a small search, continuing it, refusing it, interrupting it."""
 
 import copy
+import importlib.util
 import io
 import os
 import pathlib
@@ -188,6 +189,7 @@ BAD = [
     ),
     ("--max_evaluations=1 --model=mlp-8;mlp-4", "1 learning rates, and a training, on each of 2 networks$"),
     ("--model=mlp-8;", "--model=mlp-8; must be a network, or different ones"),
+    ("--model=mlp-8;mlp-8", "--model=mlp-8;mlp-8 must be a network"),
     ("--max_parts=9", "--max_parts=9 must be at most 8"),
     ("--elite_size=0", "--elite_size=0 must be at least 1"),
     ("--elite_probability=1.5", r"elite_probability must lie in \[0, 1\]"),
@@ -202,7 +204,7 @@ BAD = [
     ("--stop_epochs=1,1 --epochs=3", "--stop_epochs=1,1 must rise"),
     ("--stop_epochs=4 --model=mlp-8;mlp-4", "--stop_epochs=4 must rise, from 1 to below --epochs=2 times 2 networks$"),
     ("--stop_epochs=1 --stop_quantile=0", "--stop_quantile=0.0 must lie between"),
-    ("--stop_epochs=2", "--stop_epochs=2 must rise, from 1 to below --epochs=2"),
+    ("--stop_epochs=2", "--stop_epochs=2 must rise, from 1 to below --epochs=2$"),
     ("--stop_epochs=1.5", "--stop_epochs=1.5 must be a list of numbers, such as 5,10$"),
     ("--stop_epochs=1 --stop_quantile=1", "--stop_quantile=1.0 must lie between"),
     ("--stop_epochs=1 --halving_eta=2", "contradict each other"),
@@ -293,6 +295,18 @@ def test_flags_that_are_not_given_have_the_defaults_that_their_help_tells():
     assert defaults(definitions.define_sweep) == {"vary": []}
 
 
+def test_only_tensorboard_needs_its_package_and_data_that_are_missing_are_no_wrong_flag(parsed, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else pytest.fail(name))
+    for arguments in ((), ("--metrics=csv",)):
+        assert plans.search_command(parsed("--workdir=x", *SMALL, *arguments))
+    with pytest.raises(
+        plans.UsageError, match="^--metrics=tensorboard needs tensorboardX: pip install tensorboardX, or"
+    ):
+        plans.search_command(parsed("--workdir=x", *SMALL, "--metrics=tensorboard"))
+    with pytest.raises(data.DataError, match="no_such.npz"):
+        plans.search_command(parsed("--workdir=x", *SMALL, "--dataset=no_such.npz"))
+
+
 def test_a_path_may_begin_with_the_home_directory_where_one_is_known(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert plans.path_of("workdir", "~/runs") == "/home/me/runs" and plans.path_of("workdir", "a/~") == "a/~"
@@ -358,6 +372,7 @@ def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
         ("--stop_epochs=1", 64),
         ("--stop_epochs=4", 32),
         ("--lag=3", 3),
+        ("--model=mlp-8;mlp-4", 64),  # twice as many trainings under way
         ("--pool=ray --workers=2 --slots=4", 32),  # as 8 slots
         ("--pool=ray --lag=5", 5),
     ],

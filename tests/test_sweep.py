@@ -279,11 +279,39 @@ def ran(*arguments: str) -> tuple[int, list[str]]:
 def test_where_some_failed_the_sweep_says_so_and_takes_their_exit_code(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping, "LAUNCH", [sys.executable, "-S", "-c", "print('out of luck'); raise SystemExit(3)"])
     code, said = ran(f"--workdir={tmp_path}", "--vary=seed=0|1")
-    assert code == 3 and said[0] == "2 searches, 1 at once"
+    assert code == 3 and said[0] == "2 searches, 1 at once" and not any("best rule" in line for line in said)
     assert said[-3:] == [
         "seed=0: out of luck", "seed=1: out of luck",
         "not all have ended: what was trained is kept; the same command continues",
     ]  # fmt: skip
+
+
+def test_what_searches_have_reached_is_looked_at_while_they_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "LOOK", 0.0)
+    looks, watched = [], []
+    monkeypatch.setattr(Sweep, "_look", lambda self, member: looks.append((member.name, member.name in self._running)))
+    made = sweep(tmp_path, {"a": None})
+
+    def until_looked_at() -> None:
+        watched.append(None)
+        if ("a", True) in looks or len(watched) > 20:
+            (tmp_path / "a.code").write_text("0")
+
+    made.run(until_looked_at)
+    assert looks[:2] == [("a", False), ("a", True)] and looks[-1] == ("a", False)
+
+
+def test_an_error_ends_what_runs(tmp_path):
+    made, children = sweep(tmp_path, {"a": None, "b": None}, 2), []
+
+    def failing() -> None:
+        if all((tmp_path / name / "running").exists() for name in "ab"):
+            children.extend(child for _, child in made._running.values())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        made.run(failing)
+    assert [child.returncode for child in children] == [143, 143]
 
 
 def test_searches_that_share_a_cluster_get_its_address_and_what_their_workers_need(tmp_path, monkeypatch):
@@ -367,6 +395,7 @@ def test_a_sweep_that_is_terminated_in_the_middle_goes_on_and_ends_with_a_table_
     trained = len(rows(folder / "seed=0")["evaluations"])
     assert 10 < trained < 40 and not (folder / "seed=1").exists()
     code, said = run()
+    assert "the best rule of each search" in " ".join(said.split())
     assert code == 0 and re.search(r"seed=0: done, trainings 40 of 12, best % \d", said) and "seed=1: done" in said
     search(tmp_path / "undisturbed", PLAN, StandIn(4))
     assert rows(folder / "seed=0") == rows(folder / "seed=1") == rows(tmp_path / "undisturbed")

@@ -228,7 +228,7 @@ def test_rungs_stop_where_a_further_one_would_keep_none():
     assert successive_halving(ranked[:4], np.random.default_rng(0)) == (3, 54)
 
 
-def test_what_is_missing_in_a_curve_counts_as_nothing():
-    rows = curves([None, 0.5], [0.25])
-    assert final_curves(rows, "fa").tolist() == [[0.0, 0.5], [0.25, 0.0]]
+def test_what_is_missing_in_a_curve_and_the_epoch_that_diverged_count_as_nothing():
+    rows = curves([None, 0.5, 0.75], [0.25, 0.5, None], [0.125])
+    assert final_curves(rows, "fa").tolist() == [[0.0, 0.5, 0.75], [0.25, 0.5, 0.0], [0.125, 0.0, 0.0]]
     assert rank_correlations(np.array([[0.5, 0.5], [0.1, 0.5]]))[:1] == pytest.approx((math.nan,), nan_ok=True)

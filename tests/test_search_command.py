@@ -118,6 +118,25 @@ def test_checkpoints_are_kept_unless_they_are_not_wanted_and_cleared_at_the_end(
     assert not made
 
 
+def test_only_a_space_without_more_equations_is_said_to_be_exhausted(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("bpevo.evolution.controllers.MAX_RESTARTS", 50)
+    few = ("--operands=g", "--unaries=identity", "--binaries=add,mul", "--max_parts=1", "--controller=random")
+    said = [line for line in start(tmp_path, *few)[1].splitlines() if "exhausted" in line]
+    assert len(said) == 1 and said[0].startswith("space exhausted: no new equation in ")
+    whole = start(tmp_path / "whole")[1]
+    assert "exhausted" not in whole and "" not in whole.splitlines()
+
+
+def test_a_front_is_shown_where_there_is_one(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunDatabase, "store_tables", lambda self, board, front: stored.append(list(front)))
+    monkeypatch.setattr(searching.report, "front_table", lambda front: f"a front of {len(front)}")
+    stored: list = []
+    for front, shown in (([types.SimpleNamespace(plain="a row")], True), ([], False)):
+        monkeypatch.setattr(searching.report, "front", lambda judged, front=front: front)
+        assert ("a front of 1" in start(tmp_path)[1].splitlines()) is shown
+    assert stored == [["a row"], []]
+
+
 def test_where_checkpoints_cannot_be_kept_the_way_out_is_named(start, tmp_path):
     (tmp_path / "checkpoints").write_text("no folder")
     with pytest.raises(

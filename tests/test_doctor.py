@@ -250,6 +250,7 @@ def stored(folder, settings: dict, versions: dict) -> None:
             database.add_proposal(Proposal(id=i, equation=parse("g").to_equation(PARTS), key=f"key {i}"))
         database.add_rows([outcome("g", stage=Stage.CONTROL, proposal=None), outcome("g"), outcome("h"), outcome("dh")])
         database.add_rows([outcome("fa", "diverged", proposal=2), outcome("fa", stage=Stage.TRIAL, proposal=1)])
+        database.add_rows([outcome("g", stage=Stage.CONFIRMATION, proposal=1)])
 
 
 def test_a_run_is_told_with_its_counts_and_what_wrote_it(tmp_path, free):
@@ -265,7 +266,7 @@ def test_a_run_is_told_with_its_counts_and_what_wrote_it(tmp_path, free):
         ("writer", f"none; the last was {owner}", ""),
         ("database", f"{size / 1024:.4g} KiB, integrity ok", ""),
         ("proposals", "3, 1 of them without a training", ""),
-        ("trainings", "control 1 done, search 1 diverged, search 3 done, trial 1 done", ""),
+        ("trainings", "confirmation 1 done, control 1 done, search 1 diverged, search 3 done, trial 1 done", ""),
         ("last written by", "these versions and this kind of device", ""),
         ("numerics", f"{NUMERICS}, {NUMERICS} in this release", ""),
         ("selection", f"version {SEMANTICS}, {SEMANTICS} in this release", ""),
@@ -285,6 +286,8 @@ def test_what_another_release_has_written_is_told(tmp_path, free):
         f"version 1, {SEMANTICS} in this release", "this release selects otherwise: read it, or go on by --fork_from"
     )  # fmt: skip
     assert found["checkpoints"] == ("0, 0 B", "")
+    stored(tmp_path / "newer", {"evolution": {}, "semantics": SEMANTICS + 1}, now)
+    assert findings(tmp_path / "newer")["selection"][1].startswith("this release selects otherwise")
     stored(tmp_path / "evaluation", {}, now)
     (tmp_path / "evaluation" / "checkpoints").symlink_to(tmp_path / "other")
     found = findings(tmp_path / "evaluation")
@@ -356,7 +359,7 @@ def test_copies_are_of_every_run_in_a_folder(examined, tmp_path):
     )
     for name in ("", "a", "b"):
         with RunDatabase.reading(target / name) as database:
-            assert database.settings()["name"] == name and len(database.rows()) == 6
+            assert database.settings()["name"] == name and len(database.rows()) == 7
     with pytest.raises(RunError, match=f"^there is no run in {target}/none to copy$"):
         examined(workdir=f"{target}/none", copy_to=str(tmp_path / "third"))
     with pytest.raises(RunError, match="--copy_to=FOLDER needs --workdir=FOLDER"):

@@ -76,15 +76,17 @@ def test_after_a_search_on_all_examples_the_final_training_has_those_of_validati
     assert len(made.test_split().train_labels) == 1437
 
 
-def test_another_data_set_has_its_own_number_of_examples(tmp_path):
+def test_another_data_set_has_its_own_number_of_examples(tmp_path, monkeypatch):
     searched(tmp_path, 200)
     arrays = {"x_train": np.zeros((90, 4, 4), np.uint8), "x_test": np.zeros((12, 4, 4), np.uint8)}
     np.savez(tmp_path / "mine.npz", y_train=np.arange(90) % 3, y_test=np.arange(12) % 3, **arrays)
-    flags = ungiven(tmp_path, dataset=str(tmp_path / "mine.npz"))
-    flags.train_examples = None  # the default
-    made = plans.evaluation_command(flags)
-    assert made.train_examples is None and len(made.training.split.train_labels) == 75  # a sixth is for validation
-    assert len(made.test_split().train_labels) == 90
+    monkeypatch.chdir(tmp_path)
+    for name in (str(tmp_path / "mine.npz"), "mine.npz"):
+        flags = ungiven(tmp_path, dataset=name)
+        flags.train_examples = None  # the default
+        made = plans.evaluation_command(flags)
+        assert made.train_examples is None and len(made.training.split.train_labels) == 75  # a sixth is for validation
+        assert len(made.test_split().train_labels) == 90
     same = plans.evaluation_command(ungiven(tmp_path, dataset="digits"))
     assert same.train_examples == 200 == len(same.training.split.train_labels)
 
@@ -150,6 +152,13 @@ def test_an_evaluation_of_an_older_version_is_not_continued(tmp_path):
         database.check_settings(old, {}, FREE)
     with pytest.raises(RunError, match=f"by version 1 .* has version {SEMANTICS}.* --scenario=ANOTHER_NAME"):
         evaluate.run(command, Console(file=io.StringIO()))
+    newer = plans.evaluation_command(values(tmp_path, scenario="newer"))
+    with RunDatabase.writing(newer.folder) as database:
+        database.check_settings(newer.fingerprint() | {"semantics": SEMANTICS + 1}, {}, FREE)
+    with pytest.raises(
+        RunError, match=f"/newer holds an evaluation by version {SEMANTICS + 1} .* has version {SEMANTICS}:"
+    ):
+        evaluate.run(newer, Console(file=io.StringIO()))
 
 
 @pytest.fixture

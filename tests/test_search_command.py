@@ -16,6 +16,7 @@ from bpevo import data, launch
 from bpevo.command import definitions, main, plans, pools, process, searching, selfcheck
 from bpevo.evolution import SameText
 from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.search import SEMANTICS
 from bpevo.training import DeviceLost, OutOfMemory
 from bpevo.workers import Checkpoints, LocalWorkers, PoolError, Recipe
 
@@ -135,6 +136,14 @@ def test_a_front_is_shown_where_there_is_one(start, tmp_path, monkeypatch):
         monkeypatch.setattr(searching.report, "front", lambda judged, front=front: front)
         assert ("a front of 1" in start(tmp_path)[1].splitlines()) is shown
     assert stored == [["a row"], []]
+
+
+def test_a_search_of_a_newer_version_is_not_continued(start, tmp_path):
+    with RunDatabase.writing(tmp_path) as database:
+        database.check_settings({"semantics": SEMANTICS + 1}, {}, ())
+    versions = f"by version {SEMANTICS + 1} of the rules of selection, this release has version {SEMANTICS}:"
+    with pytest.raises(RunError, match=versions):
+        start(tmp_path)
 
 
 def test_where_checkpoints_cannot_be_kept_the_way_out_is_named(start, tmp_path):

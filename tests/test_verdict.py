@@ -12,7 +12,7 @@ from bpevo.evaluation import EvaluationPlan, Treatment, standings, verdict
 from bpevo.evaluation.duplicates import Firsts
 from bpevo.evaluation.early_decisions import early_decisions, final_curves, rank_correlations, successive_halving
 from bpevo.evaluation.significance import Difference, Summary, paired, summary
-from bpevo.evaluation.standings import Standing, number
+from bpevo.evaluation.standings import Standing, number, paper_numbers
 from bpevo.evaluation.treatments import stored, under
 from bpevo.runs import Rows
 
@@ -104,6 +104,12 @@ def test_only_controls_go_by_a_name_and_what_diverged_has_no_validation():
     assert standing("fa").validation == 50.0 and standing("fa", learning_rate=None, tuning={}).validation is None
 
 
+@pytest.mark.parametrize("dataset", ["a.npz", "cifar10", "cifar100"])
+def test_only_on_the_papers_data_are_there_numbers_of_the_paper(dataset):
+    shown = paper_numbers(["unit_fro(g)"], {"scenario": "a1", "optimizer": "sgd", "dataset": dataset})
+    assert shown == ("84.15 ± 0.66" if dataset == "cifar10" else "")
+
+
 def test_a_single_value_has_no_deviation():
     assert number(summary([5.0])) == "5.00" and number(summary([5.0, 7.0])) == "6.00 ± 1.41"
 
@@ -132,6 +138,8 @@ def test_a_row_says_how_many_of_the_rates_it_has():
         trained("g", INSIDE, (0.2, (0.8, 0.81))), ZERO, trained("fa", {0.1: (0.5,), 0.2: (0.6,)}, (0.2, (0.9, 0.9)))
     )
     assert found["fa"].unfair == "2 of 3 learning rates were tried"
+    none = table_of(trained("g", INSIDE, (0.2, (0.8, 0.81))), trained("fa", {0.8: (0.5,)}, (0.8, (0.9, 0.9))))
+    assert none["fa"].unfair == "0 of 3 learning rates were tried"
 
 
 def test_untested_rows_stand_by_validation_and_what_always_diverged_below_all():

@@ -36,7 +36,12 @@ def test_the_version_is_the_one_that_is_installed():
 
 def test_what_people_type_is_found_where_it_is_made():
     made = importlib.import_module("bpevo.command.python")
-    assert [bpevo.Search, bpevo.Evaluation, bpevo.Funnel, bpevo.open] == [made.Search, made.Evaluation, made.Funnel, made.open]
+    assert [bpevo.Search, bpevo.Evaluation, bpevo.Funnel, bpevo.open] == [
+        made.Search,
+        made.Evaluation,
+        made.Funnel,
+        made.open,
+    ]
     assert bpevo.evolve is importlib.import_module("bpevo.layers").evolve
     assert set(bpevo.__all__) < set(dir(bpevo)) and dir(bpevo) == sorted(dir(bpevo))
 

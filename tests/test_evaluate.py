@@ -11,8 +11,10 @@ import types
 
 import numpy as np
 import pytest
+from test_launch import program
 from test_runs import EPOCHS, StandIn, plan, search
 
+import bpevo.evaluate
 from bpevo import data
 from bpevo.command import plans
 from bpevo.evaluation import (
@@ -222,9 +224,11 @@ def test_what_shares_a_program_trains_together_and_another_optimizer_does_not(tm
 
 
 def test_no_stage_sees_the_seeds_of_another_nor_of_the_search(undisturbed):
-    of_stage = {s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in ("tuning", "selection", "test")}
-    seen = [r for replicates in of_stage.values() for r in replicates]
-    assert len(seen) == len(set(seen)) and min(seen) >= 1000
+    of_stage = {s: {e.replicate for e in undisturbed.rows if e.stage == s} for s in FIRST_REPLICATE}
+    fresh = {2000, 2001, 2002}  # an ablation is compared with the selection
+    assert of_stage == {
+        "tuning": {1000, 1001}, "selection": fresh, "ablation": fresh, "test": {3000, 3001, 3002, 3003}
+    }  # fmt: skip
 
 
 def test_only_the_test_stage_sees_the_test_set(tmp_path):
@@ -260,6 +264,32 @@ def test_a_finished_evaluation_trains_nothing_again_and_more_repeats_only_the_mi
     assert places.trainer.trained == 2 * (len(CONTROLS) + len(RULES) + 2)
 
 
+def test_a_watch_is_told_how_many_trainings_a_stage_wants_and_has(tmp_path):
+    told = {}
+
+    def watch(stage, done, wanted, fresh):
+        told.setdefault(stage, []).append((done, wanted, len(fresh)))
+
+    two = dataclasses.replace(PLAN, repeats=2)
+    made = evaluate(tmp_path, two, watch=watch)
+    tested = len({e.equation for e in made.rows if e.stage == "test"})
+    for stage, wanted in (("selection", 3 * len(FOUND)), ("test", 2 * tested)):
+        counts = [count for _, _, count in told[stage]]
+        assert told[stage] == [(sum(counts[: i + 1]), wanted, count) for i, count in enumerate(counts)]
+        assert told[stage][-1][0] == wanted
+    assert told["tuning"][-1][:2] == (told["tuning"][-1][1],) * 2 and told["tuning"][0][0] == told["tuning"][0][2]
+    told.clear()
+    made = evaluate(tmp_path, watch=watch)  # two more of each
+    assert list(told) == ["test"] and told["test"][-1][:2] == (4 * tested, 4 * tested)
+    assert told["test"][0][0] == 2 * tested + told["test"][0][2]
+    untrained = Evaluation(types.SimpleNamespace(rows=lambda: made.rows), None, PLAN)
+    assert (untrained.occupancy, made.occupancy) == (0.0, 0.5)  # as the stand-in says
+
+
+def test_what_was_never_trained_is_worth_nothing(undisturbed):
+    assert undisturbed.worth(Treatment.parse("h")) == (False, 0.0) and undisturbed.rate(Treatment.parse("h")) is None
+
+
 def test_interruptions_change_no_row(undisturbed, tmp_path):
     chosen, interruptions = random.Random(0), 0
     while interruptions < 20:
@@ -292,9 +322,11 @@ def test_a_stop_is_deferred_until_the_epoch_in_progress_is_stored(undisturbed, t
 
 def test_rules_that_are_no_chain_get_a_program_of_their_own(tmp_path):
     places = Places()
-    evaluate(tmp_path, EvaluationPlan(named=treatments(TREE), learning_rates=(0.1, 0.3), repeats=2), places)
-    tree = str(Treatment.parse(TREE))
-    assert set(places.asked) == {(False, None), (False, tree), (True, None), (True, tree)}
+    named = treatments(TREE, f"{TREE} | grafted")
+    evaluate(tmp_path, EvaluationPlan(named=named, learning_rates=(0.1, 0.3), repeats=2), places)
+    tree = Treatment.parse(TREE).expression
+    assert set(places.asked) == {(False, None), (False, str(tree)), (True, None), (True, str(tree))}
+    assert {p for p in places.programs if p.rule} == {Program(rule=tree), Program(rule=tree, transforms=("grafted",))}
 
 
 def test_a_row_that_always_diverges_is_reported_and_never_tested(tmp_path, monkeypatch):
@@ -457,6 +489,13 @@ def test_the_final_training_uses_the_full_training_set_and_only_it(tmp_path):
 
 
 # The command.
+
+
+def test_the_command_is_a_program_with_the_flags_of_an_evaluation(monkeypatch):
+    (name, defined, run), named = program(monkeypatch, bpevo.evaluate)
+    assert (name, run.__name__, named) == ("bpevo.evaluate", "_run", {})
+    assert [d.__name__ for d in defined] == ["define_common", "define_evaluation"]
+
 
 FLAG_FILES = """
 import sys

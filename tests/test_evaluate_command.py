@@ -1,7 +1,10 @@
 """What `bpevo.evaluate` makes of its flags: the search's settings, rules of one function, evaluations of older versions."""
 
+import contextlib
+import csv
 import dataclasses
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -10,13 +13,14 @@ from test_evaluate import Values, treatments, values, workplace_of
 from test_runs import StandIn, plan, search
 
 from bpevo import data, evaluate
-from bpevo.command import plans
+from bpevo.command import evaluating, plans, pools, selfcheck
 from bpevo.evaluation import Evaluation, EvaluationPlan, controls
 from bpevo.evaluation.duplicates import Firsts
 from bpevo.evaluation.plan import FREE, SEMANTICS
 from bpevo.rules import TABLE_1
 from bpevo.runs import RunDatabase, RunError
 from bpevo.training import TrainingPlan, TrainingSettings
+from bpevo.workers import LocalWorkers
 
 # The settings of a search.
 
@@ -72,15 +76,17 @@ def test_after_a_search_on_all_examples_the_final_training_has_those_of_validati
     assert len(made.test_split().train_labels) == 1437
 
 
-def test_another_data_set_has_its_own_number_of_examples(tmp_path):
+def test_another_data_set_has_its_own_number_of_examples(tmp_path, monkeypatch):
     searched(tmp_path, 200)
     arrays = {"x_train": np.zeros((90, 4, 4), np.uint8), "x_test": np.zeros((12, 4, 4), np.uint8)}
     np.savez(tmp_path / "mine.npz", y_train=np.arange(90) % 3, y_test=np.arange(12) % 3, **arrays)
-    flags = ungiven(tmp_path, dataset=str(tmp_path / "mine.npz"))
-    flags.train_examples = None  # the default
-    made = plans.evaluation_command(flags)
-    assert made.train_examples is None and len(made.training.split.train_labels) == 75  # a sixth is for validation
-    assert len(made.test_split().train_labels) == 90
+    monkeypatch.chdir(tmp_path)
+    for name in (str(tmp_path / "mine.npz"), "mine.npz"):
+        flags = ungiven(tmp_path, dataset=name)
+        flags.train_examples = None  # the default
+        made = plans.evaluation_command(flags)
+        assert made.train_examples is None and len(made.training.split.train_labels) == 75  # a sixth is for validation
+        assert len(made.test_split().train_labels) == 90
     same = plans.evaluation_command(ungiven(tmp_path, dataset="digits"))
     assert same.train_examples == 200 == len(same.training.split.train_labels)
 
@@ -146,6 +152,108 @@ def test_an_evaluation_of_an_older_version_is_not_continued(tmp_path):
         database.check_settings(old, {}, FREE)
     with pytest.raises(RunError, match=f"by version 1 .* has version {SEMANTICS}.* --scenario=ANOTHER_NAME"):
         evaluate.run(command, Console(file=io.StringIO()))
+    newer = plans.evaluation_command(values(tmp_path, scenario="newer"))
+    with RunDatabase.writing(newer.folder) as database:
+        database.check_settings(newer.fingerprint() | {"semantics": SEMANTICS + 1}, {}, FREE)
+    with pytest.raises(
+        RunError, match=f"/newer holds an evaluation by version {SEMANTICS + 1} .* has version {SEMANTICS}:"
+    ):
+        evaluate.run(newer, Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs the command on a stand-in; returns the exit code and what it printed."""
+    monkeypatch.setattr(sys.modules["bpevo.evaluation.standings"], "_kind", lambda _: "")
+
+    def run(command, interrupt_after=float("inf")) -> tuple[int, str]:
+        trainer = StandIn(4, interrupt_after)
+        monkeypatch.setattr(
+            evaluating, "LocalWorkplace", lambda recipes: lambda on_test, program: LocalWorkers(trainer)
+        )
+        output = io.StringIO()
+        code = evaluate.run(command, Console(file=output, width=200))
+        return code, output.getvalue()
+
+    return run
+
+
+def quick(folder, **changes) -> plans.EvaluationCommand:
+    """An evaluation of one rule beside backprop."""
+    made = plans.evaluation_command(values(folder, learning_rates=["0.1"], **changes))
+    return dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, controls=treatments("g")))
+
+
+def test_an_evaluation_says_what_it_trains_on_how_it_goes_and_what_came_out(run, tmp_path):
+    command = quick(tmp_path, metrics="csv")
+    code, output = run(dataclasses.replace(command, likeness="unlike a search"))
+    lines = output.splitlines()
+    assert code == 0 and lines[:2] == [f"{command.training.dataset.source}; 2 rows", "unlike a search"]
+    assert "test: 6 of 6 trainings" in output and "interrupted" not in output
+    assert sum(line.startswith("Backprop, ") for line in lines) == 1 and any("mine" in line for line in lines)
+    with RunDatabase.reading(command.folder) as database:
+        stored = database.rows()
+    with open(command.folder / "metrics.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert len(written) == sum(row.epochs for row in stored) and {float(line["occupancy"]) for line in written} == {0.5}
+    code, output = run(command)  # nothing is missing, and there is nothing to be unlike
+    assert code == 0 and output.splitlines()[1].strip() and "of 6 trainings" not in output
+
+
+def test_an_interrupted_evaluation_says_that_the_same_command_continues(run, tmp_path):
+    code, output = run(quick(tmp_path), interrupt_after=3)
+    lines = output.splitlines()
+    assert code == 130 and "interrupted: every finished training is kept; the same command continues" in lines
+    assert (
+        lines[-1] == "Backprop has not been tested yet: no verdict."
+        and not (tmp_path / "mine" / "metrics.csv").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    "repeats, compared, judged", [(0, True, False), (0, False, True), (1, True, True), (1, False, True)]
+)
+def test_what_compares_without_a_test_is_a_stage_of_a_funnel_and_is_not_judged(
+    run, tmp_path, repeats, compared, judged
+):
+    command = quick(tmp_path, selection_repeats=1)
+    made = dataclasses.replace(command.evaluation, repeats=repeats, compared=compared)
+    _, output = run(dataclasses.replace(command, evaluation=made))
+    assert ("Backprop" in output) is judged
+
+
+def test_the_self_check_runs_where_it_is_asked_for(run, tmp_path, monkeypatch):
+    checks = []
+    monkeypatch.setattr(selfcheck, "check", lambda: checks.append("checked"))
+    run(quick(tmp_path, repeats=1))
+    assert not checks
+    run(quick(tmp_path, repeats=1, selfcheck=True))
+    assert checks == ["checked"]
+
+
+def test_on_a_pool_every_program_is_a_recipe_of_its_workers(run, tmp_path, monkeypatch):
+    """The first one is of the chains, with the transforms that stand beside the evaluation's own optimizer."""
+    used, asked = [], []
+
+    class Workers(LocalWorkers):
+        versions = {"device": "cpu", "rules": "interpreted"}
+
+        def use(self, recipe):
+            used.append((recipe.seed, recipe.slots, recipe.rule, recipe.max_parts))
+
+    @contextlib.contextmanager
+    def opened(plan, recipe, check, interruption, say):
+        asked.append((plan.workers, check, recipe))
+        yield Workers(StandIn(4))
+
+    monkeypatch.setattr(pools, "opened", opened)
+    command = quick(tmp_path, repeats=1, pool="ray", workers=2, rules="fa | lars", seed=3)
+    code, output = run(command)
+    assert code == 0 and "test: 2 of 2 trainings" in output and set(used) == {(3, 4, None, 3)}
+    ((workers, check, recipe),) = asked
+    assert (workers, check, recipe.seed, recipe.slots) == (2, False, 3, 4)
+    with RunDatabase.reading(command.folder) as database:
+        assert database.versions()["device"] == "pool x cpu"
 
 
 def test_another_optimizer_and_grafting_train_what_they_say(tmp_path):

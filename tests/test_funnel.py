@@ -7,12 +7,15 @@ import statistics
 import sys
 
 import pytest
+from test_launch import program
 from test_runs import EPOCHS, StandIn
 
 import bpevo
-from bpevo.command import evaluating, plans
+import bpevo.funnel
+from bpevo.command import evaluating, funnelling, plans, selfcheck
 from bpevo.command.plans import UsageError
-from bpevo.evaluation import EvaluationPlan, FunnelStage, Treatment, passed, read_stages
+from bpevo.evaluation import EvaluationPlan, FunnelStage, Passed, Treatment, passed, read_stages
+from bpevo.evaluation.significance import Summary
 from bpevo.evaluation.treatments import CONTROLS
 from bpevo.report import funnel_notes, funnel_table
 from bpevo.runs import Row, Rows
@@ -35,6 +38,7 @@ def test_stages_are_read_from_text():
         ("keep=3; keep=-1", "must say how many"),
         ("keep=3;", "stage 2, '', must say how many"),
         ("keep=3 epoch=5", "stage 1 has no setting 'epoch': it may change model, epochs"),
+        ("keep=3; epoch=5 rate=1 keep=2", "stage 2 has no setting 'epoch': it may"),
         ("keep=3 epochs=5 epochs=6", "stage 1 has a setting twice"),
         ("keep=3; keep=5", "keep must not grow from stage to stage, as 3, 5 does"),
     ],
@@ -82,6 +86,35 @@ def test_what_a_stage_showed_is_the_lead_over_tuned_backprop_paired_by_seed_at_t
     cells = {line.text: line.numbers[0] for line in funnel_table([many]).lines}
     assert cells["fa"] == "+50.00 ± 0.00* >" and cells["dfa"] == "+25.00 ± 0.00 >"
     assert "2 of 3 rules went on, 44 slot-epochs, 20 of them of controls" in funnel_notes(["stage 1"], [shown])[0]
+
+
+def test_a_rule_is_ahead_only_of_controls_that_it_leads_on_several_seeds_and_by_more_than_nothing():
+    g, double, fa, dfa, h = map(Treatment.parse, ("g", "2.0*g", "fa", "dfa", "h"))
+    plan = EvaluationPlan(controls=(g, double), found=(fa, dfa, h), learning_rates=(0.1,), compared=True)
+    fresh = {
+        "g": {1: 0.5, 2: 0.5}, "2.0*g": {1: 0.5, 2: None}, "h": {1: 0.5, 2: 0.5},
+        "fa": {1: 0.75, 2: 0.75},  # over 2.0*g on one seed alone
+        "dfa": {7: 1.0},  # on a seed of its own
+    }  # fmt: skip
+    rows = [row("tuning", text, 0.5) for text in fresh]
+    rows += [row("selection", text, a, replicate=seed) for text, of in fresh.items() for seed, a in of.items()]
+    shown = passed(Rows(rows), plan)
+    leads = {text: (lead.mean, lead.n) for text, lead in shown.leads.items()}
+    assert leads == {"fa": (25.0, 2), "h": (0.0, 2)} and (shown.diverged, shown.ahead) == (("2.0*g",), ())
+    alone = dataclasses.replace(plan, controls=(g,))
+    assert passed(Rows(rows), alone).ahead == ("fa",)  # h leads by 0 ± 0
+
+
+@pytest.mark.parametrize(
+    "leads, closest",
+    [({"2.0*g": 0.5, "g | lars": 0.25, "fa": 9.0}, "2.0*g"), ({"2.0*g": 0.0}, "g"), ({"2.0*g": -1.0}, "g"), ({}, "g")],
+)
+def test_the_closest_control_is_the_one_that_leads_backprop_by_most(leads, closest):
+    shown = Passed(
+        leads={text: Summary(n=2, mean=mean, deviation=1.0, margin=1.0) for text, mean in leads.items()},
+        ahead=(), diverged=(), controls=("g", "4.0*g", "2.0*g", "g | lars"), went_on=(), slot_epochs=0, of_controls=0,
+    )  # fmt: skip
+    assert shown.closest == closest
 
 
 class _AllDifferent(dict):
@@ -199,6 +232,40 @@ def test_a_funnel_continues_where_it_was_interrupted_and_trains_nothing_twice(tm
     stand_in |= {"trained": 0, "left": float("inf")}
     bpevo.Funnel(tmp_path / "whole", **SETTINGS).run()
     assert stand_in["trained"] == 0 < once
+
+
+def test_the_stages_are_evaluations_of_their_own_and_only_the_last_one_tests(tmp_path, stand_in):
+    given = SETTINGS | {"seed": 2**32 - 2, "ablate": 3, "max_hours": 5.0, "scenario": "up"}
+    made = funnelling.funnel_commands(bpevo.Funnel(tmp_path, **given)._values())
+    assert list(made) == [
+        "stage 1 (as given)",
+        "stage 2 (model=mlp-8-8, train_examples=128)",
+        "stage 3 (learning_rates=0.2)",
+    ]
+    evaluations = [c.evaluation for c in made.values()]
+    assert [(e.finalists, e.repeats, e.ablate, e.compared) for e in evaluations] == [
+        (4, 0, 0, True), (3, 0, 0, True), (1, 2, 3, True)
+    ]  # fmt: skip
+    assert all(e.named == () and [str(t) for t in e.found] == RULES.split(";") for e in evaluations)
+    assert [c.training.seed for c in made.values()] == [2**32 - 1, 0, 1]
+    assert [(c.folder.name, c.max_hours) for c in made.values()] == [("up-1", None), ("up-2", None), ("up-3", None)]
+
+
+def test_the_self_check_is_the_first_stages(tmp_path, stand_in, monkeypatch, capsys):
+    checks = []
+    monkeypatch.setattr(selfcheck, "check", lambda: checks.append("checked"))
+    few = SETTINGS | {"rules": "fa", "stages": ["keep=1", "keep=1"], "learning_rates": [0.1], "epochs": 1}
+    bpevo.Funnel(tmp_path, **few | {"selfcheck": True}).run()
+    printed = capsys.readouterr().out
+    assert (
+        checks == ["checked"] and "stage 1 (as given): 1 rules" in printed and "stage 2 (as given): 1 rules" in printed
+    )
+
+
+def test_the_funnel_is_a_program_with_the_flags_of_an_evaluation_and_its_stages(monkeypatch):
+    (name, defined, run), named = program(monkeypatch, bpevo.funnel)
+    assert (name, run, named) == ("bpevo.funnel", funnelling.run, {})
+    assert [d.__name__ for d in defined] == ["define_common", "define_evaluation", "define_funnel"]
 
 
 def test_flags_of_a_funnel_that_cannot_be_are_refused_before_anything_trains(tmp_path, stand_in):

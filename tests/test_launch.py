@@ -1,10 +1,12 @@
 """The command `python -m bpevo.launch`: flags, a small search, continuing it, refusing it, interrupting it."""
 
 import copy
+import importlib.util
 import io
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from absl import flags
 from rich.console import Console
 
 from bpevo import data, launch
-from bpevo.command import definitions, plans
+from bpevo.command import definitions, main, plans
 from bpevo.rules import NAMED, TABLE_1
 from bpevo.runs import RunDatabase
 from bpevo.workers import Recipe
@@ -59,6 +61,15 @@ def finish(start):
         return process.returncode, output, errors
 
     return finish
+
+
+def program(monkeypatch, module) -> tuple[tuple, dict]:
+    """What a command's module, as the main program, hands to what all commands share."""
+    handed = []
+    monkeypatch.setattr(main, "start", lambda *given, **named: handed.append((given, named)))
+    runpy.run_path(module.__file__, run_name="__main__")
+    (call,) = handed
+    return call
 
 
 def counts(workdir) -> dict[str, int]:
@@ -146,17 +157,25 @@ def parsed(defined):
 
 
 BAD = [
-    ("--learning_rates=fast", "learning_rates=fast must be a list of numbers"),
+    ("--learning_rates=fast", "learning_rates=fast must be a list of numbers, such as 0.1,0.05$"),
     ("--learning_rates=", "--learning_rates= must be different positive numbers"),
     ("--learning_rates=0.1,-0.1", "different positive numbers"),
     ("--learning_rates=0.1,0.1", "different positive numbers"),
+    ("--learning_rates=0", "--learning_rates=0 must be different positive numbers up to 1,000,000$"),
+    ("--learning_rates=1000001", "--learning_rates=1000001 must be different"),
     ("--learning_rates=inf", "list of numbers"),
     ("--slots=0", "--slots=0 must be at least 1"),
+    ("--slots=4097", "--slots=4097 must be at most 4096"),
     ("--train_examples=0", "--train_examples=0 must be at least 1"),
     ("--train_examples=5000", "digits has 1 to 1,197 training examples"),
     ("--batch_size=0", "batch_size and epochs must be at least 1"),
     ("--batch_size=500", "batch_size=500 is larger than the training set of 128"),
     ("--epochs=0", "batch_size and epochs must be at least 1"),
+    ("--epochs=2147483648 --batch_size=128", "--epochs=2147483648 is more than 2,147,483,647 steps"),
+    ("--max_hours=0", "--max_hours=0 must be above 0 and below 100,000"),
+    ("--max_hours=100000", "--max_hours=100000 must be above 0"),
+    ("--checkpoint_minutes=-1", "--checkpoint_minutes=-1.0 must be at least 0"),
+    ("--checkpoint_minutes=inf", "--checkpoint_minutes=inf must be"),
     ("--weight_decay=2", "weight_decay must lie in"),
     ("--seed=-1", "--seed=-1 must be at least 0"),
     ("--seed=4294967296", r"must be below 2\^32"),
@@ -168,6 +187,9 @@ BAD = [
         "--max_evaluations=1 --learning_rates=0.1,0.2",
         "less than one equation costs: a trial for each of 2 learning rates, and a training",
     ),
+    ("--max_evaluations=1 --model=mlp-8;mlp-4", "1 learning rates, and a training, on each of 2 networks$"),
+    ("--model=mlp-8;", "--model=mlp-8; must be a network, or different ones"),
+    ("--model=mlp-8;mlp-8", "--model=mlp-8;mlp-8 must be a network"),
     ("--max_parts=9", "--max_parts=9 must be at most 8"),
     ("--elite_size=0", "--elite_size=0 must be at least 1"),
     ("--elite_probability=1.5", r"elite_probability must lie in \[0, 1\]"),
@@ -175,8 +197,15 @@ BAD = [
     ("--mutations=one", "--mutations=one must be a list of numbers"),
     ("--lag=0", "--lag=0 must be at least 1"),
     ("--top=0", "--top=0 must be at least 1"),
-    ("--stop_epochs=2", "--stop_epochs=2 must rise, from 1 to below --epochs=2"),
-    ("--stop_epochs=1.5", "--stop_epochs=1.5 must be a list of numbers"),
+    ("--repeats=0", "--repeats=0 must be at least 1"),
+    ("--repeats=1000", "--repeats=1000 must be at most 999"),
+    ("--tournament=0", "--tournament=0 must be at least 1"),
+    ("--stop_epochs=0", "--stop_epochs=0 must rise, from 1 to"),
+    ("--stop_epochs=1,1 --epochs=3", "--stop_epochs=1,1 must rise"),
+    ("--stop_epochs=4 --model=mlp-8;mlp-4", "--stop_epochs=4 must rise, from 1 to below --epochs=2 times 2 networks$"),
+    ("--stop_epochs=1 --stop_quantile=0", "--stop_quantile=0.0 must lie between"),
+    ("--stop_epochs=2", "--stop_epochs=2 must rise, from 1 to below --epochs=2$"),
+    ("--stop_epochs=1.5", "--stop_epochs=1.5 must be a list of numbers, such as 5,10$"),
     ("--stop_epochs=1 --stop_quantile=1", "--stop_quantile=1.0 must lie between"),
     ("--stop_epochs=1 --halving_eta=2", "contradict each other"),
     ("--halving_eta=1", "--halving_eta=1 must be at least 2"),
@@ -222,6 +251,98 @@ def test_flags_that_cannot_be_honoured_are_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--slots=4096", "--learning_rates=1000000", "--repeats=999", "--max_hours=99999", "--checkpoint_minutes=0",
+        "--max_parts=8", "--seed=4294967295", "--epochs=2147483647 --batch_size=128",
+        "--max_evaluations=3 --learning_rates=0.1,0.2 --controller=random", "--halving_eta=2",
+        "--stop_epochs=1,3 --epochs=2 --model=mlp-8;mlp-4",
+    ],
+)  # fmt: skip
+def test_flags_may_go_to_their_limits(parsed, arguments):
+    values = parsed("--workdir=x", *SMALL, *arguments.split())
+    assert plans.search_command(values).max_hours == values.max_hours
+
+
+def test_flags_that_are_not_given_have_the_defaults_that_their_help_tells():
+    def defaults(*define) -> dict:
+        made = flags.FlagValues()
+        for each in define:
+            each(made)
+        return {name: made[name].default for name in made}
+
+    common = {
+        "workdir": None, "dataset": "cifar10", "data_dir": None, "train_examples": None, "model": "wrn-16-2", "optimizer": "sgd",
+        "learning_rates": ["0.1"], "weight_decay": 0.001, "batch_size": 128, "epochs": 20, "schedule": "paper",
+        "compute_dtype": "float32", "slots": None, "pool": "local", "ray_address": None, "workers": None, "worker_cpus": None,
+        "seed": 0, "max_hours": None, "metrics": None, "selfcheck": True,
+    }  # fmt: skip
+    assert defaults(definitions.define_common) == common
+    assert defaults(definitions.define_search) == {
+        "checkpoint_minutes": 10.0, "controller": "paper", "max_evaluations": 1000, "fitness_over": "worst", "max_parts": 3,
+        "elite_size": None, "elite_probability": 0.7, "tournament": 10, "mutations": ["1"], "initial": "random", "operands": [],
+        "unaries": [], "binaries": [], "lag": None, "stop_epochs": [], "stop_quantile": 0.5, "halving_eta": 0,
+        "equivalence": True, "top": 5, "repeats": 5, "fork_from": None,
+    }  # fmt: skip
+    evaluation = {
+        "scenario": "evaluation", "rules": None, "top": 100, "finalists": 10, "tuning_repeats": 1, "selection_repeats": 5,
+        "repeats": 10, "eval_examples": None, "ablate": 0, "alignment": False,
+    }  # fmt: skip
+    assert defaults(definitions.define_evaluation) == evaluation
+    funnel = evaluation | {"scenario": "funnel", "stages": None}
+    assert defaults(definitions.define_evaluation, definitions.define_funnel) == funnel
+    assert defaults(definitions.define_sweep) == {"vary": []}
+
+
+def test_only_tensorboard_needs_its_package_and_data_that_are_missing_are_no_wrong_flag(parsed, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else pytest.fail(name))
+    for arguments in ((), ("--metrics=csv",)):
+        assert plans.search_command(parsed("--workdir=x", *SMALL, *arguments))
+    with pytest.raises(
+        plans.UsageError, match="^--metrics=tensorboard needs tensorboardX: pip install tensorboardX, or"
+    ):
+        plans.search_command(parsed("--workdir=x", *SMALL, "--metrics=tensorboard"))
+    with pytest.raises(data.DataError, match="no_such.npz"):
+        plans.search_command(parsed("--workdir=x", *SMALL, "--dataset=no_such.npz"))
+
+
+def test_a_path_may_begin_with_the_home_directory_where_one_is_known(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert plans.path_of("workdir", "~/runs") == "/home/me/runs" and plans.path_of("workdir", "a/~") == "a/~"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    for path in ("~", "~/runs"):
+        with pytest.raises(plans.UsageError, match=f"--workdir={path}: no home directory is known"):
+            plans.path_of("workdir", path)
+    assert plans.path_of("workdir", "~somebody/runs") == "~somebody/runs"  # a name, unless somebody has a home
+
+
+def test_a_third_of_the_validation_examples_is_kept_for_the_fresh_seeds(parsed, tmp_path):
+    def command(count: int, *arguments) -> plans.SearchCommand:
+        labels = np.arange(count) % 2
+        np.savez(
+            tmp_path / "mine.npz", x_train=np.zeros((count, 4, 4), np.uint8), y_train=labels,
+            x_test=np.zeros((4, 4, 4), np.uint8), y_test=labels[:4],
+        )  # fmt: skip
+        given = ("--workdir=x", f"--dataset={tmp_path / 'mine.npz'}", "--model=mlp-4", "--batch_size=2", "--slots=1")
+        return plans.search_command(parsed(*given, *arguments))
+
+    assert plans.search_command(parsed("--workdir=x", *SMALL)).training.held_out == 80  # of 240
+    assert command(18).training.held_out == 1  # of 3, which is a sixth
+    with pytest.raises(plans.UsageError, match="leaves 2 validation examples: a search needs at least 3, for a third"):
+        command(12)
+
+
+def test_a_pools_slots_are_told_or_the_lag_is(parsed):
+    for arguments in ((), ("--workers=2",), ("--slots=4",)):
+        with pytest.raises(plans.UsageError, match="--pool=ray needs --workers and --slots, or --lag"):
+            plans.search_plan(parsed("--pool=ray", *arguments))
+    with pytest.raises(plans.UsageError, match="--workers=0 must be at least 1"):
+        plans.pool_plan(parsed("--pool=ray", "--workers=0"))
+    made = plans.pool_plan(parsed("--pool=ray", "--workers=1", "--worker_cpus=3", "--ray_address=auto"))
+    assert (made.address, made.workers, made.cpus) == ("auto", 1, 3) and plans.pool_plan(parsed()) is None
+
+
 def test_a_workdir_is_needed(parsed):
     with pytest.raises(plans.UsageError, match="--workdir=FOLDER is needed"):
         launch.run(plans.search_command(parsed(*SMALL)), Console(file=io.StringIO()))
@@ -251,6 +372,7 @@ def test_known_starts_hold_backprop_and_what_fits_into_the_parts(parsed):
         ("--stop_epochs=1", 64),
         ("--stop_epochs=4", 32),
         ("--lag=3", 3),
+        ("--model=mlp-8;mlp-4", 64),  # twice as many trainings under way
         ("--pool=ray --workers=2 --slots=4", 32),  # as 8 slots
         ("--pool=ray --lag=5", 5),
     ],
@@ -271,6 +393,13 @@ def test_a_trial_ends_at_the_first_rung_or_a_quarter_of_the_epochs(parsed, epoch
     assert plans.search_plan(given).trial_epochs == trial
 
 
+def test_over_several_networks_a_trial_ends_on_the_first_of_them(parsed):
+    """The first rung is at the end of the first network, where there are four epochs: the trial is a quarter of these."""
+    given = parsed(*SMALL, "--epochs=4", "--stop_epochs=4", "--model=mlp-8;mlp-4", "--controller=random")
+    plan = plans.search_plan(given)
+    assert (plan.trial_epochs, plan.networks.names, plan.networks.epochs) == (1, ("mlp-8", "mlp-4"), 4)
+
+
 def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
     plan = plans.search_plan(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
     assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [
@@ -278,6 +407,7 @@ def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
         (6, pytest.approx(2 / 3)),
     ]
     assert plan.rung_epochs == (2, 6)
+    assert plans.search_plan(parsed(*SMALL, "--halving_eta=2", "--epochs=8")).rung_epochs == (1, 2, 4)
 
 
 def test_the_fingerprint_changes_with_every_setting_that_changes_results(parsed):

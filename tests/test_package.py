@@ -34,6 +34,18 @@ def test_the_version_is_the_one_that_is_installed():
     assert config["metadata"]["version"] == "attr: bpevo.__version__" and bpevo.__version__[0].isdigit()
 
 
+def test_what_people_type_is_found_where_it_is_made():
+    made = importlib.import_module("bpevo.command.python")
+    assert [bpevo.Search, bpevo.Evaluation, bpevo.Funnel, bpevo.open] == [
+        made.Search,
+        made.Evaluation,
+        made.Funnel,
+        made.open,
+    ]
+    assert bpevo.evolve is importlib.import_module("bpevo.layers").evolve
+    assert set(bpevo.__all__) < set(dir(bpevo)) and dir(bpevo) == sorted(dir(bpevo))
+
+
 def test_what_is_no_room_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'bpevo' has no attribute 'ruels'"):
         _ = bpevo.ruels

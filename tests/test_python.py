@@ -5,13 +5,14 @@ import csv
 import re
 import signal
 import sqlite3
+import types
 
 import jax
 import pytest
 
 import bpevo
 from bpevo import rules
-from bpevo.command import plans, python
+from bpevo.command import funnelling, plans, python
 from bpevo.command.plans import UsageError
 from bpevo.data import DataError
 from bpevo.runs import RunError
@@ -133,6 +134,35 @@ def test_what_is_missing_is_named(tmp_path):
         bpevo.Evaluation(tmp_path).run()
     with pytest.raises(UsageError, match="^rules: rule 1 of tabel1, .*; the nearest is 'table1'"):
         bpevo.Evaluation(tmp_path, rules="tabel1", dataset="digits").run()
+
+
+def test_the_first_unknown_setting_is_named_and_none_is_not_given(tmp_path):
+    with pytest.raises(TypeError, match="^Search takes no 'epoch'; the nearest is 'epochs'$"):
+        bpevo.Search(tmp_path, epoch=3, slot=2)._values()
+    made = bpevo.Search(tmp_path, epochs=None, top=3)._values()
+    assert (made.epochs, made.top, made["epochs"].present) == (20, 3, 0)
+
+
+def test_within_a_run_jax_is_what_commands_fix_and_afterwards_what_it_was():
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
+        with python._settled_jax():
+            assert jax.config.jax_default_prng_impl == "threefry2x32"
+        assert jax.config.jax_default_prng_impl == "rbg"
+    finally:
+        jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+
+def test_a_funnel_gives_the_last_evaluation_that_has_begun(tmp_path, monkeypatch):
+    folders = [tmp_path / str(number) for number in (1, 2, 3)]
+    for folder in folders[:2]:
+        folder.mkdir()
+    commands = {folder.name: types.SimpleNamespace(folder=folder) for folder in folders}
+    climbed = []
+    monkeypatch.setattr(funnelling, "funnel_commands", lambda values: commands)
+    monkeypatch.setattr(funnelling, "climb", lambda made, hours, *_: climbed.append((made, hours)))
+    monkeypatch.setattr(python, "open", lambda folder: folder)
+    assert bpevo.Funnel(tmp_path, max_hours=2.0).run() == folders[1] and climbed == [(commands, 2.0)]
 
 
 def test_what_is_said_speaks_of_keywords_and_leaves_whole_commands(capsys):

@@ -14,13 +14,15 @@ import time
 import pytest
 from absl import flags
 from rich.console import Console
+from test_launch import program
 from test_runs import REPOSITORY, StandIn, plan, rows, search
 
 import bpevo
-from bpevo import report
-from bpevo.command import definitions, plans, process, sweeping
+import bpevo.sweep
+from bpevo import data, report
+from bpevo.command import definitions, plans, pools, process, sweeping
 from bpevo.command.sweeping import Member, Sweep, members
-from bpevo.runs import Glance, RunDatabase
+from bpevo.runs import Glance, RunDatabase, RunError
 
 TINY = (
     "--dataset=digits", "--model=mlp-8", "--train_examples=64", "--batch_size=32", "--epochs=1", "--max_evaluations=12",
@@ -89,6 +91,24 @@ def test_what_cannot_be_is_one_line_before_anything_starts(tmp_path, arguments, 
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+def test_the_name_of_a_folder_has_up_to_200_bytes(tmp_path):
+    long = "g;" * 95 + "fa"  # with "initial=" 200
+    (made,) = members(values(f"--workdir={tmp_path}", "--controller=random", f"--vary=initial={long}"))
+    assert len(made.name) == 200 and made.name == f"initial={long}"
+    with pytest.raises(plans.UsageError, match=";dfa is too long for the name of a folder"):
+        members(values(f"--workdir={tmp_path}", "--controller=random", f"--vary=initial={long[:-2]}dfa"))
+    assert members(values(f"--workdir={tmp_path}", "--vary=unaries=clip:0.5"))[0].name == "unaries=clip:0.5"
+
+
+def test_a_workdir_and_data_are_needed(tmp_path):
+    with pytest.raises(
+        plans.UsageError, match="--workdir=FOLDER is needed: each search gets a folder of its own in it"
+    ):
+        members(values("--vary=seed=0|1"))
+    with pytest.raises(data.DataError, match="^seed=0: .*no_such"):
+        members(values(f"--workdir={tmp_path}", "--vary=seed=0|1", "--dataset=no_such.npz"))
+
+
 def test_each_search_is_the_ordinary_launch(tmp_path):
     asked = [*sweeping.LAUNCH, f"--workdir={tmp_path}", "--batch_size=0"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -100,12 +120,13 @@ def test_each_search_is_the_ordinary_launch(tmp_path):
 
 # A search that takes the exit code in `code` beside its folder; without one it waits until it is terminated.
 SEARCH = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 workdir = pathlib.Path(sys.argv[1].partition("=")[2])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 (workdir / "run.sqlite").touch()
 others = list(workdir.parent.glob("*/running"))
 (workdir / "running").touch()
+(workdir / "session").write_text(str(os.getsid(0) == os.getpid()))
 (workdir / "beside").write_text(str(len(others)))
 code = workdir.parent / f"{workdir.name}.code"
 while not code.exists():
@@ -169,6 +190,52 @@ def test_a_search_that_fails_is_told_and_the_others_go_on(tmp_path):
     made = sweep(tmp_path, {"a": 2, "b": 0})
     made.run(nothing)
     assert (made.code, states(made), made.said) == (2, ["failed", "done"], ["a: last line"])
+    assert (tmp_path / "a" / "session").read_text() == "True"  # of its own: a terminal's signals reach the sweep alone
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "states_after", "said"),
+    [
+        ([0, 0], 0, ["done", "done"], []),
+        ([129, 2], 129, ["interrupted", "failed"], ["b: exit code 2, see {folder}/b/log.txt"]),
+        ([128, 0], 128, ["failed", "done"], ["a: exit code 128, see {folder}/a/log.txt"]),
+        ([2, 75], 75, ["failed", "failed"], None),
+        ([1, 3], 1, ["failed", "failed"], None),
+        ([-15, 0], 75, ["failed", "done"], ["a: its process was ended by SIGTERM"]),
+    ],
+)
+def test_how_searches_ended_is_told_and_decides_the_exit_code(tmp_path, ended, code, states_after, said):
+    """The first that failed decides; but where a device failed the same command continues."""
+    asked = [Member(name=n, workdir=tmp_path / n, flags=(), planned=12, settings="{}") for n in "ab"]
+    made = Sweep(asked, 1, [])
+    assert (made.code, made.stopped, states(made)) == (0, False, ["waiting", "waiting"])
+    for member, of in zip(asked, ended, strict=True):
+        made._end(member, of)
+    assert (made.code, states(made)) == (code, states_after)
+    assert said is None or made.said == [line.format(folder=tmp_path) for line in said]
+
+
+@pytest.mark.parametrize("code, left", [(74, True), (75, False), (76, True)])
+def test_only_a_device_that_failed_ends_the_waiting(tmp_path, code, left):
+    made = sweep(tmp_path, {"a": 0, "b": 0})
+    made._end(Member(name="a", workdir=tmp_path / "a", flags=(), planned=12, settings="{}"), code)
+    assert bool(made._waiting) is left
+
+
+def test_the_last_words_are_the_last_line_of_the_last_4000_bytes(tmp_path):
+    member = Member(name="a", workdir=tmp_path, flags=(), planned=12, settings="{}")
+    member.log.write_bytes(b"first\n" + b"x" * 3989 + b"\n\xff\x1b last\n \n")
+    assert sweeping._last_words(member, 1) == "\ufffd\\x1b last"
+    member.log.write_bytes(b"y" + b"x" * 4000)
+    assert sweeping._last_words(member, 1) == "x" * 4000
+    member.log.write_bytes(b" \n")
+    assert sweeping._last_words(member, 3) == f"exit code 3, see {tmp_path}/log.txt"
+
+
+def test_a_search_that_cannot_be_started_ends_the_sweep_with_a_message(tmp_path):
+    asked = [Member(name="a", workdir=tmp_path / "a", flags=(), planned=12, settings="{}")]
+    with pytest.raises(RunError, match=f"^cannot start a search in {tmp_path}/a: No such file or directory$"):
+        Sweep(asked, 1, ["/no/such/program"]).run(nothing)
 
 
 def test_where_a_device_or_a_cluster_failed_nothing_more_is_started(tmp_path):
@@ -200,6 +267,84 @@ def test_other_settings_are_another_search(tmp_path):
     (slower,) = members(values(f"--workdir={tmp_path}", "--vary=seed=0", "--slots=4", "--metrics=csv"))
     assert slower.finished
     assert Sweep([slower], 1, [], []).states["seed=0"].reached.trained == 12
+
+
+def ran(*arguments: str) -> tuple[int, list[str]]:
+    """The exit code and what is printed, in this process."""
+    output = io.StringIO()
+    code = sweeping.run(values(*arguments), Console(file=output, width=100), process.Interruption())
+    return code, output.getvalue().splitlines()
+
+
+def test_where_some_failed_the_sweep_says_so_and_takes_their_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "LAUNCH", [sys.executable, "-S", "-c", "print('out of luck'); raise SystemExit(3)"])
+    code, said = ran(f"--workdir={tmp_path}", "--vary=seed=0|1")
+    assert code == 3 and said[0] == "2 searches, 1 at once" and not any("best rule" in line for line in said)
+    assert said[-3:] == [
+        "seed=0: out of luck", "seed=1: out of luck",
+        "not all have ended: what was trained is kept; the same command continues",
+    ]  # fmt: skip
+
+
+def test_what_searches_have_reached_is_looked_at_while_they_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "LOOK", 0.0)
+    looks, watched = [], []
+    monkeypatch.setattr(Sweep, "_look", lambda self, member: looks.append((member.name, member.name in self._running)))
+    made = sweep(tmp_path, {"a": None})
+
+    def until_looked_at() -> None:
+        watched.append(None)
+        if ("a", True) in looks or len(watched) > 20:
+            (tmp_path / "a.code").write_text("0")
+
+    made.run(until_looked_at)
+    assert looks[:2] == [("a", False), ("a", True)] and looks[-1] == ("a", False)
+
+
+def test_an_error_ends_what_runs(tmp_path):
+    made, children = sweep(tmp_path, {"a": None, "b": None}, 2), []
+
+    def failing() -> None:
+        if all((tmp_path / name / "running").exists() for name in "ab"):
+            children.extend(child for _, child in made._running.values())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        made.run(failing)
+    assert [child.returncode for child in children] == [143, 143]
+
+
+def test_searches_that_share_a_cluster_get_its_address_and_what_their_workers_need(tmp_path, monkeypatch):
+    shared = []
+
+    @contextlib.contextmanager
+    def share(plan, searches, interruption):
+        shared.append((plan.workers, searches))
+        yield 5, pools.PoolPlan(address="head:1", workers=2, cpus=plan.cpus)
+
+    monkeypatch.setattr(pools, "shared", share)
+    told = "import sys; print(sys.argv[-2:]); raise SystemExit(3)"
+    monkeypatch.setattr(sweeping, "LAUNCH", [sys.executable, "-S", "-c", told])
+    pool = ("--pool=ray", "--workers=2", "--lag=4", f"--workdir={tmp_path}")
+    code, said = ran("--vary=seed=0", *pool, "--worker_cpus=3")
+    assert (code, said[0]) == (
+        3,
+        "1 searches, 1 at once",
+    ) and "seed=0: ['--ray_address=head:1', '--worker_cpus=3']" in said
+    assert ran("--vary=seed=0|1", *pool)[1][0] == "2 searches, 2 at once" and shared == [(2, 1), (2, 2)]
+    for member in members(values("--vary=seed=0|1", *pool)):
+        (member.workdir / "run.sqlite").touch()
+        member.finish()
+    monkeypatch.setattr(sweeping, "write", lambda folder: (f"{folder}/page", "another"))
+    code, said = ran("--vary=seed=0|1", *pool)
+    assert code == 0 and len(shared) == 2 and said[0] == "2 searches, 1 at once"  # nothing is left to run on a cluster
+    assert said[-1] == f"report: {tmp_path}/page"
+
+
+def test_a_sweep_is_a_program_that_takes_no_accelerator(monkeypatch):
+    (name, defined, run), named = program(monkeypatch, bpevo.sweep)
+    assert (name, run) == ("bpevo.sweep", sweeping.run) and named["elsewhere"](None) is True
+    assert [d.__name__ for d in defined] == ["define_common", "define_search", "define_sweep"]
 
 
 # A whole sweep, over stand-ins for training.
@@ -250,6 +395,7 @@ def test_a_sweep_that_is_terminated_in_the_middle_goes_on_and_ends_with_a_table_
     trained = len(rows(folder / "seed=0")["evaluations"])
     assert 10 < trained < 40 and not (folder / "seed=1").exists()
     code, said = run()
+    assert "the best rule of each search" in " ".join(said.split())
     assert code == 0 and re.search(r"seed=0: done, trainings 40 of 12, best % \d", said) and "seed=1: done" in said
     search(tmp_path / "undisturbed", PLAN, StandIn(4))
     assert rows(folder / "seed=0") == rows(folder / "seed=1") == rows(tmp_path / "undisturbed")

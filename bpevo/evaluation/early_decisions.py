@@ -63,7 +63,7 @@ def successive_halving(curves: np.ndarray, rng: np.random.Generator, eta: int = 
     for i, rung in enumerate(rungs):
         spent, trained = spent + len(alive) * (rung - trained), rung
         order = np.lexsort((rng.random(len(alive)), -curves[alive, rung - 1]))
-        alive = alive[order][: 1 if i == len(rungs) - 1 else max(1, len(alive) // eta)]
+        alive = alive[order][: 1 if i == len(rungs) - 1 else len(alive) // eta]
     return int(alive[0]), spent
 
 

@@ -103,7 +103,7 @@ def _lead(accuracies: Mapping[int, float | None], control: Mapping[int, float | 
 
 
 def _above_zero(lead: Summary) -> bool:
-    return lead.n > 1 and lead.mean > lead.margin
+    return lead.mean > lead.margin  # never on one seed, whose margin is nan
 
 
 def _fresh(rows: Rows, treatment: Treatment) -> dict[int, float | None]:

@@ -499,7 +499,7 @@ def test_a_job_alone_has_crashed_when_it_brought_workers_down_on_two_nodes():
 def test_two_crashes_on_one_node_do_where_no_other_has_room():
     for confined in (False, True):
         suspects = Suspects()
-        suspects.alone.append(seeded(1))
+        suspects.alone.extend([seeded(1), seeded(2)])
         nodes = {"a", "b"} if confined else {"a"}
         assert not suspects.crashed("a", Cause.ITSELF, nodes)
         if confined:
@@ -507,7 +507,7 @@ def test_two_crashes_on_one_node_do_where_no_other_has_room():
             assert suspects.without(nodes) == set()
         assert suspects.crashed("a", Cause.ITSELF, nodes)
         suspects.ended(suspects.alone[0])
-        suspects.alone.append(seeded(1))  # nothing is known of it any more
+        suspects.alone.appendleft(seeded(1))  # nothing is known of it any more
         assert not suspects.crashed("a", Cause.ITSELF, {"a", "b"}) and suspects.without({"a", "b"}) == {"a"}
 
 

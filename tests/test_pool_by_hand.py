@@ -130,6 +130,7 @@ def test_a_pool_counts_its_slots_and_spreads_what_there_is():
     hand.poll(w0=report(4, 6, epochs=(7, 12)), w1=report(7, epochs=(2, 2)))
     assert counts() == (8, 8, 8, True, 9 / 14)
     assert [line for line in hand.said if "slot" in line] == ["worker a/0: 4 slots", "worker a/1: 4 slots"]
+    assert pool.versions == VERSIONS
     pool.use("another")
     pool.poll()
     assert counts() == (4, 4, 4, True, 9 / 14)  # one worker makes its slots anew, the other waits for its program

@@ -1,5 +1,6 @@
 """What terminals of all widths and kinds show, and what a file gets: on pseudo-terminals, read as their screens would."""
 
+import collections
 import dataclasses
 import fcntl
 import io
@@ -26,7 +27,9 @@ from bpevo.command.process import STOPPING, Output
 from bpevo.data.progress import reporter
 from bpevo.evaluation import standings
 from bpevo.report import Progress, Stages, leaderboard, progress, standings_table, table
+from bpevo.rules import parse
 from bpevo.runs import Rows
+from bpevo.workers import Stage
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LONG = "(unit_col2(sgn_W) @ b_next.T).T * (dh - 0.01)"
@@ -263,6 +266,135 @@ def test_a_notebook_has_a_line_of_each_stage_of_an_evaluation(monkeypatch):
         (0, "tuning: 3 of 3 trainings"),
         (1, "test: 1 of 1 trainings"),
     ]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds as progress sees them."""
+    made = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+def figures(*networks: str, **known) -> types.SimpleNamespace:
+    """A search's running figures."""
+    controls = known.pop("controls", {})
+    plan = types.SimpleNamespace(max_evaluations=1200, networks=types.SimpleNamespace(names=networks or ("",)))
+    plain = dict(done=200, best=None, proposals=range(150), infeasible=30, duplicates=20, failures={}, occupancy=0.876)
+    found = types.SimpleNamespace(plan=plan, **plain | known)
+    found.failures = collections.Counter(found.failures)
+    found.control = lambda name, network: controls.get((name, network))
+    return found
+
+
+def staged(**stages: int) -> list:
+    return [types.SimpleNamespace(stage=Stage(name)) for name, count in stages.items() for _ in range(count)]
+
+
+def line_of(search, rows, clock, seconds: float) -> str:
+    """The line after a search of so many seconds."""
+    console = Console(file=io.StringIO(), width=60)
+    watch = Progress(console)
+    clock.now += seconds
+    watch(search, rows)
+    (line,) = console.file.getvalue().splitlines()
+    return line
+
+
+UNIT = parse("unit_fro(g)").to_equation(3)
+
+
+def test_the_line_of_a_search_tells_its_pace_its_best_and_what_became_of_the_rest(clock):
+    rows = staged(control=7, trial=60, search=30, confirmation=10, selection=2)
+    counted = "evaluations 200 of 1200 (200/h), time left 300.0 min"  # 100 in 1,800 s, and 1,000 to come
+    drawn = "draws 150 drawn, 15% infeasible, 10% duplicate, occupancy 88% of slots"  # of 200
+    assert line_of(figures(), rows, clock, 1800.0) == f"stage selection, {counted}, {drawn}"
+    told = figures(
+        "a", "b", "c",
+        best=(UNIT, 0.45678), failures={"below its bar": 1, "loss not finite": 3},
+        controls={("backprop", "a"): (0.1, 0.6), ("backprop", "c"): (0.25, 0.54321), ("zero_signal", "b"): (1, 1)},
+    )  # fmt: skip
+    assert line_of(told, rows[:37], clock, 18.0) == (
+        "stage trial, evaluations 200 of 1200 (6,000/h), time left 10.0 min, best 45.68 % unit_fro(g), "
+        "backprop 60.00 % (learning rate 0.1) / 54.32 % (learning rate 0.25), failures 3 loss not finite; 1 below its bar, "
+        + drawn
+    )
+    first = figures(done=0, proposals=(), infeasible=0, duplicates=0, occupancy=1.0)
+    nothing = "draws 0 drawn, 0% infeasible, 0% duplicate, occupancy 100% of slots"
+    assert line_of(first, [], clock, 5.0) == f"stage search, evaluations 0 of 1200 (0/h), {nothing}"
+    over = figures(done=1200, proposals=(), infeasible=0, duplicates=1)
+    assert line_of(over, staged(search=1), clock, 3600.0) == (
+        "stage search, evaluations 1200 of 1200 (1/h), draws 0 drawn, 0% infeasible, 100% duplicate, occupancy 88% of slots"
+    )
+
+
+def test_a_line_comes_with_a_new_best_and_when_ten_seconds_are_over(clock):
+    console = Console(file=io.StringIO(), width=60)
+    watch, counts = Progress(console), []
+    for seconds, best in (
+        (1.0, None), (9.0, None), (1.0, None), (0.5, None),  # after 10 seconds, and after more
+        (1.0, 0.0), (1.0, 0.0), (1.0, 0.5), (1.0, 0.5), (1.0, 0.25), (8.5, None), (0.5, 0.25), (1.0, 0.5), (1.0, 0.75),
+    ):  # fmt: skip
+        clock.now += seconds
+        watch(figures(best=None if best is None else (UNIT, best)), [])
+        counts.append(len(console.file.getvalue().splitlines()))
+    assert counts == [1, 1, 1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6]
+
+
+def test_the_panel_shows_the_stage_at_first_then_the_figures_and_below_them_a_notice():
+    watch = Progress(Console(file=io.StringIO()))
+    assert [line.split() for line in printed(watch._panel(), 80)] == [
+        ["stage", "compiling", "the", "training", "program"]
+    ]
+    watch(figures(), staged(search=1))
+    watch.notice(STOPPING)
+    lines = [line.rstrip() for line in printed(watch._panel(), 120)]
+    assert [line[:13].rstrip() for line in lines] == [
+        "stage", "evaluations", "time left", "best", "backprop", "failures", "draws", "occupancy", "",
+    ]  # fmt: skip
+    assert [line[13:] for line in lines[-3:]] == [
+        "150 drawn, 15% infeasible, 10% duplicate",
+        "88% of slots",
+        STOPPING,
+    ]
+
+
+def test_a_stage_of_an_evaluation_tells_the_time_left_at_its_own_pace(clock):
+    console = Console(file=io.StringIO(), width=40)
+    watch = Stages(console)
+    for seconds, stage, done, wanted, rows in (
+        (0.0, "tuning", 2, 40, 0),  # two were there before
+        (9.5, "tuning", 3, 40, 1),  # not yet
+        (0.5, "tuning", 4, 40, 1),  # 2 in 10 seconds, 36 to come
+        (5.0, "tuning", 40, 40, 3),
+        (1.0, "test", 0, 8, 0),
+        (20.0, "test", 1, 8, 1),  # 7 to come at 20 seconds each
+        (40.0, "test", 1, 8, 0),
+        (0.0, "test", 8, 8, 0),
+    ):
+        clock.now += seconds
+        watch(stage, done, wanted, [types.SimpleNamespace(equation=f"rule {n}") for n in range(rows)])
+    assert console.file.getvalue().splitlines() == [
+        "tuning: 2 of 40 trainings",
+        "tuning: 4 of 40 trainings, 3.0 min left; rule 0",
+        "tuning: 40 of 40 trainings; rule 2",
+        "test: 1 of 8 trainings, 2.3 min left; rule 0",
+        "test: 1 of 8 trainings, 7.0 min left",
+        "test: 8 of 8 trainings",
+    ]
+
+
+def test_a_notebooks_line_is_written_anew_at_most_every_half_a_second(monkeypatch, clock):
+    made, replaced = in_notebook(monkeypatch)
+    line = progress.NotebookLine("a")
+    for seconds, text in ((0.5, "b"), (0.25, "c"), (0.5, "d"), (0.25, "e")):
+        clock.now += seconds
+        line.show(text)
+    assert made == ["a"] and replaced == [(0, "c"), (0, "e")]
+    line.show("f")
+    line.catch_up()
+    line.show("g")
+    assert replaced[2:] == [(0, "f")]
 
 
 def test_a_notice_is_taken_only_where_a_display_shows_it():

@@ -13,23 +13,28 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import types
 
 import pytest
+from absl import flags
 from rich.cells import cell_len
 from rich.console import Console
 from test_faults import COMMAND
 from test_figures import EVALUATION, SEARCH, SETTINGS
 from test_runs import StandIn, plan, search
 
-from bpevo.command.process import STOPPING, Output
+from bpevo.command import definitions, main, plans
+from bpevo.command.process import STOPPING, Interruption, Output
+from bpevo.data import DataError
 from bpevo.data.progress import reporter
 from bpevo.evaluation import standings
 from bpevo.report import Progress, Stages, leaderboard, progress, standings_table, table
 from bpevo.rules import parse
-from bpevo.runs import Rows
-from bpevo.workers import Stage
+from bpevo.runs import Rows, RunError
+from bpevo.training import DeviceLost, OutOfMemory
+from bpevo.workers import PoolError, PoolLost, Stage
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LONG = "(unit_col2(sgn_W) @ b_next.T).T * (dh - 0.01)"
@@ -401,6 +406,172 @@ def test_a_notice_is_taken_only_where_a_display_shows_it():
     plain = Progress(Console(file=io.StringIO()))
     with plain.running():
         assert not plain.notice(STOPPING)
+
+
+# The process around a command, in this one.
+
+
+class Stopped:
+    """A search that is asked to stop."""
+
+    asked = 0
+
+    def stop(self):
+        self.asked += 1
+
+
+@pytest.fixture
+def handlers():
+    """Those of before come back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_at_once_what_has_no_search_yet_and_stops_a_search_with_a_line(handlers, capfd, number, code):
+    interruption = Interruption()
+    interruption.install()
+    assert interruption.code == 130  # where Python itself raised KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert interruption.code == code and capfd.readouterr().err == ""
+    interruption.search = search = Stopped()
+    signal.raise_signal(number)
+    assert search.asked == 1 and capfd.readouterr().err == STOPPING + "\n"
+    shown = []
+    interruption.notice = lambda line: not shown.append(line)
+    signal.raise_signal(number)
+    assert search.asked == 2 and shown == [STOPPING] and capfd.readouterr().err == ""
+
+
+def test_handlers_are_installed_within_a_run_and_again_where_a_library_took_them(handlers):
+    interruption = Interruption()
+    interruption.restore()
+    assert {number: signal.getsignal(number) for number in handlers} == handlers  # it was not installed
+    with interruption.installed():
+        own = {number: signal.getsignal(number) for number in handlers}
+        assert set(own.values()) == {interruption._handle}
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        interruption.restore()
+        assert {number: signal.getsignal(number) for number in handlers} == own
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+    def beside():
+        with Interruption().installed():
+            seen.append({number: signal.getsignal(number) for number in handlers})
+
+    seen = []
+    thread = threading.Thread(target=beside)
+    thread.start()
+    thread.join()
+    assert seen == [handlers]  # signals are for the main thread
+
+
+def test_an_output_that_fails_is_silent_from_then_on_and_one_that_is_not_there_takes_everything():
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = os.fdopen(writing, "w", encoding="ascii", buffering=1)
+    output = Output(stream)
+    assert output.write("caf\u00e9\n") == 5 and output.write("more\n") == 5
+    output.flush()
+    stream.close()
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w", encoding="ascii")
+    output = Output(stream)
+    assert output.write("caf\u00e9") == 4
+    output.flush()
+    assert os.read(reading, 100) == b"caf?" and output.encoding == "ascii"
+    output.write("lost")
+    os.close(reading)
+    output.flush()  # fails only now
+    stream.close()
+    absent = Output(None)
+    assert absent.write("text") == 4
+    absent.flush()
+    absent._stream.close()
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (plans.UsageError("--a is wrong\x1b[0m"), 2), (DataError("no data"), 2), (RunError("no run"), 2),
+        (OutOfMemory("no room"), 2), (PoolError("no worker"), 2), (DeviceLost("a device failed"), 75),
+        (PoolLost("the cluster is gone"), 75),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_an_error_of_a_command_is_one_line_and_an_exit_code(monkeypatch, handlers, capsys, error, code):
+    def fails(values, console, interruption):
+        raise error
+
+    assert started(monkeypatch, fails) == code
+    said = capsys.readouterr()
+    assert said.err == f"bpevo.some: {str(error).replace(chr(27), chr(92) + 'x1b')}\n" and not said.out
+
+
+def started(monkeypatch, run, left=None, **options) -> int:
+    """The exit code of a command in this process; `left` gets whether accelerators were left to others."""
+    told = [] if left is None else left
+    monkeypatch.setattr(main, "configure_jax", lambda leave_accelerators: told.append(leave_accelerators))
+    monkeypatch.setattr(main.app, "run", lambda begin, flags_parser: begin(["some"]))
+    with pytest.raises(SystemExit) as ended:
+        main.start("bpevo.some", (), run, **options)
+    return ended.value.code
+
+
+def test_a_command_ends_with_what_it_returns_or_its_signal_and_takes_no_accelerator_that_a_pool_trains_on(
+    monkeypatch, handlers
+):
+    left = []
+    assert started(monkeypatch, lambda *_: 7, left) == 7 and left == [False]
+    assert started(monkeypatch, lambda *_: 0, left, elsewhere=lambda values: True) == 0 and left == [False, True]
+    assert started(monkeypatch, lambda *_: signal.raise_signal(signal.SIGTERM)) == 143
+    values = flags.FlagValues()
+    assert not main.on_a_pool(values)
+    definitions.define_common(values)
+    for arguments, pooled in ((["x"], False), (["x", "--pool=local"], False), (["x", "--pool=ray"], True)):
+        values(arguments)
+        assert main.on_a_pool(values) is pooled
+
+
+COMMON = {
+    "workdir": None, "dataset": "cifar10", "data_dir": None, "train_examples": None, "model": "wrn-16-2", "optimizer": "sgd",
+    "learning_rates": ["0.1"], "weight_decay": 0.001, "batch_size": 128, "epochs": 20, "schedule": "paper",
+    "compute_dtype": "float32", "slots": None, "pool": "local", "ray_address": None, "workers": None, "worker_cpus": None,
+    "seed": 0, "max_hours": None, "metrics": None, "selfcheck": True,
+}  # fmt: skip
+OF_SEARCH = {
+    "checkpoint_minutes": 10.0, "controller": "paper", "max_evaluations": 1000, "fitness_over": "worst", "max_parts": 3,
+    "elite_size": None, "elite_probability": 0.7, "tournament": 10, "mutations": ["1"], "initial": "random", "operands": [],
+    "unaries": [], "binaries": [], "lag": None, "stop_epochs": [], "stop_quantile": 0.5, "halving_eta": 0, "equivalence": True,
+    "top": 5, "repeats": 5, "fork_from": None,
+}  # fmt: skip
+OF_EVALUATION = {
+    "scenario": "evaluation", "rules": None, "top": 100, "finalists": 10, "tuning_repeats": 1, "selection_repeats": 5,
+    "repeats": 10, "eval_examples": None, "ablate": 0, "alignment": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "defined, expected",
+    [
+        (["common", "search"], COMMON | OF_SEARCH),
+        (["common", "search", "sweep"], COMMON | OF_SEARCH | {"vary": []}),
+        (["common", "evaluation"], COMMON | OF_EVALUATION),
+        (["common", "evaluation", "funnel"], COMMON | OF_EVALUATION | {"stages": None, "scenario": "funnel"}),
+    ],
+    ids=["launch", "sweep", "evaluate", "funnel"],
+)
+def test_the_defaults_of_a_commands_flags(defined, expected):
+    values = flags.FlagValues()
+    for name in defined:
+        getattr(definitions, f"define_{name}")(values)
+    assert {name: values[name].default for name in values} == expected
+
+
+# Commands of their own.
 
 
 def command(name: str, argument: str) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
-from test_runs import EPOCHS, StandIn, drain, epoch_result, job
+from test_runs import EPOCHS, StandIn, chance, drain, epoch_result, job
 
 from bpevo.bench import simulated
 from bpevo.training import DeviceLost, OutOfMemory
@@ -73,6 +73,13 @@ def test_four_states_a_slot_are_kept_of_trainings_that_may_go_on_and_the_oldest_
         paid.append(trainer.epochs - 9)
         assert ended.status == "stopped"
     assert paid == [1] * 9  # the first one's was lost
+
+
+def test_an_outcome_has_the_reason_of_its_last_epoch():
+    workers = LocalWorkers(StandIn(1))
+    workers.submit(seeded(next(n for n in range(100) if chance("diverges", "g", 0.1, n) < 0.125)))
+    (diverged,) = drain(workers)
+    assert (diverged.status, diverged.reason, len(diverged.curve)) == ("diverged", "loss not finite", 2)
 
 
 @pytest.fixture

@@ -267,6 +267,18 @@ def test_of_an_unreadable_checkpoint_one_line_is_said(tmp_path, monkeypatch, err
     assert len(said) == 1 and said[0].endswith(f"cannot be used ({reason}): its training starts afresh")
 
 
+def test_nothing_in_a_checkpoint_is_run(tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    said, kept = [], Checkpoints(tmp_path / "checkpoints", {}, 0.0, lambda line: said.append(line))
+    kept.save(job("g"), reached(1))
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    np.savez(path, header=np.array([Runs()], object))
+    assert kept.load(job("g"), SHAPES) is None and len(said) == 1 and not (tmp_path / "made").exists()
+
+
 def test_no_link_in_the_folder_is_read_or_written_through(tmp_path):
     said, folder, elsewhere = [], tmp_path / "checkpoints", tmp_path / "elsewhere"
     kept = Checkpoints(folder, {}, 0.0, said.append)

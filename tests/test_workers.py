@@ -205,8 +205,8 @@ def test_an_outcome_tells_its_last_accuracy_and_the_rungs_survived(status, epoch
 
 # Checkpoints.
 
-SHAPES = [((2,), "float64"), ((), "int32")]
-STATE = [np.array([1.5, -2.0]), np.array(7, np.int32)]
+SHAPES = [((2,), "float64"), ((), "int32"), ((1, 1), "bool")]
+STATE = [np.array([1.5, -2.0]), np.array(7, np.int32), np.array([[True]])]
 
 
 def reached(*epochs: int) -> Checkpoint:
@@ -227,7 +227,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved_and_only_for_its_own_job(tmp_pa
         assert kept.load(other, SHAPES) is None
     found = Checkpoints(tmp_path, {"jax": ["1"]}, 2.0, said.append).load(job("g"), SHAPES)
     assert (found.curve, found.seconds) == (reached(1, 2).curve, 12.5) and not said
-    assert [(a.dtype, a.tolist()) for a in found.state] == [("float64", [1.5, -2.0]), ("int32", 7)]
+    assert [(a.dtype, a.tolist()) for a in found.state] == [("float64", [1.5, -2.0]), ("int32", 7), ("bool", [[True]])]
     kept.discard(job("g"))
     assert not list(tmp_path.iterdir())
 
@@ -237,8 +237,8 @@ def test_a_checkpoint_comes_back_as_it_was_saved_and_only_for_its_own_job(tmp_pa
     [
         ({"jax": "2"}, (1, 2), SHAPES, "it was made by other settings or versions"),
         ({}, (1, 2), SHAPES[:1], "its arrays are of another network"),
-        ({}, (1, 2), [((2,), "float32"), ((), "int32")], "its arrays are of another network"),
-        ({}, (1, 2), [((1, 2), "float64"), ((), "int32")], "its arrays are of another network"),
+        ({}, (1, 2), [((2,), "float32"), *SHAPES[1:]], "its arrays are of another network"),
+        ({}, (1, 2), [((1, 2), "float64"), *SHAPES[1:]], "its arrays are of another network"),
         ({}, (1, 3), SHAPES, "its curve has gaps"),
         ({}, (2, 3), SHAPES, "its curve has gaps"),
         ({}, (), SHAPES, "its curve has gaps"),

@@ -298,6 +298,18 @@ def test_no_link_in_the_folder_is_read_or_written_through(tmp_path):
     assert len(kept.load(job("g"), SHAPES).curve) == 2
 
 
+def test_what_a_crash_left_half_written_goes_at_the_start_and_all_checkpoints_at_the_end_of_a_run(tmp_path):
+    whole, half = tmp_path / f"{1:032x}.npz", tmp_path / f"{2:032x}.npz.partial"
+    others = [tmp_path / name for name in ("mine.npz", f"{3:032x}.npz.old", f"{4:033x}.npz")]
+    for path in (whole, half, *others):
+        path.write_text("")
+    kept = Checkpoints(tmp_path, {}, 0.0, print)
+    assert whole.exists() and not half.exists()
+    kept.save(job("g"), reached(1))
+    kept.clear()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
 def test_of_checkpoints_left_behind_the_64_newest_stay(tmp_path):
     left = [tmp_path / f"{number:032x}.npz" for number in range(66)]
     for age, path in enumerate(left[1:]):

@@ -327,6 +327,8 @@ def test_the_line_of_a_search_tells_its_pace_its_best_and_what_became_of_the_res
     first = figures(done=0, proposals=(), infeasible=0, duplicates=0, occupancy=1.0)
     nothing = "draws 0 drawn, 0% infeasible, 0% duplicate, occupancy 100% of slots"
     assert line_of(first, [], clock, 5.0) == f"stage search, evaluations 0 of 1200 (0/h), {nothing}"
+    last = line_of(figures(done=1199), staged(search=1), clock, 3600.0)
+    assert last.startswith("stage search, evaluations 1199 of 1200 (1/h), time left 60.0 min, draws ")
     over = figures(done=1200, proposals=(), infeasible=0, duplicates=1)
     assert line_of(over, staged(search=1), clock, 3600.0) == (
         "stage search, evaluations 1200 of 1200 (1/h), draws 0 drawn, 0% infeasible, 100% duplicate, occupancy 88% of slots"

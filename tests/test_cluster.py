@@ -26,7 +26,7 @@ from clusters import Events, small_cluster, until
 
 import bpevo
 from bpevo.command import searching
-from bpevo.workers import Patience, ray_cluster
+from bpevo.workers import Patience
 
 pytestmark = pytest.mark.cluster
 
@@ -35,32 +35,6 @@ SEARCH = dict(
     elite_size=8, initial="known", lag=16, top=2, repeats=1, slots=4, selfcheck=False,
 )  # fmt: skip
 INTERRUPTED = "interrupted: every finished training is kept; the same command continues"
-
-
-@pytest.mark.parametrize(
-    ("resources", "workers", "each", "needs"),
-    [
-        ([{"CPU": 8}, {"CPU": 4.0}, {}], None, None, {"CPU": 4}),
-        ([{"CPU": 8}, {"CPU": 4}], 3, None, {"CPU": 4}),
-        ([{"CPU": 8}, {"CPU": 4}], 5, None, {"CPU": 2}),
-        ([{"CPU": 6}], 2, None, {"CPU": 3}),
-        ([{"CPU": 8}, {"CPU": 4}], 99, None, {"CPU": 1}),
-        ([{"CPU": 8}, {"CPU": 4}], 99, 8, {"CPU": 8}),
-        ([{"CPU": 8}, {"CPU": 64, "GPU": 8}], 3, None, {"CPU": 1, "GPU": 1}),
-        ([{"CPU": 8}, {"CPU": 64, "TPU": 4}], 3, None, {"CPU": 1, "TPU": 4}),
-    ],
-)
-def test_a_worker_has_an_accelerator_or_a_share_of_the_cpus(monkeypatch, resources, workers, each, needs):
-    nodes = [{"Resources": r, "Alive": True} for r in resources] + [{"Resources": {"GPU": 1}, "Alive": False}]
-    monkeypatch.setattr(ray_cluster.ray, "nodes", lambda: nodes)
-    assert ray_cluster.needs(workers, each) == needs
-
-
-@pytest.mark.parametrize("resources, each, match", [({"CPU": 8}, 9, "the largest has 8"), ({}, None, "neither")])
-def test_a_cluster_without_room_for_a_worker_is_refused(monkeypatch, resources, each, match):
-    monkeypatch.setattr(ray_cluster.ray, "nodes", lambda: [{"Resources": resources, "Alive": True}])
-    with pytest.raises(ConnectionError, match=match):
-        ray_cluster.needs(1, each)
 
 
 @pytest.fixture(scope="session")

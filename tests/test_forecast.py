@@ -10,6 +10,7 @@ from test_runs import plan
 from bpevo.evolution import Networks
 from bpevo.report import forecast
 from bpevo.report.forecast import Forecast
+from bpevo.rules import parse
 
 
 def trainer(capacity=8, epochs=10, steps=100, needed=(2**20, 3 * 2**20), estimated=2**25):
@@ -28,10 +29,7 @@ def test_trainings_count_trials_confirmations_controls_and_fresh_seeds():
     said = []
     made._say = said.append
     made.start()
-    assert (
-        "12 equations" in said[0]
-        and "(trials of 1 epochs at 3 learning rates), 514 slot-epochs of 100 steps" in said[0]
-    )
+    assert "(trials of 1 epochs at 3 learning rates), 514 slot-epochs of 100 steps" in said[0]
 
 
 def test_over_several_networks_everything_counts_on_each(monkeypatch):
@@ -64,6 +62,63 @@ def test_the_measured_time_left_counts_epochs_of_all_slots():
     assert made.measured(60.0, done=50).startswith("measured: 60 s an epoch of all slots, at most 25 min left")
 
 
+def estimated(monkeypatch, plan, *trainers) -> list[str]:
+    """The lines at a start, on devices that move 30 MiB a second."""
+    monkeypatch.setattr(forecast, "_bandwidth", lambda device: float(30 * 2**20))
+    said = []
+    Forecast(plan, trainers, said.append).start()
+    return said
+
+
+def test_the_lines_at_the_start_tell_every_figure(monkeypatch):
+    # 514 slot-epochs of 100 steps that move 30 MiB: 51,400 seconds.
+    assert estimated(monkeypatch, plan(50, rates=(0.1, 0.2, 0.3), top=4, repeats=5), trainer(capacity=36)) == [
+        "1 x cpu, 36 slots; 12 equations: 12 random, 0 bred (N 10, lag 12); about 85 trainings with controls and fresh seeds "
+        "(trials of 1 epochs at 3 learning rates), 514 slot-epochs of 100 steps of 64 examples",
+        "about 14 h beside compilation and 32 MiB of device memory, by a rough estimate that is refined after the first epochs",
+    ]
+    # A tenth of the equations and one more: 19 and a confirmation, 2 controls, 5 rules on 2 fresh seeds.
+    given = plan(20, lag=4, initial=[parse(text).to_equation(3) for text in ("g", "fa")])
+    assert estimated(monkeypatch, given, trainer(steps=1_000, epochs=50))[0] == (
+        "1 x cpu, 8 slots; 19 equations: 2 initial, 17 bred (N 10, lag 4); about 32 trainings with controls and fresh seeds "
+        "(1 learning rate), 1,600 slot-epochs of 1,000 steps of 64 examples"
+    )
+    random = dataclasses.replace(plan(20_000, lag=1_000, elite_size=1_000), controller="random")
+    said = estimated(monkeypatch, random, trainer())[0]
+    assert "; 18,182 equations: 18,182 random, 0 bred (N 1,000, lag 1,000); about 20,012 trainings with " in said
+
+
+def test_slots_that_will_stand_idle_are_told(monkeypatch):
+    # 12 equations at 3 learning rates are at most 36 trainings at once.
+    few = plan(50, rates=(0.1, 0.2, 0.3))
+    for capacity, share in ((36, None), (40, "10%"), (144, "75%")):
+        said = estimated(monkeypatch, few, trainer(capacity=capacity))
+        line = f"{share} of the slots will stand idle: with lag 12 no more equations train at once"
+        assert said[1:-1] == ([line] if share else [])
+
+
+def test_an_epochs_estimate_is_the_networks_mean_and_shared_by_the_devices(monkeypatch):
+    monkeypatch.setattr(forecast, "_bandwidth", lambda device: float(30 * 2**20))
+    one, other = trainer(), trainer(steps=20, needed=(2**20, 15 * 2**19))
+    for slots, seconds in (([one], 100.0), ([one, other], 75.0)):
+        assert Forecast(plan(20), slots, print)._epoch_estimate() == seconds
+    one.devices = jax.local_devices()[:1] * 4
+    assert Forecast(plan(20), [one], print)._epoch_estimate() == 25.0
+
+
+def test_what_was_measured_is_said_once_after_the_second_epoch(monkeypatch):
+    times = iter((1000.0, 1004.0))
+    monkeypatch.setattr(forecast, "time", types.SimpleNamespace(monotonic=lambda: next(times)))
+    said, search = [], types.SimpleNamespace(rows=types.SimpleNamespace(slot_epochs=50))
+    made = Forecast(plan(20, top=1, repeats=1), [trainer()], said.append)
+    made(search, [])
+    assert not said
+    made(search, []), made(search, []), made(search, [])
+    assert said == ["measured: 4 s an epoch of all slots, at most 100 s left"]  # (250 - 50) / 8 * 4
+    assert made.measured(4.0, done=251) == "measured: 4 s an epoch of all slots, at most 0 s left"
+    assert made.measured(0.0125, done=250) == "measured: 0.013 s an epoch of all slots, at most 0 s left"
+
+
 def test_a_device_that_tells_its_memory_is_asked():
     class Device:
         def memory_stats(self):
@@ -78,6 +133,24 @@ def test_the_bandwidth_of_a_device_is_measured():
     assert 10**7 < forecast._bandwidth(jax.local_devices()[0], 2**18) < 10**13
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(119.4, "119 s"), (121, "2 min"), (7199, "120 min"), (7200, "2 h")])
+def test_a_bandwidth_is_that_of_the_quickest_of_five_sums(monkeypatch):
+    ends = (3.0, 2.0, 0.5, 4.0, 5.0)
+    times = iter([t for end in ends for t in (100.0, 100.0 + end)])
+    monkeypatch.setattr(forecast, "time", types.SimpleNamespace(perf_counter=lambda: next(times)))
+    assert forecast._bandwidth(jax.local_devices()[0], 2**10) == 2 * 4 * 2**10 / 0.5  # reads and writes float32
+    assert list(times) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(2**20, "1 MiB"), (2**30 - 1, "1,024 MiB"), (2**30, "1.0 GiB"), (1500 * 2**30, "1,500.0 GiB")]
+)
+def test_sizes_are_read_at_a_glance(count, text):
+    assert forecast._size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(119.4, "119 s"), (120, "2 min"), (150, "2 min"), (151, "3 min"), (7199, "120 min"), (7200, "2 h")],
+)
 def test_durations_are_read_at_a_glance(seconds, text):
     assert forecast._duration(seconds) == text

@@ -95,10 +95,9 @@ class Progress:
         if self._written:
             self._written.show(line)
             return
-        best = search.best[1] if search.best else None
-        new = best is not None and best > self._best
-        if new or time.monotonic() - self._last > LINE_SECONDS:
-            self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
+        best = search.best[1] if search.best else -1.0
+        if best > self._best or time.monotonic() - self._last > LINE_SECONDS:
+            self._last, self._best = time.monotonic(), max(self._best, best)
             self._console.print(Text(line), soft_wrap=True)
 
     def _told(self, search: Search) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Programs compiled for devices that are not there; the quick ones for a TPU run with `-m compilers` where its compiler is."""
 
+import collections
 import dataclasses
 import importlib.util
 import pathlib
@@ -256,3 +257,28 @@ def test_four_slots_of_random_equations_cost_little_more_than_specialised_rules_
         assert slots[0] <= 1.5 * specialised[0] and slots[1] <= 1.5 * specialised[1]
     else:
         assert slots[0] <= 3 * backprop[0] and slots[3] <= 3 * backprop[3]
+
+
+PRODUCTS = """
+import collections, re
+from bpevo.bench import described, engines, targets
+targets.quiet()
+from bpevo.rules import Kernel, TiledRule, blank_program
+setting = engines.Setting("tiny", "mlp-8-8", 8, 1, 16, 2)
+devices = targets.described({target!r})
+texts, account = [], described.Account
+described.Account = lambda text, host: texts.append(text) or account(text, host)
+for both in (False, True):
+    described.program(setting, TiledRule(blank_program(3), Kernel(devices[0].platform), both), 2, devices)
+    print(*re.findall(r"= (\\S+?)(?:{{\\S*)? (?:dot|convolution)\\(", texts[-1]))
+"""
+
+
+@pytest.mark.parametrize("target", [pytest.param("v5e", marks=TPU), pytest.param("h100", marks=GPU)])
+def test_a_second_product_leaves_the_others_as_they_are(target):
+    """So a signal does not depend on what its neighbours read: on a GPU, XLA would make one product of the two."""
+    command = [sys.executable, "-c", PRODUCTS.format(target=target)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, both = (collections.Counter(line.split()) for line in done.stdout.splitlines())
+    assert one and not one - both and sorted((both - one).values()) == [2]  # of the second layer and the head

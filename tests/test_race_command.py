@@ -282,7 +282,7 @@ def test_the_flags_of_a_race_and_their_bounds(given, monkeypatch):
 
 
 def test_a_race_says_what_is_left_writes_after_each_seed_and_continues(tmp_path, raced, quick, monkeypatch):
-    clock, written = iter([100.0, 340.0, 700.0, 820.0]), []
+    clock, written = iter([100.0, 340.0, 700.0, 820.0, 0.0]), []
     monkeypatch.setattr(command, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(command.os, "sched_getaffinity", lambda process: {4, 2, 0, 3, 1})
     replace = os.replace

@@ -494,6 +494,7 @@ def test_a_start_can_fail_or_wait_for_room_and_be_withdrawn():
     fleet.call(alone, 1, Prepare(recipe=None))
     assert fleet.wait(10)[0][2].capacity == 1 and fleet.alone == 2 and fleet.starts == {"b": 2}
     second, third = fleet.start(alone=False, without=()), fleet.start(alone=False, without=())
+    assert fleet.unheard == 2  # their starts
     assert [worker for worker, *_ in fleet.wait(10)] == [second] and fleet.starts == {"b": 2, "a": 1}
     fleet.kill(third)
     fleet.kill(second)

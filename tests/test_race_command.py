@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import sys
@@ -326,6 +327,26 @@ def test_a_race_says_what_is_left_writes_after_each_seed_and_continues(tmp_path,
     assert (code, quick) == (0, []) and said[1] == "9 of 9 searches are stored" and len(said) == 4
     assert said[2].startswith("mlp-32-32 on digits: Better than paper at all of the budget over 3 search seeds: ")
     assert Here.last.shares == [{0}, {1}, {2}, {3}, {4}, {0, 1, 2, 3, 4}]
+
+
+def test_a_race_without_a_seed_that_all_arms_have_finished_has_no_place_in_the_report_and_sentences_are_not_broken(
+    tmp_path, monkeypatch
+):
+    def race(**results) -> page.Race:
+        done = {(arm, seed): result([50] * 5) for arm, seeds in results.items() for seed in seeds}
+        return page.Race(name=str(results), budget=16, planned=2, results=done)
+
+    made = [race(), race(backprop=[0]), race(backprop=[0], paper=[1]), race(backprop=[0], paper=[0])]
+    monkeypatch.setattr(page, "verdict", lambda race: ["word " * 20 + "end", "another"])
+    monkeypatch.setattr(page, "report_html", lambda races, said: f"{[race.name for race in races]}")
+    monkeypatch.setattr(page, "markdown", lambda races, said: f"{len(races)}")
+    console = Console(width=30, record=True, file=io.StringIO())
+    there = [types.SimpleNamespace(report=lambda race=race: race) for race in made]
+    command.write(tmp_path, there, types.SimpleNamespace(record=lambda: "the record"), console)
+    name = made[3].name
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert texts == {"race.html": f"{[name]}", "race.md": "1", RECORD: "the record"}
+    assert console.export_text() == f"{name}: {'word ' * 20}end\n{name}: another\n"
 
 
 def test_a_race_that_is_interrupted_writes_its_report_and_ends_with_130(tmp_path, raced, quick, monkeypatch, capsys):

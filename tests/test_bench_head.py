@@ -86,7 +86,7 @@ def test_the_figures_are_those_since_the_figures_before_by_a_clock_that_counts_c
     assert head.measure(PLAN, tmp_path, simulated, WORKERS, say) == said and len(said) == 3
     with RunDatabase.reading(tmp_path) as database:
         assert said[-1].results == len(database.rows()) and sum(f.drawn for f in said) == len(database.proposals())
-    assert said[-1].drawn == 0 < said[1].drawn  # before the last training ends all are drawn
+    assert said[-1].drawn == 0 < said[1].drawn  # all are drawn before the last one ends
     calls, results, seconds, looked = collections.Counter(), 0, 0.0, 0
     for number, (figures, (now, time, deaths)) in enumerate(zip(said, states, strict=True), 1):
         looks = 2 * now.total() + number - now["simulation"]

@@ -2,11 +2,13 @@
 
 # ruff: noqa: E402
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
 import signal
 import tempfile
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before jax loads: XLA prints pages about programs from its cache
 
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from absl import flags
 
 from bpevo import rules
 from bpevo.layers import convolution
@@ -66,6 +69,21 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if name not in config.option.markexpr and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Flags that a command's `define_flags` defines, with the values that arguments give them; its own from then on."""
+
+    def parsed(command, *arguments: str) -> flags.FlagValues:
+        values = flags.FlagValues()
+        define = {n: functools.partial(getattr(flags, n), flag_values=values) for n in dir(flags) if n[:7] == "DEFINE_"}
+        monkeypatch.setattr(command, "flags", types.SimpleNamespace(FLAGS=values, **define))
+        command.define_flags()
+        values(["command", *arguments])
+        return values
+
+    return parsed
 
 
 STEPS = 3

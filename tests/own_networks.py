@@ -130,6 +130,48 @@ def one_layer():
 instance = GELU(3)
 
 
+class Told(nn.Module):
+    """Logits from what it is told of training."""
+
+    @nn.compact
+    def __call__(self, x, train, is_training, deterministic, use_running_average):
+        self.sow("intermediates", "seen", x)
+        told = jnp.array([train, is_training, deterministic, use_running_average], jnp.float32)
+        return told + 0 * nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+class ToldNNX(nnx.Module):
+    """The same; and its mode, which dropout of everything shows."""
+
+    def __init__(self, rngs):
+        self.last, self.dropout = nnx.Linear(16, 4, rngs=rngs), nnx.Dropout(0.999999, rngs=rngs)
+
+    def __call__(self, x, training, deterministic):
+        told = jnp.array([training, deterministic, 0, 1], jnp.float32)
+        return told * self.dropout(jnp.ones((x.shape[0], 4))) + 0 * self.last(x.reshape(x.shape[0], -1))
+
+
+class Growing(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        seen = self.variable("batch_stats", "seen", jnp.zeros, (1,))
+        if self.is_mutable_collection("batch_stats"):
+            seen.value = jnp.append(seen.value, 0.0)
+        return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+def typed(classes, dtype):
+    return nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(classes, dtype=dtype)])
+
+
+def whole():
+    return nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(4), lambda y: y.astype(jnp.int32)])
+
+
+def pair():
+    return nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(4), lambda y: (y, y)])
+
+
 def blobs():
     """Floats [N, 5]: three clusters."""
     random = np.random.default_rng(0)

@@ -1,12 +1,14 @@
 """The judge of duplicates against autodiff, and duplicates before the judge, at a small size."""
 
 import io
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import flags
 from rich.console import Console
 from test_evolution import equation
 
@@ -84,6 +86,127 @@ def test_the_account_of_merges_by_hand(monkeypatch):
         "  false merge (5.0e-01): d  ||  c",
         "  lost (2.0e-05): f  ||  a",
     ]
+
+
+def test_without_merges_nothing_is_kept_or_false_and_no_duplicate_took_time(monkeypatch):
+    none = equivalence.Merges([], np.array([0.001, 0.003]))
+    monkeypatch.setattr(equivalence, "by_function", lambda found: none)
+    monkeypatch.setattr(equivalence, "by_digest", lambda found: none)
+    console = Console(width=200, record=True, file=io.StringIO())
+    equivalence._report(console, "two", 2, list("ab"), [])
+    assert console.export_text().splitlines()[2:] == [
+        "  merged: 0, 0 of them falsely",
+        "  by the first release: 0, 0 of them falsely",
+        "  of the 0 true ones of these 0 are kept (0.0%)",
+        "  processor ms a proposal: mean 2.00, median 2.00, 99 % below 2.98; of a duplicate 0.00",
+    ]
+
+
+def test_a_merge_is_false_above_the_difference_that_counts_and_true_at_it():
+    at = networks.DIFFERENT
+    now, first = equivalence.Merges([(1, 0), (2, 0)], None), equivalence.Merges([(2, 0), (3, 1), (4, 1)], None)
+    found = equivalence.verdict(now, first, {(1, 0): at, (2, 0): 2 * at, (3, 1): at, (4, 1): 1.0})
+    assert found == equivalence.Verdict([(2, 0)], [(1, 0)], [(2, 0), (4, 1)], [(3, 1)], [(3, 1)])
+
+
+class Letters:
+    """Duplicates by letter, whether small or large."""
+
+    def __init__(self):
+        self.stored = {}
+
+    def key(self, text):
+        return text.lower()
+
+    def find(self, text, key):
+        return self.stored.get(key)
+
+    def add(self, proposal):
+        self.stored[proposal.key] = proposal.id
+
+
+def test_merges_are_with_the_first_of_its_kind_and_each_equations_time_is_taken(monkeypatch):
+    found, looks = ["a", "b", "A", "B", "c", "a"], [0, 1, 1, 3, 3, 3, 4, 8, 8, 9, 10, 15]
+    merges, took = [(2, 0), (3, 1), (5, 0)], [1, 2, 0, 4, 1, 5]
+    monkeypatch.setattr(equivalence, "SameFunction", Letters)
+    monkeypatch.setattr(equivalence, "digest", str.lower)
+    for by in (equivalence.by_function, equivalence.by_digest):
+        clock = iter(looks)
+        monkeypatch.setattr(equivalence, "time", types.SimpleNamespace(process_time=lambda clock=clock: next(clock)))
+        made = by(found)
+        assert made.merges == merges and made.seconds.tolist() == took
+
+
+def test_the_judges_go_on_until_one_finds_a_difference(monkeypatch):
+    monkeypatch.setattr(networks, "distance", lambda one, other: abs(one - other))
+    asked = []
+
+    def judge(scale):
+        return lambda equation: asked.append((equation, scale)) or equation * scale
+
+    at = networks.DIFFERENT
+    found = [0.0, at / 10, 0.0, 1.0, at]
+    distances = equivalence.judged(found, [(1, 0), (4, 2), (3, 0), (1, 0)], [judge(2.0), judge(1.0)])
+    assert distances == {(1, 0): pytest.approx(at / 5), (3, 0): 2.0, (4, 2): pytest.approx(2 * at)}
+    references = [(0.0, 2.0), (0.0, 1.0)]
+    assert asked == [*references, (at / 10, 2.0), (at / 10, 1.0), (1.0, 2.0), *references, (at, 2.0)]
+    assert equivalence.judged([0.0, at], [(1, 0)], [judge(1.0), judge(3.0)]) == {(1, 0): pytest.approx(3 * at)}
+
+
+def test_of_equations_that_differ_in_idle_genes_the_first_stays():
+    texts = ["left(g, h)", "h", "left(g, relu(fa))", "g + h", "h"]
+    assert [str(e) for e in equivalence.distinct([equation(t) for t in texts])] == ["left(g, h)", "h", "g + h"]
+
+
+def test_mutations_are_those_of_each_chain_once_and_of_no_tree(monkeypatch):
+    space = types.SimpleNamespace(
+        max_parts=3, padded=lambda rng, chain: f"{chain} padded", neighbours=lambda padded: [padded + "!", padded + "?"]
+    )
+    monkeypatch.setattr(equivalence, "SearchSpace", lambda: space)
+    monkeypatch.setattr(equivalence, "feasible", lambda text: not text.endswith("?"))
+    tree = "(b_next @ W.T) * dh * relu(g + h) * relu(fa + h)"
+    monkeypatch.setattr(equivalence, "NAMED", {"tree": tree, "one": "fa", "two": "fa", "three": "h"})
+    fa, h = (f"{equation(text)} padded" for text in ("fa", "h"))
+    assert equivalence.mutations(["tree", "one", "two", "three"]) == [fa, f"{fa}!", h, f"{h}!"]
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (("--equations=3", "--seed=7"), [("random equations of seed 7", 3, 2), ("named rules and their single mutations", 4, 3)]),
+    (("--equations=0",), [("named rules and their single mutations", 4, 3)]),
+    (("--equations=1", "--nomutations"), [("random equations of seed 1", 1, 0)]),
+])  # fmt: skip
+def test_the_command_reports_on_what_it_is_asked_for(given, monkeypatch, arguments, told):
+    reported, consoles = [], []
+
+    def console(width):
+        consoles.append(Console(width=width, record=True, file=io.StringIO()))
+        return consoles[-1]
+
+    monkeypatch.setattr(equivalence, "configure_jax", lambda: None)
+    monkeypatch.setattr(equivalence, "versions", lambda: {"jax": "1", "cores": "2"})
+    monkeypatch.setattr(equivalence, "Console", console)
+    monkeypatch.setattr(networks, "Signals", lambda network: f"judge of {network.model}")
+    monkeypatch.setattr(equivalence, "random_equations", lambda count, seed: [seed] * count)
+    monkeypatch.setattr(equivalence, "mutations", lambda: list("abcd"))
+    monkeypatch.setattr(equivalence, "distinct", lambda drawn: drawn[1:])
+    monkeypatch.setattr(
+        equivalence,
+        "_report",
+        lambda console, name, drawn, found, judges: reported.append((name, drawn, len(found), judges)),
+    )
+    given(equivalence, *arguments)
+    equivalence.main([])
+    judges = [f"judge of {network.model}" for network in networks.NETWORKS]
+    assert reported == [(*each, judges) for each in told] and consoles[0].width == 150
+    lines = consoles[0].export_text().splitlines()
+    assert lines[0] == "jax 1, cores 2" and lines[1:] == [f"judge: {network}" for network in networks.NETWORKS]
+
+
+def test_the_flags_and_their_bounds(given):
+    values = given(equivalence)
+    assert (values.equations, values.seed, values.mutations) == (20_000, 1, True)
+    with pytest.raises(flags.IllegalFlagValueError):
+        values(["", "--equations=-1"])
 
 
 def test_merges_are_true_and_what_the_first_release_truly_merged_is_kept(judge):

@@ -1,5 +1,6 @@
 """Downloading, preparing, reading and caching; every way in which data can be missing, truncated or wrong."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -14,12 +15,14 @@ import sys
 import tarfile
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
 from bpevo import data
 from bpevo.data import tfds_reader
+from bpevo.data.prepare import _write
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN, TEST = 60, 24
@@ -331,6 +334,59 @@ def test_sets_that_need_tensorflow_say_how(tmp_path):
 def test_unsuitable_sets(tmp_path, name, reason):
     with pytest.raises(data.DataError, match=reason):
         data.load(name, tmp_path)
+
+
+def test_features_that_are_no_images_with_labels_are_named():
+    from tensorflow_datasets import features
+
+    def checked(found) -> None:
+        tfds_reader._check_features(types.SimpleNamespace(name="mine", info=types.SimpleNamespace(features=found)))
+
+    image, label = features.Image(shape=(8, 8, 3)), features.ClassLabel(num_classes=3)
+    checked(features.FeaturesDict({"image": image, "label": label, "id": features.Text()}))
+    for found, fault in (
+        (label, "it has no feature 'image' that is an Image; its features: none"),
+        ({"image": label, "label": label}, "no feature 'image' that is an Image; its features: image, label"),
+        ({"image": image}, "it has no feature 'label' that is a ClassLabel; its features: image"),
+        (
+            {"image": image, "label": features.Text()},
+            "no feature 'label' that is a ClassLabel; its features: image, label",
+        ),
+        (
+            {"image": features.Image(shape=(8, 8, 1), dtype=np.uint16), "label": label},
+            r"its images are uint16 \(8, 8, 1\), not uint8 of one size",
+        ),
+    ):
+        with pytest.raises(
+            data.DataError, match=f"^Dataset 'mine' is not an image classification set bpevo can use: .*{fault}"
+        ):
+            checked(features.FeaturesDict(found) if isinstance(found, dict) else found)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_set_that_cannot_be_written_is_told_unless_another_process_was_faster(monkeypatch, faster):
+    import tensorflow_datasets as tfds
+
+    bars = []
+
+    class Stock:
+        name, data_dir, data_dir_root = "mine", "/there/mine", "/there"
+
+        def __init_subclass__(cls, skip_registration):
+            assert skip_registration
+
+        def __init__(self, **given):
+            assert not given or given == {"data_dir": "/there", "file_format": "array_record"}
+
+        def download_and_prepare(self):
+            raise OSError("No space left on device\nat all")
+
+    monkeypatch.setattr(tfds, "display_progress_bar", bars.append)
+    monkeypatch.setattr(tfds_reader, "is_prepared", lambda builder: faster)
+    told = "^/there/mine: cannot be written: No space left on device. Make room or give another --data_dir.$"
+    with contextlib.nullcontext() if faster else pytest.raises(data.DataError, match=told):
+        _write(Stock(), None, silent)
+    assert bars == [False, True]
 
 
 def damage_file(path: pathlib.Path, how: str) -> None:

@@ -272,6 +272,21 @@ def test_candidates_with_different_equations_train_side_by_side_as_alone():
 def test_networks_have_names():
     assert models.by_name("wrn-28-10", 100) == models.WideResNet(28, 10, 100)
     assert models.by_name("mlp-64-32", 10) == models.MLP((64, 32), 10)
+    assert models.by_name("wrn-10-1").width == 1 and models.by_name("wrn-100-999").depth == 100
+    assert {m.classes for m in (models.by_name("mlp-8"), models.MLP((8,)), models.WideResNet(10, 1))} == {10}
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("wnr-16-2", "; the nearest is 'wrn-16-2': write"),
+        ("wnr-16", ": write"),
+        ("mlpp-8-8", "; the nearest is 'mlp-8-8'"),
+    ],
+)
+def test_a_slip_in_a_networks_name_is_answered_by_the_nearest(name, hint):
+    with pytest.raises(ValueError, match=f"^no model '{name}'{hint}"):
+        models.by_name(name)
 
 
 WRONG = ["wrn-12-1", "wrn-4-1", "wrn-10-0", "wrn-10", "mlp", "mlp-0", "mlp-64-", "WRN-10-1", "resnet", ""]
@@ -291,9 +306,10 @@ def test_hidden_layers_without_a_list_of_sizes_are_refused(hidden):
         models.MLP(hidden).init(jax.random.key(0), jnp.zeros((1, 8)))
 
 
-def test_wrong_depth_is_refused():
-    with pytest.raises(ValueError, match="depth is 6n"):
-        models.WideResNet(11, 1).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+@pytest.mark.parametrize("depth", [11, 4])
+def test_wrong_depth_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth is 6n.*not {depth}"):
+        models.WideResNet(depth, 1).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 
 def test_a_family_of_ones_own_has_names():

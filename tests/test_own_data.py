@@ -70,6 +70,56 @@ def test_a_bad_array_is_named_with_what_it_should_be(tmp_path, changes, message)
         data.load(saved(tmp_path / "mine.npz", **changes))
 
 
+def test_the_bounds_of_labels_and_forms(tmp_path):
+    from bpevo.data.own import from_arrays
+
+    def made(**changes) -> data.Dataset:
+        return from_arrays("mine", GOOD | changes)
+
+    two, many = np.arange(12) % 2, 2**20
+    assert (
+        made(y_train=np.arange(60) % 2, y_test=two).num_classes == 2 and made(y_test=two + many - 2).num_classes == many
+    )
+    assert made(y_train=np.zeros(60, np.uint8), y_test=two).num_classes == 2
+    floats = {"x_train": np.ones((60, 1)), "x_test": np.ones((12, 1), np.float32)}
+    assert made(**floats).train_images.dtype == np.float32 and (made().name, made().source) == ("mine", "mine")
+    spoilt = np.ones((60, 2, 3))
+    spoilt[[7, 9], 1, 2] = np.inf
+    for changes, message in (
+        ({"y_test": two + many - 1}, "labels up to 1,048,576 make 1,048,577 classes; number them from 0"),
+        ({"y_test": np.array([0, 1, -3] * 4)}, r"y_test is int64 \[12\]: the label -3 of example 2 is negative"),
+        (
+            {"y_test": np.full(12, 2**31)},
+            "y_test is int64 .*: the label 2147483648 is too large; number the classes from 0",
+        ),
+        ({"y_test": np.full(12, 2**31 - 1)}, "labels up to 2,147,483,647 make 2,147,483,648 classes"),
+        ({"x_train": spoilt}, r"x_train is float64 \[60, 2, 3\]: example 7 is not finite as float32 \(2 such\)"),
+        ({"x_train": np.full((60, 1), 1e39)}, r"example 0 is not finite as float32 \(60 such\)"),
+        ({"x_train": np.ones(60)}, r"x_train is float64 \[60\]: give uint8 images"),
+        ({"x_train": np.ones((60, 4), np.uint8)}, r"x_train is uint8 \[60, 4\]: give uint8 images"),
+        ({"x_test": np.ones((12, 4, 4, 1), np.float32)}, "x_train is uint8 .* and x_test float32 .*: not of one kind"),
+        ({"y_test": np.zeros(0, int)}, r"y_test is int64 \[0\]: empty"),
+        ({"x_test": np.zeros((13, 4, 4), np.uint8)}, "x_test has 13 examples and y_test 12 labels"),
+    ):
+        with pytest.raises(data.DataError, match=f"^--dataset=mine: .*{message}"):
+            made(**changes)
+
+
+def test_what_a_function_may_be_and_return(monkeypatch):
+    found = data.load("own_networks:blobs")
+    monkeypatch.setattr(own_networks, "blobs", lambda: found)
+    assert data.load("own_networks:blobs") is found
+    monkeypatch.setattr(own_networks, "blobs", lambda: {"x_train": 1})
+    with pytest.raises(data.DataError, match="has no y_train, x_test, y_test; it has x_train$"):
+        data.load("own_networks:blobs")
+    monkeypatch.setattr(own_networks, "blobs", dict)
+    with pytest.raises(data.DataError, match="has no x_train, y_train, x_test, y_test; it has nothing$"):
+        data.load("own_networks:blobs")
+    monkeypatch.setattr(own_networks, "blobs", 3)
+    with pytest.raises(data.DataError, match="^--dataset=own_networks:blobs is a int, no function$"):
+        data.load("own_networks:blobs")
+
+
 def test_files_and_functions_that_give_no_data_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     for name, message in (

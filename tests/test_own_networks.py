@@ -182,6 +182,13 @@ def test_a_networks_trace_is_compared_within_one_release_of_jax(tmp_path):
         ("own_networks:integers", "its parameter shift is int32"),
         ("own_networks:scalar", r"returns float32 \[\] for float32 \[3, 4, 4, 1\], no logits \[3, 4\]"),
         ("own_networks:features", r"returns float32 \[3, 7\]"),
+        ("own_networks:whole", r"returns int32 \[3, 4\] for float32 \[3, 4, 4, 1\], no logits \[3, 4\]: one number"),
+        ("own_networks:pair", "returns tuple for float32"),
+        ("own_networks:Growing", r"keeps beside parameters \(batch_stats\) changes its form while it trains"),
+        ("own_networks.deeper:gelu", "there is no module own_networks.deeper; start where"),
+        ("no_such.deeper:gelu", "there is no module no_such; start where"),
+        ("builtins:int", "returns a int, no Linen or NNX module"),
+        ("own_networks:__name__", "is a str: name a function that makes a network"),
     ],
 )
 def test_what_is_no_network_gets_one_clear_error(name, message):
@@ -194,6 +201,10 @@ def test_what_is_no_network_gets_one_clear_error(name, message):
     "line, message",
     [
         ("raise OSError('no weights')", "cannot be imported: OSError: no weights .*broken_networks.py, line 2"),
+        (
+            "raise ModuleNotFoundError('odd')",
+            "cannot be imported: ModuleNotFoundError: odd .*broken_networks.py, line 2",
+        ),
         ("import no_such_library", "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'"),
     ],
 )
@@ -223,3 +234,38 @@ def test_a_network_whose_units_take_no_rule_is_refused(name, message):
 def test_bfloat16_needs_a_factory_that_takes_the_dtype():
     with pytest.raises(ValueError, match="needs an argument dtype"):
         models.by_name("own_networks:gelu", 4, None, jnp.bfloat16)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        network = models.by_name("own_networks:typed", 3, None, dtype)
+        x = jnp.ones((2, 4, 4, 1))
+        variables = network.init({"params": jax.random.key(0)}, x)
+        assert network.network.apply(False, variables["params"], {}, x, jax.random.key(0))[0].dtype == dtype
+        assert network.apply(variables, x, train=False, mutable=False).dtype == jnp.float32
+    assert models.by_name("own_networks:gelu", 4, None, jnp.float32).classes == 4
+
+
+def test_networks_are_told_whether_they_train_by_the_names_that_they_know():
+    x = jnp.ones((2, 4, 4, 1))
+    linen, other = (models.by_name(f"own_networks:{name}", 4) for name in ("Told", "ToldNNX"))
+    variables = linen.init({"params": jax.random.key(0)}, x)
+    assert variables["batch_stats"] == {}  # what it sows is no state
+    (told, after), (evaluated, _) = (linen.apply(variables, x, train=train) for train in (True, False))
+    assert told.tolist() == [[1, 1, 0, 0]] * 2 and evaluated.tolist() == [[0, 0, 1, 1]] * 2
+    assert after == {"batch_stats": {}}
+    variables = other.init({"params": jax.random.key(0)}, x)
+    assert other.apply(variables, x, train=False, mutable=False).tolist() == [[0, 1, 0, 1]] * 2
+    assert other.apply(variables, x, train=True, mutable=False).tolist() == [[0, 0, 0, 0]] * 2  # dropped
+
+
+def test_an_error_is_told_by_its_first_line_and_the_users_last_line_that_led_to_it():
+    from bpevo.models.importing import first_line
+
+    assert first_line(ValueError("\n one\ntwo")) == "ValueError: one" and first_line(OSError()) == "OSError"
+    assert first_line(ValueError("x" * 301)) == f"ValueError: {'x' * 300}"
+
+    def deeper():
+        np.linalg.inv(np.zeros((2, 2)))  # which raises in a library
+
+    with pytest.raises(np.linalg.LinAlgError) as error:
+        deeper()
+    line = deeper.__code__.co_firstlineno + 1
+    assert first_line(error.value) == f"LinAlgError: Singular matrix ({__file__}, line {line})"

@@ -12,9 +12,9 @@ from test_runs import DISTURBED, StandIn, rows, search
 from bpevo.bench import simulated
 from bpevo.bench.simulated import Misfortune, SimulatedFleet
 from bpevo.rules import parse
-from bpevo.training import Training
+from bpevo.training import OutOfMemory, Training
 from bpevo.workers import Job, LocalWorkers, Pool, PoolError, Stage
-from bpevo.workers.fleet import Epoch, Place, Prepare, Ready, Report
+from bpevo.workers.fleet import Cause, Epoch, Lost, Place, Prepare, Ready, Report
 
 EPOCHS, SLOTS, JOBS = 4, 4, 60
 NAMES = ("nodes", "start", "call", "kill")
@@ -377,3 +377,184 @@ def test_answers_that_nobody_expects_are_not_heard():
     pool.submit(job(0))
     pool.poll()
     assert pool.capacity == SLOTS and pool._calls == 2
+
+
+# The simulated fleet itself, by hand.
+
+
+class Fate:
+    """In place of chance: what is given, then good luck; the middle of every range."""
+
+    def __init__(self, *fates: float):
+        self.fates = list(fates)
+
+    def random(self) -> float:
+        return self.fates.pop(0) if self.fates else 0.999
+
+    def uniform(self, low: float, high: float) -> float:
+        return (low + high) / 2
+
+
+TENTHS = Misfortune(dies=0.1, hangs=0.1, leaves=0.1, halves=0.1, twice=0.1, fails=0.1)
+DIES, HANGS, LEAVES, HALVES, TWICE, WELL = 0.05, 0.15, 0.25, 0.35, 0.45, 0.55
+
+
+def prepared(nodes=None, count: int = 1, **options) -> tuple[SimulatedFleet, list[int]]:
+    """A fleet and workers of it that are ready, at 6 s."""
+    fleet = SimulatedFleet(nodes or {"a": 2}, 2, EPOCHS, TENTHS, **options)
+    fleet._random = Fate()
+    workers = [fleet.start(alone=False, without=()) for _ in range(count)]
+    assert {type(answer) for *_, answer in fleet.wait(10)} == {Place}
+    for worker in workers:
+        fleet.call(worker, 1, Prepare(recipe=None))
+    assert [answer for *_, answer in fleet.wait(10)] == [Ready(capacity=2, versions=simulated.VERSIONS)] * count
+    assert fleet.now() == 6
+    return fleet, workers
+
+
+def asked(
+    fleet: SimulatedFleet, worker: int, fate: float, jobs=(), seconds: float = 10_000
+) -> list[tuple[float, object]]:
+    """What a worker answers to an epoch, and when, in seconds after it was asked."""
+    fleet._random.fates.append(fate)
+    begin, answers = fleet.now(), []
+    fleet.call(worker, 2, Epoch(jobs=jobs))
+    while fleet.now() < begin + seconds:
+        answers += [(fleet.now() - begin, answer) for _, _, answer in fleet.wait(begin + seconds - fleet.now())]
+    return answers
+
+
+def test_an_epoch_of_a_worker_takes_ten_seconds_and_its_report_counts_slots_that_trained():
+    fleet, (worker,) = prepared()
+    ((took, report),) = asked(fleet, worker, WELL, [job(1), job(2)])
+    assert took == 10 and (report.outcomes, report.capacity, report.epochs_run, report.epochs_offered) == ([], 2, 2, 2)
+    ((_, report),) = asked(fleet, worker, WELL)
+    assert (report.epochs_run, report.epochs_offered) == (4, 4)
+    with pytest.raises(AssertionError, match="more jobs than slots"):
+        fleet.call(worker, 2, Epoch(jobs=[job(3), job(4), job(6)]))
+
+
+def test_what_happens_to_a_worker_at_a_call():
+    fleet, (worker, other) = prepared(count=2)
+    assert [took for took, _ in asked(fleet, worker, HANGS)] == [5010]
+    assert [took for took, _ in asked(fleet, worker, TWICE)] == [10, 25]
+    assert [answer.capacity for _, answer in asked(fleet, worker, HALVES, [job(1)])] == [1]
+    assert [answer.capacity for _, answer in asked(fleet, worker, HALVES, [])] == [1]  # one slot is not halved
+    assert fleet.deaths == 0 and fleet.living == 2 and fleet.unheard == 0
+    waiting = fleet.start(alone=False, without=())
+    assert asked(fleet, worker, DIES)[0] == (1.0, Place(node="a", name=f"a/{waiting}"))  # the room that it leaves
+    assert fleet.deaths == 1 and fleet.living == 2
+    fleet.call(worker, 3, Epoch(jobs=[]))
+    assert fleet.wait(1) == [(worker, 3, Lost(reason="it had died"))] and fleet.deaths == 1
+    with pytest.raises(AssertionError, match="one call at a time"):
+        fleet.call(other, 3, Epoch(jobs=[]))
+        fleet.call(other, 4, Epoch(jobs=[]))
+    assert fleet.unheard == 1
+
+
+def test_a_death_is_answered_within_the_epoch_and_none_comes_of_making_slots():
+    fleet, (worker,) = prepared()
+    assert asked(fleet, worker, DIES, [job(1)]) == [(5, Lost(reason="simulated death", cause=Cause.UNKNOWN))]
+    fleet, (worker,) = prepared()
+    fleet._random.fates.append(DIES)
+    fleet.call(worker, 2, Prepare(recipe=None))
+    ((_, _, answer),) = fleet.wait(10)
+    assert answer == Ready(capacity=2, versions=simulated.VERSIONS) and fleet.deaths == 0
+
+
+def test_chances_are_of_their_own_stretch_each_its_end_left_out():
+    fleet, (worker,) = prepared()
+    assert [took for took, _ in asked(fleet, worker, 0.1)] == [5010]  # no death: that hangs
+    assert [took for took, _ in asked(fleet, worker, 0.5)] == [10]
+
+
+def test_a_node_goes_with_all_workers_on_it_and_is_back_after_a_minute():
+    fleet, (one, two, three) = prepared({"a": 2, "b": 1}, 3)
+    assert asked(fleet, one, LEAVES, seconds=20) == [(10, Lost(reason="its node is gone", cause=Cause.OUTSIDE))]
+    assert (fleet.deaths, fleet.living) == (2, 1) and fleet.nodes() == {"b": 1}
+    waiting = fleet.start(alone=False, without=())
+    begin = fleet.now()
+    assert fleet.wait(100) == [(waiting, 0, Place(node="a", name=f"a/{waiting}"))]
+    assert fleet.now() - begin == 41 and fleet.nodes() == {"a": 2, "b": 1} and fleet.starts == {"a": 3, "b": 1}
+    fleet.call(two, 3, Epoch(jobs=[]))
+    assert fleet.wait(1)[0][2] == Lost(reason="its node is gone", cause=Cause.OUTSIDE)
+    fleet.kill(three)
+    assert fleet.living == 1
+    fleet.close()
+    assert fleet.living == 0
+
+
+def test_a_start_can_fail_or_wait_for_room_and_be_withdrawn():
+    fleet = SimulatedFleet({"a": 1, "b": 1}, 2, EPOCHS, TENTHS)
+    fleet._random = Fate(0.05, 0.1)
+    failing = fleet.start(alone=True, without=("a",))
+    assert fleet.wait(10) == [(failing, 0, Lost(reason="simulated death", cause=Cause.UNKNOWN))] and fleet.now() == 1
+    alone = fleet.start(alone=True, without=("a",))
+    fleet.wait(10)
+    fleet.call(alone, 1, Prepare(recipe=None))
+    assert fleet.wait(10)[0][2].capacity == 1 and fleet.alone == 2 and fleet.starts == {"b": 2}
+    second, third = fleet.start(alone=False, without=()), fleet.start(alone=False, without=())
+    assert fleet.unheard == 2  # their starts
+    assert [worker for worker, *_ in fleet.wait(10)] == [second] and fleet.starts == {"b": 2, "a": 1}
+    fleet.kill(third)
+    fleet.kill(second)
+    fleet.kill(second)  # frees its room once
+    placed = [fleet.start(alone=False, without=()) for _ in range(2)]
+    assert [worker for worker, *_ in fleet.wait(10)] == placed[:1] and fleet.starts == {"b": 2, "a": 2}
+    fleet.join("c", 1)
+    assert [answer.node for *_, answer in fleet.wait(10)] == ["c"] and fleet.nodes() == {"a": 1, "b": 1, "c": 1}
+
+
+def test_what_is_fatal_brings_down_a_worker_and_is_known_of_one_that_is_alone():
+    fleet, (worker,) = prepared(fatal={"7"}, broken={"b"})
+    assert asked(fleet, worker, WELL, [job(1), job(7)]) == [(1, Lost(reason="simulated death", cause=Cause.UNKNOWN))]
+    assert fleet.crashed_on("7") == []
+    alone = fleet.start(alone=True, without=())
+    fleet.wait(10)
+    fleet.call(alone, 1, Prepare(recipe=None))
+    fleet.wait(10)
+    assert asked(fleet, alone, WELL, [job(7)]) == [(1, Lost(reason="simulated death", cause=Cause.ITSELF))]
+    assert fleet.crashed_on("7") == ["a"] and fleet.crashed_on("1") == [] and fleet.deaths == 2
+    fleet.join("b", 1)
+    bad = fleet.start(alone=False, without=("a",))
+    fleet.wait(10)
+    begin = fleet.now()
+    fleet.call(bad, 1, Prepare(recipe=None))
+    assert (
+        fleet.wait(10) == [(bad, 1, Lost(reason="simulated death", cause=Cause.UNKNOWN))] and fleet.now() - begin == 1
+    )
+
+
+def test_accuracies_of_the_stand_in_lie_between_0_and_1_and_an_eighth_of_its_trainings_diverges_in_the_second_epoch():
+    trainer = simulated.StandIn(800, 3)
+    for slot in trainer.free:
+        trainer.start(slot, Training(TRAINED, 0.1, replicate=slot))
+    called = []
+    first, second = trainer.advance(lambda: called.append(1)), trainer.advance()
+    assert called == [1] and trainer.free == [slot for slot, result in second.items() if result.reason]
+    assert {r.reason for r in first.values()} == {""} and {r.epoch for r in second.values()} == {2}
+    assert 70 < len(trainer.free) < 130 and {second[slot].eval_accuracy for slot in trainer.free} == {0.0}
+    found = sorted(r.eval_accuracy for r in first.values())
+    assert 0 <= found[0] < 0.1 and 0.9 < found[-1] < 1 and 0.46 < sum(found) / 800 < 0.54
+    last = trainer.advance()
+    assert trainer.free == list(range(800)) and all(
+        r.eval_accuracy != first[slot].eval_accuracy for slot, r in last.items()
+    )
+    assert all(abs(r.eval_accuracy - first[slot].eval_accuracy) < 0.1 / 1.1 for slot, r in last.items())
+    assert trainer.epochs_run == 1600 + len(last) and trainer.epochs_offered == 2400
+    trainer.advance()
+    assert trainer.epochs_offered == 2400  # nothing was in a slot
+    trainer.start(5, Training(TRAINED, 0.1), epoch=2)
+    assert trainer.state(5) == [] and trainer.advance()[5].epoch == 3 and trainer.free == list(range(800))
+
+
+def test_the_stand_in_is_halved_with_its_counts_and_runs_out_of_memory_when_it_is_told_to():
+    trainer = simulated.StandIn(3, 3)
+    trainer.start(0, Training(TRAINED, 0.1))
+    trainer.advance()
+    trainer.short_of_memory = True
+    with pytest.raises(OutOfMemory):
+        trainer.advance()
+    half = trainer.halved()
+    assert (half.capacity, half.epochs_run, half.epochs_offered, half.task.settings.epochs) == (1, 1, 3, 3)
+    assert half.halved().capacity == 1 and simulated.StandIn(8, 1).halved().capacity == 4 and not half.short_of_memory

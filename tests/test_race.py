@@ -1,27 +1,29 @@
 """The race of controllers: its statistics and charges by hand, its memory, and a whole one on a stand-in for training."""
 
 import dataclasses
-import html
+import hashlib
 import itertools
 import math
 import os
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from scipy import stats
 from test_evolution import equation
+from test_race_report import result
 from test_runs import EPOCHS, REPOSITORY, StandIn, epoch_result
 
-from bpevo.bench.race import page, protocol, running, statistics
-from bpevo.bench.race.memory import RECORD, Memory, RememberingWorkers, program
-from bpevo.bench.race.protocol import ARMS, FRACTIONS, RATES, Arm, Setting
-from bpevo.evolution import Change, Proposal
+from bpevo.bench.race import protocol, running, statistics
+from bpevo.bench.race.memory import RECORD, Memory, RememberingWorkers, digest, program
+from bpevo.bench.race.protocol import ARMS, RATES, Arm, Setting
+from bpevo.evolution import Change, Proposal, SpaceExhausted
 from bpevo.rules import without_idle
 from bpevo.runs import Row, Rows
-from bpevo.training import Training, TrainingPlan
+from bpevo.training import EpochResult, Training, TrainingPlan
 from bpevo.workers import Job, LocalWorkers, Outcome, Stage
 
 # Statistics.
@@ -63,6 +65,28 @@ def test_a_reference_always_reaches_its_own_end():
         values = np.random.default_rng(seed).uniform(90, 99, (20, 3)).cumsum(1)
         found = statistics.savings((0.25, 0.5, 1.0), values, values)
         assert found.share == found.high == pytest.approx(1.0)
+
+
+def test_the_interval_of_savings_leaves_a_fortieth_of_the_resamples_out_at_each_end():
+    """Of ten seeds five are at 10 after a quarter of the budget and five at 0; all end at 10, the reference at 5.
+
+    A resample with K of the former, binomial, begins at K: it reaches 5 within the first doubling after 5 / K of it where K
+    is above 5, within the second after (5 - K) / (10 - K) of it where K is below. P(K >= 8) = P(K <= 2) = 5.5 % and
+    P(K >= 9) = P(K <= 1) = 1.1 %.
+    """
+    arm = np.array([[0.0, x, 10.0] for x in 5 * [10.0] + 5 * [0.0]])
+    reference = np.full((10, 3), 5.0)
+    found = statistics.savings((0.25, 0.5, 1.0), arm, reference)
+    assert found.share == pytest.approx(0.5)
+    assert (found.low, found.high) == pytest.approx((0.25 * 2 ** (5 / 8), 0.5 * 2 ** (3 / 8)))
+
+
+def test_an_arm_is_better_below_five_percent_and_not_at_it():
+    def comparison(p: float) -> statistics.Comparison:
+        return statistics.Comparison(arm="aging", reference="paper", difference=None, p=p)
+
+    assert comparison(0.0499).better and not comparison(0.05).better and not comparison(0.3).better
+    assert statistics.comparisons({"paper": {0: 1.0, 1: 2.0}, "aging": {1: 3.0, 2: 4.0}}, ("paper",)) == []
 
 
 def test_arms_are_compared_by_seed_and_holm_corrected_over_all_comparisons():
@@ -111,7 +135,7 @@ def proposal(n: int, text: str, confirms: int | None = None, duplicates: int = 0
     )
 
 
-def row(stage: str, n: int, text: str, accuracy: float | None, epochs: int, rate: float = 0.2) -> Row:
+def row(stage: str, n: int | None, text: str, accuracy: float | None, epochs: int, rate: float = 0.2) -> Row:
     return Row(
         stage=stage, equation=text, learning_rate=rate, replicate=0, proposal=n, rungs=0, seconds=0.0, finished="",
         status="diverged" if accuracy is None else "done", reason="", accuracy=accuracy,
@@ -156,6 +180,40 @@ def test_trials_trainings_confirmations_and_the_probe_are_charged_and_the_leader
     single = running.Spending(Arm("paper", (0.2,)), SETTING)
     single.add([row(Stage.SEARCH, 0, "fa", 0.5, 4)])
     assert single.of(proposals[0]) == 4.5  # no trial was before it
+
+
+def test_controls_are_free_and_the_epochs_of_a_proposal_add_up_over_what_came_in():
+    spending = running.Spending(ARMS["paper"], SETTING)
+    spending.add([row(Stage.CONTROL, None, "g", 0.5, 4), row(Stage.TRIAL, 0, "fa", 0.1, 1)])
+    spending.add([row(Stage.TRIAL, 0, "fa", 0.1, 1, 0.8), row(Stage.SEARCH, 0, "fa", 0.1, 4)])
+    assert spending.of(proposal(0, "fa")) == 2 + 4 - 1 + 0.5
+
+
+def test_nothing_more_is_asked_for_once_the_budget_is_spent():
+    class Told:
+        next_id, told, adopted = 7, (), ()
+
+        def tell(self, result):
+            self.told += (result,)
+
+        def adopt(self, proposal):
+            self.adopted += (proposal,)
+
+        def ask(self):
+            return "another"
+
+    controller, charges = Told(), {0: 2.5, 1: 2.25, 2: 0.25}
+    spending = types.SimpleNamespace(of=lambda proposal: charges[proposal])
+    budgeted = running.Budgeted(controller, spending, 5.0)
+    results = [types.SimpleNamespace(proposal=n) for n in charges]
+    for each in results[:2]:
+        budgeted.tell(each)
+        assert budgeted.ask() == "another"
+    budgeted.tell(results[2])  # 5.0 of 5.0
+    with pytest.raises(SpaceExhausted, match="the budget is spent"):
+        budgeted.ask()
+    budgeted.adopt("stored")
+    assert budgeted.next_id == 7 and controller.told == (*results,) and controller.adopted == ("stored",)
 
 
 def test_the_elite_is_a_tenth_of_what_an_arm_affords_its_probes_and_confirmations_included():
@@ -211,6 +269,102 @@ TEXTS = [
 ]
 
 
+def curve(*accuracies: float, reason: str = "") -> list[EpochResult]:
+    """Numbers that float32 holds; the last epoch has the reason."""
+    last = len(accuracies)
+    return [
+        EpochResult(
+            epoch=i, train_loss=0.5 + i, train_accuracy=0.25, gradient_norm=i / 8, eval_loss=1.5, eval_accuracy=accuracy,
+            reason=reason if i == last else "",
+        )
+        for i, accuracy in enumerate(accuracies, 1)
+    ]  # fmt: skip
+
+
+def test_a_stored_curve_comes_back_as_it_was_and_only_a_longer_one_replaces_it(tmp_path):
+    with Memory.opened(tmp_path / "in" / "folders") as memory:
+        key, other = (b"task", b"program", 0.1, 0, 0), (b"task", b"program", 0.1, 0, 1)
+        memory.keep([(key, curve(0.5, 0.25, reason="loss not finite")), (other, curve(0.125))])
+        assert memory.training(key) == curve(0.5, 0.25, reason="loss not finite")
+        assert memory.training(other) == curve(0.125) and memory.training((b"none", *key[1:])) == []
+        memory.keep([(key, curve(0.75)), (other, curve(0.0625))])
+        assert memory.training(key) == curve(0.5, 0.25, reason="loss not finite") and memory.training(other) == curve(
+            0.125
+        )
+        memory.keep([(key, curve(0.5, 0.25, 0.75)), (other, [])])
+        assert memory.training(key) == curve(0.5, 0.25, 0.75) and memory.training(other) == curve(0.125)
+
+
+def test_digests_are_half_of_sha_256_and_do_not_depend_on_the_order_of_names():
+    whole = hashlib.sha256(b'{"a": 2, "b": 1}').digest()
+    assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1}) == whole[:16]
+    assert len(program(equation("g"))) == 16
+
+
+class Inner:
+    """Workers of which a test sees what they are asked for."""
+
+    capacity, occupancy, wanted, ahead = 9, 0.25, 3, 4
+
+    def __init__(self):
+        self.jobs, self.ended, self.closed = [], [], False
+
+    @property
+    def idle(self):
+        return not self.jobs
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def poll(self, meanwhile=lambda: None):
+        meanwhile()
+        ended, self.jobs = self.jobs, []
+        return [Outcome(job=j, status="done", reason="", curve=tuple(curve(0.5)), seconds=1.0) for j in ended]
+
+    def suspend(self):
+        return self.poll()
+
+    def close(self):
+        self.closed = True
+
+
+def test_workers_that_remember_train_each_seeds_replicates_elsewhere_and_give_them_back_as_asked(memory):
+    inner, called = Inner(), []
+    workers = RememberingWorkers(inner, memory, b"task", 4, seed=2)
+    assert (workers.capacity, workers.occupancy, workers.wanted, workers.ahead) == (9, 0.25, 3, 4) and workers.idle
+    asked = [job("g", epochs=1, replicate=3), job("fa", replicate=19_999)]
+    for each in asked:
+        workers.submit(each)
+    assert [j.training.replicate for j in inner.jobs] == [40_003, 59_999] and not workers.idle
+    assert [o.job for o in workers.poll(lambda: called.append(1))] == asked and called == [1]
+    assert (workers.asked, workers.trained) == (2, 2) and workers.idle
+    workers.submit(asked[0])
+    assert not workers.idle and not inner.jobs  # it is remembered
+    (known,) = workers.poll()
+    assert known == Outcome(job=asked[0], status="done", reason="", curve=tuple(curve(0.5)), seconds=0.0)
+    assert workers.idle and workers.poll() == [] and (workers.asked, workers.trained) == (3, 2)
+    workers.submit(asked[1])  # of four epochs it has one
+    assert [o.job for o in workers.suspend()] == asked[1:] and workers.trained == 3
+    workers.close()
+    assert inner.closed
+    for replicate in (-1, 20_000):
+        with pytest.raises(AssertionError):
+            workers.submit(job("g", replicate=replicate))
+    with pytest.raises(AssertionError):
+        workers.submit(dataclasses.replace(asked[0], bars=((1, 0.5),)))
+
+
+def test_a_training_that_diverged_is_remembered_by_jobs_of_more_epochs(memory):
+    inner = Inner()
+    workers = RememberingWorkers(inner, memory, b"task", 4, seed=0)
+    lost = job("h")
+    memory.keep([(workers._key(lost.training), curve(0.5, 0.0, reason="loss not finite"))])
+    workers.submit(lost)
+    workers.submit(job("h", epochs=1))
+    ended = [(o.status, o.reason, len(o.curve)) for o in workers.poll()]
+    assert ended == [("diverged", "loss not finite", 2), ("done", "", 1)] and not inner.jobs
+
+
 def test_what_is_remembered_ends_as_it_did_when_it_was_trained(memory):
     jobs = [job(text) for text in TEXTS] + [job(text, epochs=1, rate=0.3) for text in TEXTS]
     first, trained = outcomes(jobs, memory)
@@ -237,6 +391,18 @@ def test_other_seeds_tasks_rates_and_replicates_are_other_trainings_and_idle_gen
         assert outcomes([job("g")], memory, **changed)[1] == 1
     assert outcomes([job("g", rate=0.2), job("g", replicate=1), job("g", held_out=True)], memory)[1] == 3
     assert program(equation("left(g, h)")) == program(equation("left(g, relu(fa))")) != program(equation("h"))
+
+
+def test_the_record_has_a_line_for_each_search_by_race_seed_and_arm(memory):
+    for race, arm, seed in (("b", "paper", 0), ("a", "random", 1), ("a", "paper", 10), ("a", "paper", 1)):
+        memory.store(race, arm, seed, {"points": [seed]})
+    assert memory.record() == (
+        '{"race": "a", "arm": "paper", "seed": 1, "result": {"points": [1]}}\n'
+        '{"race": "a", "arm": "random", "seed": 1, "result": {"points": [1]}}\n'
+        '{"race": "a", "arm": "paper", "seed": 10, "result": {"points": [10]}}\n'
+        '{"race": "b", "arm": "paper", "seed": 0, "result": {"points": [0]}}\n'
+    )
+    assert memory.results("a").keys() == {("paper", 1), ("random", 1), ("paper", 10)}
 
 
 def test_the_record_alone_holds_all_results(tmp_path):
@@ -302,10 +468,62 @@ def test_a_rule_is_tuned_on_validation_and_scored_at_its_best_rate_on_new_seeds_
     assert {t.learning_rate for t in tuned} == {0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4}  # the grid grew until 3.2 was inside
     assert len(tuned) == 7 * protocol.TUNING and len({t.replicate for t in tuned}) == protocol.TUNING
     assert {t.learning_rate for t in fresh} == {3.2} and len({t.replicate for t in fresh}) == protocol.FRESH
-    assert not {t.replicate for t in fresh} & {t.replicate for t in tuned}
+    assert {t.replicate for t in tuned} == set(range(1000, 1005)) and [t.replicate for t in fresh] == [
+        *range(3000, 3010)
+    ]
     assert found == running.Score(rate=3.2, at_edge=False, fresh=(None, 0.77) * (protocol.FRESH // 2))
     lost = running.score("unit_fro(g)", ByRate({0.1 * 2**i: None for i in range(-9, 9)}))
     assert lost == running.Score(rate=None, at_edge=False, fresh=(None,) * protocol.FRESH)
+
+
+def test_the_rate_of_the_best_mean_over_its_own_seeds_is_taken_and_accuracies_are_rounded():
+    class BySeed(ByRate):
+        def _outcome(self, job):
+            t = job.training
+            accuracy = (
+                0.12345678 if t.held_out else {0.2: 0.5, 0.4: 0.1 * (t.replicate % 5) + 0.31}.get(t.learning_rate, 0.1)
+            )
+            return Outcome(job=job, status="done", reason="", curve=tuple(curve(accuracy)), seconds=0.0)
+
+    found = running.score("g", BySeed({}))  # 0.4: from 0.31 to 0.71, 0.51 in the mean
+    assert found == running.Score(rate=0.4, at_edge=False, fresh=(0.123457,) * 10)
+
+
+def test_what_is_stored_of_a_search_is_what_it_had_found_after_each_share(monkeypatch):
+    monkeypatch.setattr(
+        running, "score", lambda rule, workers: running.Score(rate=0.1, at_edge=True, fresh=(len(rule), workers))
+    )
+    said, searched = [], types.SimpleNamespace(trained=1234, asked=5678)
+
+    def track(name, number, leading=()):
+        return types.SimpleNamespace(
+            setting=types.SimpleNamespace(name=name), workers=lambda seed: number, search=lambda *_: (leading, searched)
+        )
+
+    found = row(Stage.SEARCH, 3, "unit_fro(g)", 0.5, 4)
+    nameless = dataclasses.replace(found, accuracy=None)
+    one = track("here", 7, [(0, None), (12, nameless), (1500, found)])
+    unseen = [track("there", 8), track("yonder", 9)]
+    score = {"rate": 0.1, "at_edge": True}
+    nothing = {"rate": None, "at_edge": False, "fresh": (None,) * 10}
+    assert running.run(one, unseen, ARMS["paper"], 1500, 0, said.append) == {
+        "points": [
+            {"equations": 0, "rule": "", "search": 0.0, "score": nothing},
+            {"equations": 12, "rule": "unit_fro(g)", "search": 0.0, "score": score | {"fresh": (11, searched)}},
+            {"equations": 1500, "rule": "unit_fro(g)", "search": 0.5, "score": score | {"fresh": (11, searched)}},
+        ],
+        "unseen": {"there": score | {"fresh": (11, 8)}, "yonder": score | {"fresh": (11, 9)}},
+    }
+    lost = running.run(track("here", 7, [(5, found), (9, None)]), unseen, ARMS["paper"], 9, 0, said.append)
+    assert lost["unseen"] == {} and lost["points"][0]["equations"] == 5 and lost["points"][1]["rule"] == ""
+    assert said == [
+        "1,500 equations, 1,234 of 5,678 trainings not remembered: unit_fro(g)",
+        "9 equations, 1,234 of 5,678 trainings not remembered: ",
+    ]
+    seven = types.SimpleNamespace(trained=0, asked=0)
+    backprop = running.run(track("here", seven), unseen[:1], None, 9, 0, said.append)
+    point = {"equations": 0, "rule": "g", "search": 0.0, "score": score | {"fresh": (1, seven)}}
+    assert backprop == {"points": [point] * 5, "unseen": {"there": score | {"fresh": (1, 8)}}}
 
 
 # A whole race.
@@ -383,62 +601,3 @@ def test_no_search_goes_on_when_its_race_was_killed(tmp_path):
                 break
         race.kill()
         race.communicate(timeout=60)  # what it started writes into the same pipe, which ends with the last of them
-
-
-# The report.
-
-
-def result(values, unseen=0.5) -> dict:
-    score = {"rate": 0.1, "at_edge": False}
-    points = [
-        {"equations": 10 * i, "rule": "unit_fro(g)", "search": 0.9, "score": score | {"fresh": [v / 100, v / 100]}}
-        for i, v in enumerate(values, 1)
-    ]
-    return {"points": points, "unseen": {"elsewhere": score | {"fresh": [unseen, None]}}}
-
-
-def made_up(planned: int = 3) -> page.Race:
-    results = {}
-    for seed in range(4):
-        shift = 0.1 * seed
-        results["paper", seed] = result([50, 60, 70, 80, 90 + shift])
-        results["random", seed] = result([50, 55, 60, 65, 70 + shift**2])
-        results["aging", seed] = result([50, 70, 90 + shift, 92, 95 + 2 * shift])
-        results["backprop", seed] = result([94] * 5)
-    del results["random", 3]  # not done yet
-    return page.Race(name="made up", budget=1600, planned=planned, results=results)
-
-
-def test_the_report_of_a_race_says_who_is_better_by_how_much_and_what_is_saved():
-    race = made_up()
-    assert race.arms == ["paper", "random", "aging"] and race.seeds == [0, 1, 2]
-    paper, random, aging = page.compared_rows(race)
-    assert aging[1:3] == ["+1.20 ± 0.50", "+5.10 ± 0.25"]  # 95, 95.2, 95.4 - 94; - 90, 90.1, 90.2: means by hand
-    assert paper[-1] == "1 (1 to 1)" and random[-1] == "never (never to never)" and aging[-1].startswith("0.25 (")
-    assert random[2].startswith("-20.0")
-    first, second = page.verdict(race)
-    assert first.startswith(
-        "Better than paper at all of the budget over 3 search seeds: aging (+5.10 points, p <0.001)"
-    )
-    assert "paper (+2" in second and "aging (+2" in second
-    curve = dict(zip(page.COLUMNS, page.rows(race)[0], strict=True))
-    assert curve["1/16"] == "50.00 ± 0.00" and curve["all"] == "90.10 ± 0.25" and curve["equations"] == "50"
-    unseen = page.unseen_rows(race)
-    assert ["elsewhere", "aging", "25.00 ± 0.00", "+0.00 ± 0.00", "50%"] in unseen
-
-
-def test_there_is_no_verdict_before_all_seeds_are_done():
-    assert page.verdict(made_up(planned=4)) == ["No verdict yet: 3 of 4 search seeds are done."]
-
-
-def test_the_page_of_a_race_holds_curves_tables_and_what_was_measured_and_nothing_from_elsewhere():
-    race = made_up()
-    text, table = page.report_html([race], "versions"), page.markdown([race], "versions")
-    assert text.count("<figure>") == 1 and "http" not in text.replace("http-equiv", "")
-    for expected in ("aging", "unit_fro(g)", "95.40", "backprop, rescaled per unit", *page.verdict(race)):
-        assert html.escape(expected) in text and expected in table
-    assert "Holm-corrected" in text and "1600" not in table and "1,600 slot-epochs" in table
-    (axis,) = page.curves(race).axes
-    lines = {line.get_label(): line.get_ydata() for line in axis.lines}
-    assert lines["aging"] == pytest.approx([50, 70, 90.1, 92, 95.2]) and len(lines) == 4
-    assert axis.lines[0].get_xdata() == pytest.approx([1600 * f for f in FRACTIONS])

@@ -97,7 +97,8 @@ def _inputs(name: str, which: str, x: np.ndarray) -> np.ndarray:
         return x[..., None] if x.ndim == 3 else x
     if not np.issubdtype(x.dtype, np.floating) or x.ndim < 2:
         raise DataError(f"{form}: give uint8 images [N, H, W, C] or [N, H, W], or floats [N, features…]")
-    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 does not hold is told below
+        x = x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
     if len(bad):
         raise DataError(f"{form}: example {bad[0]:,} is not finite as float32 ({len(bad):,} such)")

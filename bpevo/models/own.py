@@ -46,7 +46,6 @@ class _Linen:
 
     def init(self, key, x):
         variables = dict(self.module.init({"params": key}, x, **_flags(self.module, False)))
-        variables.pop("intermediates", None)
         return variables.pop("params", {}), variables
 
     def apply(self, train, params, rest, x, key):

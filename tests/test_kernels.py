@@ -184,7 +184,14 @@ def test_the_account_of_a_kernel_by_hand():
     [
         ("tpu", 128_000, 128, 300, 128, 300),  # all of it fits
         ("tpu", 128_000, 128, 5000, 128, 896),  # 7 times 128 lanes: below 1,000
+        ("tpu", 128_000, 128, 1000, 128, 1000),  # exactly
+        ("tpu", 128_000, 128, 1001, 128, 896),
+        ("tpu", 0, 128, 5000, 128, 512),  # 65,536 unless it is told
         ("tpu", 10, 128, 5000, 128, 128),
+        ("gpu", 0, 128, 5000, 128, 32),  # 4,096
+        ("gpu", 8192, 128, 5000, 128, 64),  # exactly 64 a sample
+        ("gpu", 8192, 129, 5000, 256, 32),  # 63
+        ("gpu", 1, 1, 1, 1, 1),
         ("gpu", 8192, 100, 5000, 128, 64),  # 81 a sample
         ("gpu", 8192, 100, 40, 128, 64),
         ("gpu", 8192, 100, 20, 128, 32),
@@ -193,3 +200,18 @@ def test_the_account_of_a_kernel_by_hand():
 def test_a_block_is_as_large_as_its_platform_lets_it(platform, floats, batch, features, rows, tile):
     layout = Kernel(platform, floats=floats).layout(batch, features)
     assert (layout.rows, layout.tile) == (rows, tile) and layout.tiles == -(-features // tile)
+
+
+@pytest.mark.parametrize(
+    ("loop", "features", "tiles", "tile"),
+    [
+        (Loop(), 512, 1, 512),  # 65,536 entries of a batch of 128
+        (Loop(), 513, 2, 257),
+        (Loop(), 5000, 10, 500),  # of one size
+        (Loop(1280), 95, 10, 10),
+        (Loop(10), 5000, 5000, 1),  # a sample and more
+    ],
+)
+def test_tiles_of_a_loop_are_of_one_size(loop, features, tiles, tile):
+    layout = loop.layout(128, features)
+    assert (layout.batch, layout.rows, layout.tiles, layout.tile) == (128, 128, tiles, tile)

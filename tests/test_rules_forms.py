@@ -203,7 +203,10 @@ def test_an_error_shows_thirty_characters_on_either_side_of_its_place():
 
 
 def test_a_name_is_near_if_seven_letters_of_ten_agree_or_it_is_one_slip():
-    assert nearest("abcdefgxyz", ["hijklmnopq", "abcdefg123"]) == "abcdefg123" and nearest("abcdefxxyz", ["abcdef1234"]) == ""
+    assert (
+        nearest("abcdefgxyz", ["hijklmnopq", "abcdefg123"]) == "abcdefg123"
+        and nearest("abcdefxxyz", ["abcdef1234"]) == ""
+    )
     assert nearest("hg", ["gh"]) == "gh" and nearest("hx", ["gh"]) == ""  # in another order
     assert nearest("g", ["gh"]) == "gh" and nearest("ghh", ["g"]) == ""  # one too few; two too many
     assert nearest("REULX", ["relu"]) == "" and nearest("RELUX", ["relu"]) == "relu"

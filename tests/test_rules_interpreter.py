@@ -61,6 +61,7 @@ def assert_interpreted_agrees(units, geometry, equation):
 @given(chains())
 @example(equation("bn(g) + mean(dh)"))
 @example(equation("(whiten(g @ R_L.T) @ R_L) * std(dh)"))
+@example(equation("(whiten(drop(R_L, 0.3) + R_L) @ g.T).T @ R_L"))  # memory of a value of R_L's type
 @example(equation("(add_noise(mean(b_next), 0.5) @ W.T) * dh"))
 @settings(max_examples=70)
 def test_interpreted_chains_agree_with_compiled_ones_on_a_dense_unit(units, chain):
@@ -165,6 +166,39 @@ PRINTED = {
     "b_next @ bn(S).T": """
 0 load b_next
 1 load zeros, @ YK""",
+    "b_next @ mean(R).T": """
+0 load b_next
+1 load R, @ YK""",
+    "unit_mat_ninf(g) - unit_mat1(h)": """
+0 load g, norm order=1 axis=row smallest
+1 load h, norm order=1 axis=col largest, sub""",
+    "unit_col1(g.T).T": """
+0 load g
+1 load accumulator, norm order=1 axis=row""",
+    "unit_mat1(g.T).T": """
+0 load g
+1 load accumulator, norm order=1 axis=row largest""",
+    "unit_elem_ninf(g.T).T": """
+0 load g
+1 load accumulator, norm order=ninf axis=elem""",
+    "clip(g, 0.5) + (h - 10.0)": """
+0 load g, affine low=-0.5 high=0.5
+1 load h, affine shift=-10.0, add""",
+    "abs(g) * (-h)": """
+0 load g, affine absolute=1.0
+1 load h, affine scale=-1.0, mul""",
+    "drop(g, 0.1) + mul_noise(h, 0.5)": """
+0 load g, drop constant=0.1 number=0
+1 load h, mul_noise constant=0.5 number=1, add""",
+    "sgn(bn(hp)) + mean(g)": """
+0 load hp, bn row=0, sgn
+1 load g, mean row=1, add""",
+    "(whiten(drop(R_L, 0.3) + R_L) @ g.T).T @ R_L": """
+0 load R_L, drop constant=0.3 number=0
+1 load R_L, add
+2 load accumulator, whiten row=0
+3 load g, @ XF mirrored
+4 load R_L, @ ZF""",
 }
 
 

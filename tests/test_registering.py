@@ -7,7 +7,7 @@ import pytest
 from conftest import unit_steps
 
 from bpevo import rules
-from bpevo.rules import Binary, Operand, Statistic, Unary, components, parse, register
+from bpevo.rules import Binary, Operand, Statistic, Unary, components, parse, program, register
 
 
 def cube(name="c3", **changes):
@@ -107,6 +107,11 @@ def test_what_is_right_at_its_edges_is_registered_outside_the_papers_space():
         for text in ("n_inf_mat(root(g))", "gap(p, spread(h))", "flip(g, 0.5)"):
             assert str(parse(text)) == text
         assert str(rules.assemble(parse("flip(g, 0.5)").to_equation())) == "0 load g, flip constant=0.5 number=0"
+        of_constant = rules.assemble(
+            parse("b_next @ spread(R).T").to_equation()
+        )  # whose mean is itself, with no variance
+        assert str(of_constant) == "0 load b_next\n1 load R, spread of a constant, @ YK"
+        assert program.codes().elementwise[-1].fn(jnp.float32(7), 0) == 0
 
 
 def test_keys_spell_short_formulas_as_the_operand():

@@ -184,6 +184,13 @@ def test_epsilon_is_1e_8_beside_deviations_and_its_square_beside_squares():
     assert whiten(0.0, 0.0) == pytest.approx(1e-4) and whiten(3.0, 16.0) == pytest.approx(5)
 
 
+def test_constants_are_drawn_by_their_laws():
+    gaussian, law = np.float32([[-1.0], [0.0], [2.0], [4.0]]), {"R": [-0.5, 0, 1, 2], "S": [-0.5, 0.5, 0.5, 0.5]}
+    law["R_L"] = [-0.5, 0, 1, 2]  # four classes
+    for name, expected in law.items():
+        np.testing.assert_array_equal(rules.OPERANDS[name].draw(gaussian, 0.5)[:, 0], expected)
+
+
 def test_an_affine_function_changes_nothing_unless_it_is_told_to():
     x = np.float32([-2.0, 0.0, 3e38])
     np.testing.assert_array_equal(Affine()(x), x)

@@ -207,5 +207,22 @@ def test_programs_print_an_instruction_a_line(text):
     assert "\n" + str(rules.assemble(equation(text))) == PRINTED[text]
 
 
+def test_a_function_knows_the_type_of_its_argument_and_whether_it_is_an_average():
+    """Types are X, Y, Z, K, F; an average stays one only among averages."""
+    for text, bases, averages in (
+        ("whiten(mean(h) + g) + g", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("whiten(mean(h) + std(g)) + g", [0, 0, 0, 0], [0, 0, 1, 0]),
+        ("(whiten(mean(b_next) @ W.T) + sgn(mean(gh))) + g", [1, 0, 0, 0, 0], [0, 0, 1, 0, 0]),
+        ("(unit_row2(b_L) @ R_L) * sgn(bn(h))", [2, 0, 0], [0, 0, 0]),
+        ("(unit_col2(W) @ b_next.T).T + g", [3, 0, 0], [0, 0, 0]),
+        ("(drop(R_L, 0.1) @ g.T).T @ R_L", [4, 0, 0], [0, 0, 0]),
+    ):
+        program = rules.assemble(equation(text))
+        count = int(program.length)
+        assert program.base[:count, 0].tolist() == bases and program.average[:count, 0].tolist() == averages, text
+    mean = rules.assemble(equation("unit_row1(mean(h)) + g"))  # the mean is of h, the norm of the mean
+    assert mean.average[0].tolist() == [0, 1] and mean.detail[0].tolist() == [[0, 0, 0], [1, 2, 0]]
+
+
 def test_blank_programs_say_what_they_are():
     assert str(rules.blank_program()) == "no instruction: a zero signal"

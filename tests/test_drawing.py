@@ -231,7 +231,7 @@ def test_the_arrows_of_a_picture_by_hand(picture):
         ("M180 474h22", PURPLE, 2.5),
     ]
     assert [(p["d"], p["stroke"], float(p["stroke-width"]) if "stroke-width" in p else None) for p in paths] == expected
-    assert [p["d"][:8] for p in paths if "stroke-dasharray" in p] == ["M289 289", "M127 349", "M67 314H", "M8 474h2"]
+    assert [p["d"][:8] for p in paths if "stroke-dasharray" in p] == ["M289 289", "M127 349", "M67.0 31", "M8 474h2"]
     assert [(p["data-from"], p["data-to"]) for p in paths if "data-from" in p] == [
         ("R_L", "mean(dfah)"), ("b_L", "mean(dfah)"), ("mean(dfah)", "signal"), ("h", "signal"), ("drop 0.5", "signal"),
     ]  # fmt: skip

@@ -243,6 +243,12 @@ def test_the_texts_of_a_picture_by_hand(picture):
         (t.text, *(float(t.attrib[n]) for n in ("x", "y", "font-size")), t.attrib["fill"], t.attrib["text-anchor"])
         for t in picture.iter(f"{SVG}text")
     ]
+    styles = [(t.text, t.attrib) for t in picture.iter(f"{SVG}text")]
+    assert [text for text, style in styles if "font-weight" in style] == ["forward", "backprop", "this rule"]
+    upright = [
+        text for text, style in styles if "serif" in style["font-family"].split(", ") and "font-style" not in style
+    ]
+    assert upright == [" · "]  # of the formulas' letters
     small = 11.5
     assert [t for t in texts if t[3] == 12][:2] == [
         ("forward", 8, 16, 12, "#777", "start"), ("backprop", 8, 96, 12, "#777", "start"),

@@ -32,6 +32,18 @@ def test_equations_cost_a_trial_a_rate_and_a_training_and_one_in_ten_a_confirmat
     assert (budget.epochs_of(1, 20, 5), budget.epochs_of(4, 20, 5), budget.epochs_of(2, 1, 1)) == (20, 35, 2)
 
 
+def test_the_figures_of_a_budget_by_hand_also_over_several_networks():
+    assert (budget.charge(2), budget.charge(1, 3), budget.charge(4, 3)) == (3, 3, 15)
+    assert [budget.equations(n, 1, 3) for n in (33, 62, 66, 68, 69)] == [10, 19, 20, 20, 21]  # ten of 3, and 3 confirm
+    assert budget.epochs_of(2, 1, 3) == 2 * 3 and budget.epochs_of(1, 3, 5) == 3  # trials longer than a training
+    assert [budget.default_elite_size(n) for n in (1, 109, 110, 10_000, 10_020)] == [10, 10, 11, 1000, 1000]
+    assert (
+        budget.bred(5, elite_size=10, initial=0, lag=3) == 0 and budget.bred(12, elite_size=10, initial=4, lag=30) == 8
+    )
+    assert budget.least_budget(4, elite_size=20, initial=0, lag=16, networks=2) == 21 * 10 + 2 * 2
+    assert budget.least_budget(1, elite_size=5, initial=0, lag=30) == 31 + 3
+
+
 @pytest.mark.parametrize(
     "evaluations, elite_size, lag, initial, rates",
     [
@@ -95,6 +107,7 @@ def test_the_lag_keeps_slots_busy_while_one_equation_trains_to_its_end():
     early, late = (Rung(2, 0.5), Rung(4, 0.5)), (Rung(10, 0.5),)
     assert [budget.busy_lag(8, 1, 20, rungs) for rungs in (early, late, ())] == [80, 32, 32]
     assert [budget.busy_lag(8, rates, 20, early) for rates in (3, 8)] == [27, 16]
+    assert budget.busy_lag(8, 1, 21, early) == 8 * 11
 
 
 # CPUs.

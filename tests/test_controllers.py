@@ -14,6 +14,8 @@ from test_evolution import equation, genome
 
 from bpevo.evolution import (
     CONTROLLERS,
+    BreedingController,
+    DrawingController,
     EvolutionSettings,
     PaperController,
     Proposal,
@@ -173,20 +175,57 @@ def test_random_search_never_breeds_but_keeps_initial_equations_duplicates_and_b
     assert all(p.parent is None and not p.changes and p.bars == ((1, 10 / 20),) for p in later)
 
 
+WEIGHTS = "mutations are non-negative weights of k = 1, 2, …, not all 0: "
+
+
 @pytest.mark.parametrize(
-    "change",
+    "change, message",
     [
-        {"elite_size": 0},
-        {"elite_probability": 1.1},
-        {"elite_probability": float("nan")},
-        {"mutations": ()},
-        {"mutations": (0.0,)},
-        {"mutations": (1.0, -0.5)},
+        ({"elite_size": 0}, "elite_size must be at least 1, not 0"),
+        ({"elite_probability": 1.1}, "elite_probability must lie in [0, 1], not 1.1"),
+        ({"elite_probability": -0.1}, "elite_probability must lie in [0, 1], not -0.1"),
+        ({"elite_probability": float("nan")}, "elite_probability must lie in [0, 1], not nan"),
+        ({"mutations": ()}, WEIGHTS + "()"),
+        ({"mutations": (0.0,)}, WEIGHTS + "(0.0,)"),
+        ({"mutations": (1.0, -0.5)}, WEIGHTS + "(1.0, -0.5)"),
     ],
 )
-def test_evolution_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
+def test_evolution_settings_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError) as caught:
         EvolutionSettings(**change)
+    assert str(caught.value) == message
+
+
+def test_settings_default_to_the_papers_and_their_bounds_are_allowed():
+    papers = EvolutionSettings(
+        elite_size=1000, elite_probability=0.7, mutations=(1.0,), rungs=(), seed=0, tournament=10
+    )
+    assert EvolutionSettings() == papers
+    for bounds in ({"elite_size": 1, "tournament": 1}, {"elite_probability": 0}, {"elite_probability": 1}):
+        EvolutionSettings(**bounds, mutations=(0.0, 0.5))
+
+
+def test_a_controller_without_a_draw_or_without_a_parent_is_none():
+    for kind, missing in ((DrawingController, "draw"), (BreedingController, "parent")):
+        with pytest.raises(TypeError, match=f"abstract.*{missing}"):
+            kind(ALL, EvolutionSettings(), (), SameText())
+
+
+# What it says where nothing new is found.
+
+
+def test_an_exhausted_space_says_what_became_of_every_attempt(monkeypatch):
+    monkeypatch.setattr(controllers, "MAX_RESTARTS", 1000)
+    settings, nowhere = EvolutionSettings(), SearchSpace(1, ["W"], ["identity"], ["add"])
+    with pytest.raises(SpaceExhausted, match=r"^space exhausted: .* 1,000 attempts \(1,000 infeasible, 0 seen\)$"):
+        RandomController(nowhere, settings, (), SameText()).ask()
+    one = RandomController(SearchSpace(1, ["g"], ["identity"], ["left"]), settings, (), SameText())
+    one.ask()
+    with pytest.raises(SpaceExhausted, match=r"no new equation in 1,000 attempts \(0 infeasible, 1,000 seen\)$"):
+        one.ask()
+    initial = [nowhere.random(np.random.default_rng(0))]
+    with pytest.raises(SpaceExhausted, match="the first initial equation is not feasible in this space"):
+        PaperController(nowhere, settings, initial, SameText()).ask()
 
 
 # Restarts.

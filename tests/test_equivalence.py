@@ -1,5 +1,6 @@
 """Duplicates: what must merge, what must not, and that a continued search finds the same ones."""
 
+import jax
 import numpy as np
 import pytest
 from test_evolution import equation
@@ -15,18 +16,91 @@ from bpevo.evolution import (
     SearchSpace,
     probe,
 )
-from bpevo.evolution.equivalence import _WIDTH
+from bpevo.evolution.equivalence import _WIDTH, same
 from bpevo.evolution.space import operand_choices
-from bpevo.rules import UNARIES, InfeasibleEquation, Operand, Unary, register
+from bpevo.rules import UNARIES, CompiledRule, InfeasibleEquation, Operand, Unary, parse, register
 
 
 def test_wide_operands_have_both_signs_many_magnitudes_and_zeros():
     values = probe._values(0, probe.REGIMES.index("wide"))["values"]
-    for x in (values.hp, values.b_next, values.b_L, values.hp_next, values.W):
+    for x in (values.hp, values.b_next, values.b_L, values.hp_next, values.W, *values.constants.values()):
         assert 0.3 < np.mean(x < 0) < 0.6 and 0.3 < np.mean(x > 0) < 0.6
         size = np.abs(x[x != 0])
-        assert size.min() < 1e-3 and size.max() > 10
-    assert 0.05 < np.mean(values.hp == 0) < 0.15 and np.all(values.W != 0)
+        assert 1e-4 <= size.min() < 1e-3 and 10 < size.max() <= 100
+    for x in (values.hp, values.b_next, values.b_L, values.hp_next):
+        assert 0.05 < np.mean(x == 0) < 0.15
+    assert np.all(values.W != 0) and all(np.all(x != 0) for x in values.constants.values())
+
+
+def test_the_early_operands_are_those_of_a_network_that_begins_to_learn():
+    found = probe._values(0, probe.REGIMES.index("early"))
+    values, hp = found["values"], found["values"].hp
+    assert hp.shape == (5, 127, 17) and np.all(found["reads"] == 1)
+    assert np.all(hp[:, 0] > 1) and hp[:, 0].max() < 350  # a sample that activates all features
+    assert np.all(np.delete(hp[:, :, 6].ravel(), 4 * 127 + 7) > 0)  # and one that is active, but for
+    assert np.median(hp[:, :, 6]) == pytest.approx(8 * -hp[4, 7, 6], rel=0.03)  # a sample of the last step
+    rest = np.delete(hp[:, 1:], 6, 2)
+    size, shift = rest.std((0, 1)), rest.mean((0, 1)) / rest.std((0, 1))
+    assert 0.09 < size.min() < 0.4 and 2.5 < size.max() < 11
+    assert shift.min() == pytest.approx(-1.5, abs=0.2) and shift.max() == pytest.approx(5, abs=0.5)
+    assert np.mean(np.delete(hp[:, 0], 6, 1) / size - shift) == pytest.approx(20, abs=0.5)
+    for x in (values.b_next, values.b_L):
+        assert x.std() == pytest.approx(3e-3, rel=0.1)
+    assert_drawn(values)
+
+
+def assert_drawn(values) -> None:
+    """Weights change little from step to step; constants are those of a layer of deviation 0.5 and three classes."""
+    assert values.W.std() == pytest.approx(0.5, rel=0.3) and np.diff(values.W, axis=0).std() == pytest.approx(
+        0.028, rel=0.1
+    )
+    assert np.array_equal(values.h, np.maximum(values.hp, 0)) and np.array_equal(values.dh, values.hp > 0)
+    assert values.constants["R"].std() == pytest.approx(0.5, rel=0.3)
+    assert np.all(np.abs(values.constants["S"]) == 0.5) and np.any(values.constants["S"] < 0)
+    assert values.constants["R_L"].std() == pytest.approx(3**-0.5, rel=0.3)
+    assert all(np.all(x == x[0]) and x.shape[0] == 5 for x in values.constants.values())
+
+
+def test_the_late_operands_are_those_of_a_network_that_has_learnt():
+    found = probe._values(0, probe.REGIMES.index("late"))
+    values, hp = found["values"], found["values"].hp
+    assert list(np.flatnonzero(found["reads"][0] == 0)) == [3, 10, 12] and found["reads"].sum() == 5 * 14
+    assert np.all(np.delete(hp[:, 0], 8, 1) < 0)  # a sample that activates none of the features
+    assert hp[:, :, 8].std() == pytest.approx(0.02, rel=0.1)  # a small one
+    dead = hp[:, :, [3, 6, 7, 10]]
+    alive = {tuple(map(int, place)) for place in np.argwhere(dead > 0)}
+    assert alive == {(4, 7, 0), (4, 7, 1), *((t, 9, 2) for t in range(5))}  # a sample, and two of the last step
+    for of_dead, sample in ((0, 7), (1, 7), (2, 9)):
+        assert np.median(dead[..., of_dead]) == pytest.approx(-8 * dead[4, sample, of_dead], rel=0.03)
+    assert np.delete(dead[..., 3], 9, 1).std() == pytest.approx(0.3 / 8 * -np.median(dead[..., 3]), rel=0.1)
+    kept = np.all(
+        hp[:, 11:15] == hp[:1, 11:12], (0, 1)
+    )  # features that send nothing in samples that send next to nothing
+    assert 4 <= kept.sum() <= 8 and np.all(hp[:, 11:15, kept] < 0)
+    ordinary = np.delete(hp, [3, 6, 7, 8, 10], 2)
+    size, shift = ordinary[:, 20:].std((0, 1)), ordinary[:, 20:].mean((0, 1)) / ordinary[:, 20:].std((0, 1))
+    assert shift.min() == pytest.approx(-4, abs=0.8) and shift.max() == pytest.approx(2, abs=0.5)
+    assert np.mean(ordinary[:, 0] / size - shift) == pytest.approx(-20, abs=0.5)
+
+    def deviations(x):
+        return np.sqrt(np.mean(x**2, -1))
+
+    b = values.b_next
+    assert np.all(b[:, 5] == 0) and np.all(b[:, :, 0] == 0) and np.all(np.abs(np.delete(b[:, 9], 0, 1)) < 5e-9)
+    assert deviations(b[:, 3, 2:]).mean() == pytest.approx(1.2e-2, rel=0.3)
+    ordinary = deviations(np.delete(b, [3, 5, 9], 1)[..., 2:])
+    assert np.median(np.log10(ordinary)) == pytest.approx(-6, abs=0.25) and 3e-4 < ordinary.max() < 3e-3
+    assert np.median(np.abs(b[:, 10:, 1] / b[:, 10:, 2])) == pytest.approx(1e-3, rel=0.3)
+    late = values.b_L
+    assert np.all(np.abs(late[[0, 1, 3, 4], 20:28]) == 2.5) and np.all(np.abs(late[2, 20:28]) == 0.025)
+    for sample, size in ((11, 1e-7), (12, 1e-8), (13, 1e-9)):
+        assert size / 5 < deviations(late[:, sample]).max() < 3 * size
+    assert np.all(late[:, 14] == 0)
+    others = np.delete(late, [*range(11, 15), *range(20, 28)], 1)
+    assert others[[0, 1, 3, 4]].std() == pytest.approx(0.19, rel=0.1) and others[2].std() == pytest.approx(
+        0.0019, rel=0.1
+    )
+    assert_drawn(values)
 
 
 def first_of(duplicates: Duplicates, *texts: str) -> list[int | None]:
@@ -157,6 +231,70 @@ def test_one_compiled_program_serves_all_equations_and_both_steps():
     compilations = Compilations()
     assert first_of(SameFunction(), "unit_fro(g)", "unit_elem2(g)", "drop(bn(fa), 0.1) * g")[1] == 0
     assert compilations.count == 0
+
+
+def test_signals_are_the_same_within_5e_5_of_each_unit_and_5_hundredths_of_each_sample_and_feature():
+    """Two units of three samples and four features; the first is a thousand times the second, where all changes are."""
+    signals = np.ones((2, 3, 4)) * [[[1000.0]], [[1.0]]]
+    for change, expected in ((1e-4, True), (2e-4, False)):  # of sqrt(12): 2.9e-5 and 5.8e-5
+        other = signals.copy()
+        other[1, 0, 0] += change
+        assert same(signals, other) is same(other, signals) is expected
+    for line in (np.s_[1, :, 3], np.s_[1, 2, :]):  # one that the rest of the signal hides
+        small = signals.copy()
+        small[line] = 1e-6
+        for factor, expected in ((1.04, True), (1.06, False)):  # 0.038 and 0.057 of the larger
+            other = small.copy()
+            other[line] *= factor
+            assert same(small, other) is same(other, small) is expected
+    assert same(0 * signals, 0 * signals) and not same(0 * signals, signals)
+
+
+def test_a_key_holds_two_random_sums_of_the_first_and_the_last_step_of_every_regime():
+    """So keys that an earlier session stored stay comparable. The signals of the second rule are not finite."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (127 * 17, 2))
+    for text in ("bn(g) + h", "cube(cube(cube(hp)))"):
+        signals = probe.signals(probe.rule(parse(text)), 1)[[0, 4, 5, 9, 10, 14]].reshape(6, -1)
+        expected = np.clip(signals @ signs / np.sqrt(127 * 17), -1e38, 1e38)
+        found = np.frombuffer(bytes.fromhex(SameFunction().key(equation(text))), "<f4")
+        np.testing.assert_allclose(found, expected.ravel(), rtol=1e-5)
+    assert np.abs(found).max() == np.float32(1e38)
+
+
+def test_what_is_not_finite_is_a_large_number_of_its_own():
+    hp = probe._values(1, 2)["values"].hp  # of the wide regime; its ninth power overflows
+    down, up = hp < -0.1, hp > 0.1
+    for text, below, above in (
+        ("cube(cube(1000000.0*hp)) - dh", -2e39, 2e39),
+        ("cube(cube(1000000.0*hp)) * dh", 1e39, 2e39),
+    ):
+        found = probe.signals(probe.rule(parse(text)), 1)[10:]
+        assert np.all(found[down] == below) and np.all(found[up] == above)
+
+
+def test_chains_of_up_to_eight_parts_are_interpreted_short_ones_in_one_program():
+    for plus, instructions in ((1, 6), (3, 6), (4, 8), (8, 16)):
+        assert len(probe.rule(parse("g" + " + h" * plus)).program.load) == instructions
+    for text in ("g" + " + h" * 9, "g * (h + dh)"):
+        assert isinstance(probe.rule(parse(text)), CompiledRule)
+
+
+def test_the_probe_runs_on_a_cpu_or_where_there_is_none_on_the_first_device(monkeypatch):
+    def devices(backend=None):
+        if backend:
+            raise RuntimeError("left out")
+        return ["first", "last"]
+
+    assert probe._device().platform == "cpu"
+    monkeypatch.setattr(jax, "local_devices", devices)
+    assert probe._device.__wrapped__() == "first"
+
+
+def test_of_equal_texts_the_first_is_found():
+    made = SameText()
+    for i, text in enumerate(("h", "g", "g")):
+        made.add(Proposal(id=i, equation=equation(text), key=text))
+    assert (made.find(equation("g"), "g"), made.find(equation("g"), "fa")) == (1, None)
 
 
 # Sessions.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bpevo.evolution import SearchSpace
-from bpevo.evolution.space import component_name
-from bpevo.rules import BINARIES, NAMED, UNARIES, Equation, parse
+from bpevo.evolution.space import component_name, feasible
+from bpevo.rules import BINARIES, NAMED, UNARIES, Binary, Equation, Operand, Statistic, Unary, parse, register
 
 GENES = ("operand1", "unary1", "operand2", "unary2", "binary")
 
@@ -49,6 +49,44 @@ def test_the_whole_space_holds_every_component_of_the_language_once():
     assert space.binaries == list(BINARIES)
 
 
+def test_registered_components_are_in_a_space_that_names_them_or_asks_for_all_and_in_no_other():
+    half = Unary("half", "half({x})", "{x}/2", "x/2", fn=lambda x, c: x / 2)
+    share = Unary("share", "share({x}, {c})", "{c}{x}", "c x", fn=lambda x, c: c * x, constants=(0.25,))
+    mine = Operand("mine", "m", "a product", formula="g * h")
+    rms = Statistic("rms", "r({x})", "root mean square", average=lambda m, var: (var + m * m) ** 0.5)
+    far = Binary("far", "far({x}, {y})", "{x}{y}", "distance", lambda x, y: abs(x - y))
+    with register(half, share, mine, rms, far):
+        for paper in (
+            SearchSpace(),
+            SearchSpace(operands=["g"]),
+            SearchSpace(unaries=["relu"]),
+            SearchSpace(binaries=["add"]),
+        ):
+            names = {*map(str, paper.operands), *(name for name, _ in paper.unaries), *paper.binaries}
+            assert not names & {"half", "share", "mine", "rms(g)", "rms(mine)", "far"}
+        everything = SearchSpace(3, ["all"], ["all"], ["all"])
+        assert len(everything.operands) == 18 * 5 and everything.binaries == [*BINARIES]
+        assert everything.unaries[-2:] == [("half", 0.0), ("share", 0.25)]
+        assert SearchSpace(3, ["rms(mine)"], ["share"], ["far"]).unaries == [("share", 0.25)]
+
+
+def test_a_random_equation_survives_its_text_and_neighbours_are_all_single_mutations():
+    space, rng = SearchSpace(), np.random.default_rng(4)
+    assert space.max_parts == 3 and space.unaries[0] == ("identity", 0.0)
+    texts = 0
+    while texts < 30:
+        if feasible(drawn := space.random(rng)):
+            assert parse(str(drawn)).to_equation() == drawn
+            texts += 1
+    few = SearchSpace(2, ["g", "h"], ["identity", "neg", "clip:0.5"], ["add"])
+    found = [str(e) for e in few.neighbours(equation("g + h", 2))]
+    assert found == ["h + h", "(-g) + h", "clip(g, 0.5) + h", "g + g", "g + (-h)", "g + clip(h, 0.5)"]
+    second = [str(e) for e in few.neighbours(equation("-(g + h) + g", 2))][6:]
+    assert second == [
+        "(g + h) + g", "clip(g + h, 0.5) + g", "(-(g + h)) + h", "(-(g + h)) + (-g)", "(-(g + h)) + clip(g, 0.5)"
+    ]  # fmt: skip
+
+
 def test_subsets_keep_only_what_they_name():
     space = SearchSpace(2, ["g", "mean(h)"], ["clip", "scale:3", "relu", "identity"], ["add", "min"])
     assert [str(o) for o in space.operands] == ["g", "mean(h)"]
@@ -72,6 +110,11 @@ def test_a_component_named_twice_is_as_likely_as_others():
         ({"operands": ["mean(gg)"]}, r"no operand 'mean\(gg\)'; the nearest is 'mean\(g\)'"),
         ({"unaries": ["rellu"]}, "no unary function 'rellu'; the nearest is 'relu'"),
         ({"unaries": ["clip:0.5x"]}, "constant of 'clip:0.5x' must be a number"),
+        ({"unaries": ["clip:"]}, "no unary function 'clip:'; the nearest is 'clip:0.1'"),
+        (
+            {"unaries": ["drop:2"]},
+            r"constant of 'drop:2' must be a number in \[0, 0.99999994\]: the constant of drop must lie",
+        ),
         ({"unaries": ["clip:-1"]}, "must be a number in"),
         ({"unaries": ["drop:1"]}, "must be a number in"),
         ({"unaries": ["scale:nan"]}, "must be a number in"),
@@ -80,7 +123,7 @@ def test_a_component_named_twice_is_as_likely_as_others():
         ({"unaries": ["tanh"]}, "no unary function 'tanh'; there are identity, transpose, inv,"),
         ({"unaries": ["relu:1"]}, "no unary function 'relu:1'; the nearest is 'relu'"),
         ({"binaries": ["adds"]}, "no binary function 'adds'; the nearest is 'add'"),
-        ({"max_parts": 0}, "max_parts must be at least 1"),
+        ({"max_parts": 0}, "max_parts must be at least 1, not 0"),
     ],
 )
 def test_unknown_components_are_refused_with_the_nearest_name(subset, message):

@@ -50,8 +50,9 @@ def test_named_rules_and_table_1_give_the_same_signal_when_exported(steps):
 @pytest.mark.parametrize(
     "text",
     ["add_noise(g, 0.1) + mul_noise(h, 0.5)", "drop(g, 0.3) - 10.0", "whiten(g) * bn(h)", "((h @ W) @ W.T) * std(dh)",
-     "clip((b_L @ R_L) + inv(h), 0.5)", "unit_row1(g.T).T",
-     "unit_mat_ninf(g.T).T", "g - (-0.5*h)"],
+     "clip((b_L @ R_L) + inv(h), 0.5)", "unit_row1(g.T).T", "unit_col_inf(g.T).T", "unit_elem2(g.T).T", "unit_mat1(g.T).T",
+     "unit_mat_ninf(g.T).T", "g - (-0.5*h)", "(g @ R_L.T) @ R_L", "(R_L.T @ (R_L @ g.T)).T", "whiten(mean(g)) + g",
+     "b_next @ unit_row2(bn(W)).T", "(b_L / (mean(b_L) + 1.0)) @ (std(R_L) + R_L)"],
 )  # fmt: skip
 def test_rules_with_noise_and_memory_give_the_same_signal_when_exported(steps, text):
     check(steps, rules.compile(text))
@@ -64,6 +65,48 @@ def test_random_chains_give_the_same_signal_when_exported(equation):
 
 
 def test_what_was_registered_cannot_be_exported():
-    own = rules.Unary("half", "half({x})", "{x}/2", "x/2", fn=lambda x, c: x / 2)
-    with rules.register(own), pytest.raises(ValueError, match="half was registered"):
-        rules.export("half(g)")
+    half = rules.Unary("half", "half({x})", "{x}/2", "x/2", fn=lambda x, c: x / 2)
+    rms = rules.Statistic("rms", "{x}", "root mean square", average=lambda m, var: (var + m * m) ** 0.5)
+    far = rules.Binary("far", "far({x}, {y})", "{x}{y}", "distance", lambda x, y: abs(x - y))
+    with rules.register(half, rms, far):
+        for name, text in (("half", "half(g)"), ("rms", "g * rms(g)"), ("far", "far(g, h)")):
+            with pytest.raises(ValueError, match=f"^{name} was registered, so its code cannot be exported"):
+                rules.export(text)
+
+
+def test_an_exported_rule_by_hand():
+    """Each operand and function is computed once, in order; what is idle is left out, signs are folded."""
+    _, code = rules.export("left((g - (-0.5)) / -(2.0*g), W)").split("import jax.numpy as jnp\n\n\n")
+    assert (
+        code
+        == """\
+def signal(*, W, b_next, dh, backward=lambda b, w: b @ w.T):
+    gh = backward(b_next, W)
+    g = gh * dh
+    x1 = g + 0.5
+    x2 = 2.0 * g
+    x3 = -x2
+    x4 = x1 * x3 / (x3 * x3 + 1e-16)
+    return x4
+"""
+    )
+    text = rules.export("(mul_noise(h @ W, 0.5) @ W.T) - std(hp)")
+    assert text.startswith(
+        '"""The signal b_i^p of one unit by the rule (mul_noise(h @ W, 0.5) @ W.T) - std(hp)."""\n\nimport jax\n'
+    )
+    arguments = "W, h, hp, forward=lambda x, w: x @ w, backward=lambda b, w: b @ w.T, key, state=None"
+    assert f"\n\n\ndef signal(*, {arguments}):\n    def uniform(x, position):\n" in text
+    assert text.endswith("""
+        return moments[-1]
+
+    x1 = forward(h, W)
+    x2 = uniform(x1, 0)
+    x3 = x1 * (1 + 0.5 * normal(x2))
+    x4 = backward(x3, W)
+    mean4, var4 = running(hp, samples=True)
+    x5 = jnp.sqrt(var4)
+    x6 = x4 - x5
+    return x6, {'step': step, 'moments': moments}
+""")
+    assert "def normal" not in rules.export("drop(g, 0.1)") and "def uniform" not in rules.export("g")
+    assert rules.export("g + 1e-05 - (sgn_W @ b_next.T).T").count("\n    sgn_W = jnp.sign(W)\n") == 1

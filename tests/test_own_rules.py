@@ -1,5 +1,7 @@
 """A Python function of a unit's values is a rule, in layers and in `evolve`; what is wrong with one is said clearly."""
 
+import functools
+
 import conftest
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,44 @@ def test_a_function_that_reads_the_key_gets_fresh_noise_each_step():
 def test_a_function_that_is_no_rule_is_refused_with_the_reason(function, message):
     with pytest.raises(ValueError, match=message):
         evolved_gradient(function)
+
+
+def test_what_a_function_reads_is_found_once_on_a_small_dense_unit_and_its_result_is_float32():
+    seen = []
+
+    def counted(u):
+        seen.append((u.hp.shape, u.hp_next.shape, u.b_L.shape, u.W.shape, u.R_L.shape))
+        return (u.hp > 0) | (u.dh > 0)
+
+    rule = rules.FunctionRule(counted)
+    assert rule.reads == rule.reads == {"hp", "hp_next", "b_L", "W", "R_L", "dh"}
+    assert seen == [((2, 3), (2, 4), (2, 5), (3, 4), (5, 3))]
+    assert str(rule).endswith("counted") and not rule.equation_is_data and rule.init(DENSE.shapes) == {}
+    signal, state = rule.signal(DENSE.unit(0), {})
+    assert signal.dtype == jnp.float32 and state == {}
+    assert str(rules.FunctionRule(functools.partial(counted))) == "partial"
+    keyed = rules.FunctionRule(lambda u: u.h + jax.random.uniform(u.key))
+    assert keyed.reads == {"h"} and keyed.needs_noise
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda u: 0.0, r"ValueError: the rule .* must return an array in the shape of hp, \[2, 3\], not float$"),
+        (
+            lambda u: u.b_L,
+            r"returned an array of the shape \[2, 5\], but the signal has that of hp, \[2, 3\]; products are ",
+        ),
+        (
+            lambda u: u._unit_,
+            "AttributeError: a unit has no '_unit_'; it has W, sgn_W, R, .*, dh, forward, backward and key",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_function_is_said_of_a_dense_unit_of_two_samples(function, message):
+    begin = "^the rule .* cannot be computed for a dense unit with 2 samples, 3 inputs, 4 outputs: "
+    with pytest.raises(ValueError, match=begin + f".*{message}"):
+        rules.compile(function)
 
 
 def test_a_product_by_at_in_a_convolution_is_refused_with_both_shapes():

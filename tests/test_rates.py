@@ -26,7 +26,7 @@ def test_a_grid_grows_until_the_best_is_inside():
 
 def test_growth_ends_after_six_steps_at_an_edge_that_is_called_so():
     tried, _ = grown([0.1, 0.2], lambda rate: rate / 100)
-    assert max(tried) == 0.2 * 2**MOST_STEPS and min(tried) == 0.1
+    assert max(tried) == 0.2 * 2**6 and min(tried) == 0.1
     assert at_edge([0.1, 0.2], tried)
 
 
@@ -45,7 +45,7 @@ def test_where_every_rate_diverges_lower_ones_are_tried():
     tried, _ = grown([0.1, 0.2], lambda rate: None if rate > 0.03 else rate)
     assert sorted(tried) == [0.0125, 0.025, 0.05, 0.1, 0.2] and best_rate(tried) == 0.025
     tried, _ = grown([0.1, 0.2], lambda rate: None)
-    assert len(tried) == 2 + MOST_STEPS and best_rate(tried) is None and at_edge([0.1, 0.2], tried)
+    assert min(tried) == 0.1 / 2**6 and len(tried) == 2 + 6 and best_rate(tried) is None and at_edge([0.1, 0.2], tried)
 
 
 def test_one_rate_is_no_tuning():

@@ -7,7 +7,7 @@ import pytest
 from conftest import unit_steps
 
 from bpevo import rules
-from bpevo.rules import Binary, Operand, Statistic, Unary, components, parse, register
+from bpevo.rules import Binary, Operand, Statistic, Unary, components, parse, program, register
 
 
 def cube(name="c3", **changes):
@@ -41,13 +41,28 @@ WRONG = [
     (cube(fn=lambda x, c: x > 0), "makes bool"),
     (cube(fn=lambda x, c: x / jnp.max(x)), "must act element by element"),
     (cube(fn=lambda x: x), "the function raises TypeError"),
-    (Unary("n3", "n3({x})", "{x}", "a norm", norm=("3", "col")), "no such norm"),
+    (cube(fn=lambda x, c: x[:, 0]), "the function raises"),
+    (cube(structure="transpose"), "needs exactly one of fn, affine, norm, statistic"),
+    (cube(noisy=True, fn=None, affine=lambda c: rules.Affine()), r"is noisy: it needs fn=\(x, c, uniform\) -> array"),
+    (cube(noisy=True, fn=lambda x, c, uniform: x + jnp.mean(uniform)), "must act element by element"),
+    (cube(fn=None, affine=lambda c: (1.0, 0.0)), r"affine\(c\) must return an Affine"),
+    (cube(fn=None, statistic=Statistic("s", "", "", average=lambda m, v: m)), "needs a statistic with a divisor"),
+    (cube(fn=None, statistic=Statistic("s", "", "", divisor=lambda m, v: jnp.max(m) + v)), "element by element"),
+    (cube(spelling="c3({x}, {c})"), r"needs constants if and only if its spelling has {c}, not \(\)"),
+    (Unary("n3", "n3({x})", "{x}", "a norm", norm=("3", "col")), r"no such norm: \('3', 'col'\)"),
+    (Unary("n3", "n3({x})", "{x}", "a norm", norm=("2", "diagonal")), "no such norm"),
     (Binary("sum2", "{x} ++ {y}", "{x}{y}", "sum", jnp.add), r"must be spelled 'sum2\({x}, {y}\)'"),
     (Binary("sum2", "sum2({x}, {y})", "{x}{y}", "sum"), r"needs fn=\(x, y\)"),
+    (Binary("sum2", "sum2({x}, {y})", "{x}{y}", "sum", jnp.add, structure="left"), r"needs fn=\(x, y\)"),
+    (Binary("sum2", "sum2({x}, {y})", "{y}", "sum", jnp.add), "the latex of the binary 'sum2' must hold {x}"),
+    (Statistic("s", "m", "no x", average=lambda m, v: m), "the latex of the statistic 's' must hold {x}"),
+    (Statistic("s", "{x}", "neither"), "exactly one of average, divisor"),
+    (Statistic("s", "{x}", "joined", average=lambda m, v: m + jnp.max(v)), "element by element"),
     (Binary("sum2", "sum2({x}, {y})", "{x}{y}", "sum", lambda x, y: x + jnp.mean(y)), "element by element"),
     (Statistic("s", "{x}", "both", average=lambda m, v: m, divisor=lambda m, v: v), "exactly one of average, divisor"),
     (Statistic("s", "{x}", "a number", average=lambda m, v: jnp.sum(m)), "must keep the shape"),
     (operand(), "needs a formula of other operands, or a draw"),
+    (operand(formula="g", draw=lambda gaussian, deviation: gaussian), "needs a formula of other operands, or a draw"),
     (operand(formula="g", base="K"), "has the type X, not K"),
     (operand(formula="g + W"), r"no feasible expression: in g \+ W: .*\[B, I\] and \[I, O\]"),
     (operand(formula="g + gg"), "no feasible expression: there is no operand 'gg'"),
@@ -72,6 +87,45 @@ def test_wrong_components_are_refused_and_change_nothing(component, message):
     assert (rules.extensions(), len(rules.OPERANDS), len(rules.UNARIES)) == before
 
 
+def test_what_is_right_at_its_edges_is_registered_outside_the_papers_space():
+    """A norm of any order and axis, a root of what may be negative, noise, a formula whose type is said, too."""
+    norms = [
+        Unary(f"n_{order}_{axis}", f"n_{order}_{axis}({{x}})", "{x}", "a norm", norm=(order, axis))
+        for order, axis in (("0", "elem"), ("1", "row"), ("inf", "mat"), ("ninf", "col"))
+    ]
+    root = Unary("root", "root({x})", "{x}", "its root", fn=lambda x, c: jnp.sqrt(x))
+    flip = Unary(
+        "flip", "flip({x}, {c})", "{x}", "", fn=lambda x, c, u: jnp.where(u < c, -x, x), constants=(0.5,), noisy=True
+    )
+    gap, far = Binary("gap", "gap({x}, {y})", "{x}{y}", "", lambda x, y: x - y), operand(formula="g", base="X")
+    spread = Statistic("spread", "{x}", "its variance", average=lambda m, var: var)
+    with register(*norms, root, flip, gap, far, spread):
+        own = (*norms, root, flip, gap, spread)
+        assert rules.extensions()[:7] == (*norms, root, flip, gap) and rules.OPERANDS["p"].base == "X"
+        assert not any(c.paper for c in rules.extensions()) and len(rules.extensions()) == len(own) + 1
+        assert root.legal == (-1e6, 1e6) and parse("gap(g, h)").key != parse("gap(h, g)").key  # not said to commute
+        for text in ("n_inf_mat(root(g))", "gap(p, spread(h))", "flip(g, 0.5)"):
+            assert str(parse(text)) == text
+        assert str(rules.assemble(parse("flip(g, 0.5)").to_equation())) == "0 load g, flip constant=0.5 number=0"
+        of_constant = rules.assemble(
+            parse("b_next @ spread(R).T").to_equation()
+        )  # whose mean is itself, with no variance
+        assert str(of_constant) == "0 load b_next\n1 load R, spread of a constant, @ YK"
+        assert program.codes().elementwise[-1].fn(jnp.float32(7), 0) == 0
+
+
+def test_keys_spell_short_formulas_as_the_operand():
+    """Where the formula of an operand is one function of a value of the unit, the operand stands for it in keys."""
+    with register(
+        Operand("n", "n", "", formula="unit_fro(h)"),
+        Operand("u", "u", "", formula="unit_fro(g)"),
+        Operand("one", "i", "", formula="1.0*h"),
+    ):
+        assert parse("unit_elem2(h) * dh").key == parse("n * dh").key == "dh * n"
+        assert parse("unit_elem2(g)").key == parse("u").key == "unit_elem2((b_next @ W.T) * dh)"
+        assert parse("one").key == "h"
+
+
 def test_registering_appends_and_its_end_forgets():
     genome, operands = parse("unit_fro(g) + (0.5*h)").to_equation(), list(rules.OPERANDS)
     before = jax.tree.map(np.array, genome)
@@ -93,6 +147,8 @@ def test_registrations_end_in_reverse_order():
     second.close()
     components.remove(rules.UNARIES["c3"])
     assert not rules.extensions()
+    with pytest.raises(ValueError, match="c3 was not registered last: undo registrations in reverse order"):
+        components.remove(cube())
 
 
 def test_programs_of_other_components_are_refused_never_misread():

@@ -61,6 +61,7 @@ def assert_interpreted_agrees(units, geometry, equation):
 @given(chains())
 @example(equation("bn(g) + mean(dh)"))
 @example(equation("(whiten(g @ R_L.T) @ R_L) * std(dh)"))
+@example(equation("(whiten(drop(R_L, 0.3) + R_L) @ g.T).T @ R_L"))  # memory of a value of R_L's type
 @example(equation("(add_noise(mean(b_next), 0.5) @ W.T) * dh"))
 @settings(max_examples=70)
 def test_interpreted_chains_agree_with_compiled_ones_on_a_dense_unit(units, chain):
@@ -165,12 +166,62 @@ PRINTED = {
     "b_next @ bn(S).T": """
 0 load b_next
 1 load zeros, @ YK""",
+    "b_next @ mean(R).T": """
+0 load b_next
+1 load R, @ YK""",
+    "unit_mat_ninf(g) - unit_mat1(h)": """
+0 load g, norm order=1 axis=row smallest
+1 load h, norm order=1 axis=col largest, sub""",
+    "unit_col1(g.T).T": """
+0 load g
+1 load accumulator, norm order=1 axis=row""",
+    "unit_mat1(g.T).T": """
+0 load g
+1 load accumulator, norm order=1 axis=row largest""",
+    "unit_elem_ninf(g.T).T": """
+0 load g
+1 load accumulator, norm order=ninf axis=elem""",
+    "clip(g, 0.5) + (h - 10.0)": """
+0 load g, affine low=-0.5 high=0.5
+1 load h, affine shift=-10.0, add""",
+    "abs(g) * (-h)": """
+0 load g, affine absolute=1.0
+1 load h, affine scale=-1.0, mul""",
+    "drop(g, 0.1) + mul_noise(h, 0.5)": """
+0 load g, drop constant=0.1 number=0
+1 load h, mul_noise constant=0.5 number=1, add""",
+    "sgn(bn(hp)) + mean(g)": """
+0 load hp, bn row=0, sgn
+1 load g, mean row=1, add""",
+    "(whiten(drop(R_L, 0.3) + R_L) @ g.T).T @ R_L": """
+0 load R_L, drop constant=0.3 number=0
+1 load R_L, add
+2 load accumulator, whiten row=0
+3 load g, @ XF mirrored
+4 load R_L, @ ZF""",
 }
 
 
 @pytest.mark.parametrize("text", PRINTED)
 def test_programs_print_an_instruction_a_line(text):
     assert "\n" + str(rules.assemble(equation(text))) == PRINTED[text]
+
+
+def test_a_function_knows_the_type_of_its_argument_and_whether_it_is_an_average():
+    """Types are X, Y, Z, K, F; an average stays one only among averages."""
+    for text, bases, averages in (
+        ("whiten(mean(h) + g) + g", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("whiten(mean(h) + std(g)) + g", [0, 0, 0, 0], [0, 0, 1, 0]),
+        ("(whiten(mean(b_next) @ W.T) + sgn(mean(gh))) + g", [1, 0, 0, 0, 0], [0, 0, 1, 0, 0]),
+        ("(unit_row2(b_L) @ R_L) * sgn(bn(h))", [2, 0, 0], [0, 0, 0]),
+        ("(unit_col2(W) @ b_next.T).T + g", [3, 0, 0], [0, 0, 0]),
+        ("(drop(R_L, 0.1) @ g.T).T @ R_L", [4, 0, 0], [0, 0, 0]),
+    ):
+        program = rules.assemble(equation(text))
+        count = int(program.length)
+        assert program.base[:count, 0].tolist() == bases and program.average[:count, 0].tolist() == averages, text
+    mean = rules.assemble(equation("unit_row1(mean(h)) + g"))  # the mean is of h, the norm of the mean
+    assert mean.average[0].tolist() == [0, 1] and mean.detail[0].tolist() == [[0, 0, 0], [1, 2, 0]]
 
 
 def test_blank_programs_say_what_they_are():

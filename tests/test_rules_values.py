@@ -278,6 +278,36 @@ def test_running_statistics_are_those_of_bias_corrected_averages(units):
         np.testing.assert_allclose(unit.run(rules.compile(text))[-1], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_matrix_of_every_type_by_hand():
+    """Rows and columns of a convolution's values, and of a feedback whose loss gradient has positions."""
+    conv = rules.UnitShapes((2, 4, 5, 3), (2, 2, 3, 7), (2, 10), (3, 3, 3, 7))
+    assert conv.F == (10, 4, 5, 3) and {base: conv.matrix(base) for base in "XYZKF"} == {
+        "X": (2, 60), "Y": (2, 42), "Z": (2, 10), "K": (27, 7), "F": (10, 60),
+    }  # fmt: skip
+    assert rules.UnitShapes((2, 6, 3), (2, 6, 4), (2, 6, 10), (3, 4)).F == (10, 3)
+
+
+def test_a_state_that_nobody_handed_on_starts_afresh_and_of_three_uses_the_mean_counts():
+    for summed, number in ((0.0, 1), (-1.0, 1), (0.5, 0.5), (3.0, 3)):
+        assert statistics.uses({"uses": jnp.float32(summed)}) == number
+    m, var = statistics.update(2.0, 3.0, 6.0, 8.0, 0.25)  # of mean 2 and variance 3 a quarter of the way to 6 and 8
+    assert (m, var) == (3.0, 0.75 * (3 + 0.25 * 16) + 0.25 * 8)
+    rule, unit = rules.compile("mean(hp) + dh"), unit_steps((4, 3), (3, 2))
+    _, state = rule.signal(unit.unit(0), rule.init(unit.shapes))
+    assert (state["step"], state["uses"]) == (1, 1)
+    thrice = jax.tree.map(lambda x: 3 * x, state)
+    for one, other in zip(*(jax.tree.leaves(rule.signal(unit.unit(1), s)) for s in (state, thrice)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_norm_has_an_epsilon_of_1e_8_added():
+    unit = unit_steps((4, 3), (3, 2))
+    unit.values["hp"] = np.sign(unit.values["hp"]) * np.float32(1e-8)
+    halves = unit.values["hp"] * 5e7
+    for norm in ("elem_inf", "elem_ninf", "row_inf", "col_ninf"):
+        np.testing.assert_allclose(unit.run(rules.compile(f"unit_{norm}(hp)")), halves, rtol=1e-5)
+
+
 def test_running_deviation_does_not_cancel_far_from_zero():
     unit = unit_steps((8, 3), (3, 2))
     spread = unit.values["hp"].copy()

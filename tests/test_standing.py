@@ -34,6 +34,10 @@ def test_bars_change_nothing_for_what_was_stopped_before_them_or_diverged():
     first = {1: 0.3, 3: 0.6}
     assert standing(0.4, 0, curve=(0.4,), rung_epochs=RUNGS, bars=((1, 0.5),), first=first) == (0.4, 0)
     assert standing(0.2, 0, curve=(0.2,), rung_epochs=RUNGS, bars=((1, 0.5),), first=first) == (0.2, 0)
+    assert standing(0.2, 1, curve=(0.2,), rung_epochs=(1,), bars=(), first={1: 0.3}) == (
+        0.2,
+        0,
+    )  # its end is at the rung
     assert standing(None, 1, curve=(0.2, 0.3), rung_epochs=RUNGS, bars=(), first=first) == (None, 1)
 
 

@@ -19,13 +19,16 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from test_faults import COMMAND
-from test_figures import EVALUATION, SEARCH, SETTINGS
+from test_figures import EVALUATION, SEARCH, SETTINGS, Clock, watched
+from test_ranking import row
 from test_runs import StandIn, plan, search
 
 from bpevo.command.process import STOPPING, Output
 from bpevo.data.progress import reporter
 from bpevo.evaluation import standings
 from bpevo.report import Progress, Stages, leaderboard, progress, standings_table, table
+from bpevo.report.terminal import Line, TextTable
+from bpevo.rules import parse
 from bpevo.runs import Rows
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -288,3 +291,141 @@ def test_a_stray_argument_is_an_error_of_one_line(name):
     stray = command(name, "stray")
     assert stray.returncode == 2
     assert stray.stderr == f"bpevo.{name}: unknown argument 'stray': settings are flags, --name=value\n"
+
+
+# In this process.
+
+
+class Tty(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_panel_names_its_facts_and_shows_a_notice_below_them(monkeypatch):
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    console = Console(file=Tty(), width=70, force_terminal=True, color_system=None)
+    watch = Progress(console)
+    with watch.running():
+        assert printed(watch._panel(), 70) == ["stage  compiling the training program"]
+        clock.now += 60
+        watch(watched(best=None), [row("fa", 0.5)])
+        assert watch.notice("wait")
+        assert [line.rstrip() for line in printed(watch._panel(), 70)] == [
+            "stage        search",
+            "evaluations  30 of 60 (60/h)",
+            "time left    30.0 min",
+            "best",
+            "backprop     50.00 % (learning rate 0.4)",
+            "failures     4 stopped; 1 loss not finite",
+            "draws        15 drawn, 15% infeasible, 10% duplicate",
+            "occupancy    88% of slots",
+            "             wait",
+        ]
+    assert not watch.notice("") and "evaluations  30 of 60" in console.file.getvalue()
+    assert "stage search, " not in console.file.getvalue()  # no plain line beside the panel
+
+
+def test_without_a_panel_a_line_comes_when_ten_seconds_are_over_or_a_better_rule_is_there(monkeypatch):
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    console = Console(file=io.StringIO(), width=70)
+    watch = Progress(console)
+    told = []
+    for passed, accuracy in (
+        (1, None), (1, 0.0), (1, 0.0), (8, 0.0), (0.5, 0.0), (10, 0.5), (0.5, 0.25), (9.75, 0.25), (1, 0.5), (1, 0.75),
+    ):  # fmt: skip
+        clock.now += passed
+        before = len(console.file.getvalue())
+        watch(watched(best=None if accuracy is None else (parse("fa").to_equation(3), accuracy)), [])
+        told.append(len(console.file.getvalue()) > before)
+    # The first; the first rule; …; 9.5 s after that; a better one; 10.25 s after it; not as good again; better.
+    assert told == [True, True, False, False, False, True, False, True, False, True]
+    assert console.file.getvalue().startswith(
+        "stage search, evaluations 30 of 60 (0/h), backprop"
+    )  # no time left is known
+
+
+def test_a_search_that_has_drawn_nothing_has_no_shares(monkeypatch):
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    watch = Progress(Console(file=io.StringIO(), width=70))
+    clock.now += 36
+    told = watch._told(watched(proposals=[], infeasible=0, duplicates=0, done=0))
+    assert told["draws"] == "0 drawn, 0% infeasible, 0% duplicate" and told["time left"] == ""
+
+
+def test_a_notebooks_line_changes_twice_a_second_at_most_and_ends_with_the_last_word(monkeypatch):
+    made, replaced = in_notebook(monkeypatch)
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    line = progress.NotebookLine("first")
+    for passed, text in ((0.5, "second"), (0.25, "third"), (0.5, "fourth"), (0.25, "fifth")):
+        clock.now += passed
+        line.show(text)
+    assert made == ["first"] and replaced == [(0, "third"), (0, "fifth")]
+    line.show("sixth")
+    line.catch_up()
+    assert replaced[2:] == [(0, "sixth")]
+
+
+def test_the_lines_of_a_stage_count_its_own_time_and_come_when_ten_seconds_are_over(monkeypatch):
+    """The second stage: 2 trainings in 20 s, so 4 more take 40 s."""
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    console = Console(file=io.StringIO(), width=70)
+    watch = Stages(console)
+    watch("tuning", 5, 5, [row("fa", 0.5)] * 5)
+    for passed, done, rows in ((5, 0, 0), (5, 0, 0), (15, 2, 2), (9.75, 3, 1), (0.25, 3, 0), (9.5, 4, 1), (0, 6, 2)):
+        clock.now += passed
+        watch("test", done, 6, [row("dfa", 0.5)] * rows)
+    assert console.file.getvalue().splitlines() == [
+        "tuning: 5 of 5 trainings; fa",
+        "test: 0 of 6 trainings",  # 10 s after the first line
+        "test: 2 of 6 trainings, 0.7 min left; dfa",
+        "test: 3 of 6 trainings, 0.5 min left",
+        "test: 6 of 6 trainings; dfa",
+    ]
+
+
+def numbered(*numbers: str, text: str = "abcde", head: str = "rule", columns: str = "ab") -> TextTable:
+    return TextTable("title", head, columns, [Line(text, numbers)])
+
+
+@pytest.mark.parametrize(
+    "shown, width",
+    [
+        # Numbers, two blanks in each column, a border at each side of one; then the text, up to 24 of it, or its head.
+        (numbered("123", text="abcde", columns="a"), 3 + 4 + 3 + 5),
+        (numbered("123", text="a" * 24, columns="a"), 3 + 4 + 3 + 24),
+        (numbered("123", text="a" * 30, columns="a"), 3 + 4 + 3 + 24),
+        (numbered("1", text="a", columns=["a column"], head="equation"), 8 + 4 + 3 + 8),
+        (numbered("1", "22", "333", text="abcde", columns="abc"), 6 + 8 + 5 + 5),
+        (TextTable("title", "rule", "a", []), 1 + 4 + 3 + 4),
+    ],
+)
+def test_a_text_stands_beside_its_numbers_where_there_is_room_to_the_character(shown, width):
+    assert any("┃" in line for line in printed(shown, width)) and not any(
+        "┃" in line for line in printed(shown, width - 1)
+    )
+
+
+def test_numbers_below_a_text_fill_a_line_to_its_last_character():
+    shown = numbered("12345", "67890")
+    assert printed(shown, 18) == ["title", "abcde", "  a 12345  b 67890"]
+    assert printed(shown, 17) == ["title", "abcde", "  a 12345", "  b 67890"]
+    assert printed(numbered("", "6", text="a rule that is long"), 19) == ["title", "a rule that is long", "  b 6"]
+    assert printed(numbered("", "", text="a rule that is long"), 19) == ["title", "a rule that is long", "  "]
+
+
+def test_a_line_keeps_its_style_beside_its_numbers_and_below():
+    shown = TextTable("title", "rule", "a", [Line("bold one", ["1"], "bold"), Line("[red]plain", ["[b]2"])])
+    console = Console(file=io.StringIO(), width=30, force_terminal=True, color_system="standard")
+    console.print(shown)
+    beside = console.file.getvalue()
+    assert "\x1b[1mbold one" in beside and "[red]plain" in beside and "[b]2" in beside
+    below = [(text.plain, text.style) for text in shown._below(12)]
+    assert below == [
+        ("title", "italic"),
+        ("bold one", "bold"),
+        ("  a 1", "dim"),
+        ("[red]plain", ""),
+        ("  a [b]2", "dim"),
+    ]

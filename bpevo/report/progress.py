@@ -98,7 +98,7 @@ class Progress:
         best = search.best[1] if search.best else None
         new = best is not None and best > self._best
         if new or time.monotonic() - self._last > LINE_SECONDS:
-            self._last, self._best = time.monotonic(), max(self._best, best or -1.0)
+            self._last, self._best = time.monotonic(), self._best if best is None else max(self._best, best)
             self._console.print(Text(line), soft_wrap=True)
 
     def _told(self, search: Search) -> dict[str, str]:

@@ -333,13 +333,13 @@ def test_without_a_panel_a_line_comes_when_ten_seconds_are_over_or_a_better_rule
     watch = Progress(console)
     told = []
     for passed, accuracy in (
-        (1, None), (1, 0.0), (1, 0.0), (8, 0.0), (0.5, 0.0), (10, 0.5), (0.5, 0.25), (9.75, 0.25), (1, 0.5), (1, 0.75),
+        (1, None), (1, 0.0), (1, 0.0), (8, 0.0), (1, 0.0), (0.5, 0.5), (0.5, 0.25), (9.75, 0.25), (1, 0.5), (1, 0.75),
     ):  # fmt: skip
         clock.now += passed
         before = len(console.file.getvalue())
         watch(watched(best=None if accuracy is None else (parse("fa").to_equation(3), accuracy)), [])
         told.append(len(console.file.getvalue()) > before)
-    # The first; the first rule; …; 9.5 s after that; a better one; 10.25 s after it; not as good again; better.
+    # The first; the first rule; …; 10 s after that; a better one; 10.25 s after it; not as good again; better.
     assert told == [True, True, False, False, False, True, False, True, False, True]
     assert console.file.getvalue().startswith(
         "stage search, evaluations 30 of 60 (0/h), backprop"
@@ -352,6 +352,9 @@ def test_a_search_that_has_drawn_nothing_has_no_shares(monkeypatch):
     clock.now += 36
     told = watch._told(watched(proposals=[], infeasible=0, duplicates=0, done=0))
     assert told["draws"] == "0 drawn, 0% infeasible, 0% duplicate" and told["time left"] == ""
+    assert watch._told(watched(proposals=[], infeasible=1, duplicates=0))["draws"].startswith(
+        "0 drawn, 100% infeasible"
+    )
 
 
 def test_a_notebooks_line_changes_twice_a_second_at_most_and_ends_with_the_last_word(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from test_runs import DISTURBED, PARTS, StandIn, plan, search
 
 from bpevo.evaluation.treatments import winners
+from bpevo.evolution import CONTROLLERS
 from bpevo.report import leaderboard
 from bpevo.report.build import build
 from bpevo.rules import parse
@@ -121,3 +122,32 @@ def test_before_anything_is_trained_there_is_no_best(tmp_path):
         made = Search(database, controller, types.SimpleNamespace(occupancy=0.0), plan(8))
     assert made.best is None and made.control("backprop") is None and made.leaders() == []
     assert (made.issued, made.done, made.infeasible, made.duplicates, made.exhausted) == (0, 0, 0, 0, "")
+
+
+def test_a_proposal_is_drawn_when_all_results_up_to_the_lag_are_told_and_no_other(tmp_path, monkeypatch):
+    told, asked = [], []
+
+    class Watched(CONTROLLERS["paper"]):
+        def tell(self, result):
+            told.append(result.id)
+            super().tell(result)
+
+        def ask(self):
+            asked.append((self.next_id, list(told)))
+            return super().ask()
+
+    monkeypatch.setitem(CONTROLLERS, "paper", Watched)
+    search(tmp_path, plan(30, lag=5), StandIn(4))
+    assert asked == [(n, list(range(n - 5 + 1))) for n in range(30)]
+
+
+def test_only_the_fresh_seeds_of_the_best_are_judged_by_what_was_held_out(tmp_path):
+    trained = set()
+
+    class Noting(StandIn):
+        def start(self, slot, training, epoch=0, state=()):
+            trained.add((training.replicate, training.held_out))
+            super().start(slot, training, epoch, state)
+
+    search(tmp_path, plan(30, lag=5, repeats=2), Noting(4))
+    assert trained == {(0, False), (1, True), (2, True), (10_000, False)}

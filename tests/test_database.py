@@ -1,6 +1,7 @@
 """The run database, its lock, its driver and its versions, on rows made by hand: what is stored, refused and said."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
@@ -24,6 +25,7 @@ from bpevo.runs import (
     RunError,
     backprop_on,
     database,
+    joined,
     lock,
     printable,
     provenance,
@@ -422,6 +424,27 @@ def test_a_training_that_goes_on_where_its_trial_ended_takes_the_epochs_after_it
     together = row("search", "fa", 8, members=tuple(rows[:2]))
     assert Rows([*rows, together]).slot_epochs == rows.slot_epochs and Rows([together]).trainings == []
     assert [r.epochs for r in rows.of(stage="search", equation="fa")] == [4, 4]
+
+
+def test_trainings_on_several_networks_come_to_one_row_with_the_end_of_the_last():
+    def row(network: str, accuracy: float, **more) -> Row:
+        curve = {"eval_accuracy": [0.25, accuracy]}
+        return Row(**STORED | {"network": network, "accuracy": accuracy, "curve": curve, "equation": "fa"} | more)
+
+    first = row("a", 0.5, learning_rate=0.1, rungs=1, seconds=1.5)
+    second = row("b", 0.75, learning_rate=0.2, rungs=2, seconds=2.0, finished="2026-01-03T00:00:00+00:00")
+    on = Networks(names=("a", "b"), epochs=2, over="mean")
+    both = joined([first, second], on, [0.5, 0.5])  # a mean of 50 % and leads of 0 and 25 points
+    assert both == dataclasses.replace(
+        second, learning_rate=0.1, accuracy=0.625, rungs=3, seconds=3.5, curve={"eval_accuracy": [0.25, 0.5, 0.25, 0.75]},
+        network="", members=(first, second),
+    )  # fmt: skip
+    for end in (
+        dataclasses.replace(second, status="stopped"),
+        dataclasses.replace(second, status="diverged", accuracy=None),
+    ):
+        made = joined([first, end], on, [0.5, 0.5])
+        assert (made.status, made.accuracy, made.rungs) == (end.status, end.accuracy, 3)
 
 
 def test_backprop_that_diverges_at_every_rate_on_a_network_has_an_accuracy_of_0_there():

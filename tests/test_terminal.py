@@ -328,7 +328,7 @@ def test_a_panel_names_its_facts_and_shows_a_notice_below_them(monkeypatch):
 
 
 def test_without_a_panel_a_line_comes_when_ten_seconds_are_over_or_a_better_rule_is_there(monkeypatch):
-    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    monkeypatch.setattr(progress, "time", clock := Clock(1.0))
     console = Console(file=io.StringIO(), width=70)
     watch = Progress(console)
     told = []
@@ -372,7 +372,7 @@ def test_a_notebooks_line_changes_twice_a_second_at_most_and_ends_with_the_last_
 
 def test_the_lines_of_a_stage_count_its_own_time_and_come_when_ten_seconds_are_over(monkeypatch):
     """The second stage: 2 trainings in 20 s, so 4 more take 40 s."""
-    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    monkeypatch.setattr(progress, "time", clock := Clock(1.0))
     console = Console(file=io.StringIO(), width=70)
     watch = Stages(console)
     watch("tuning", 5, 5, [row("fa", 0.5)] * 5)

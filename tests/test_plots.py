@@ -171,6 +171,8 @@ def test_wall_time_is_told_in_the_unit_of_which_there_are_more_than_two():
     assert [unit(s) for s in (0, 120, 150, 7200, 9000)] == [
         ("seconds", 0), ("seconds", 120), ("minutes", 2.5), ("minutes", 120), ("hours", 2.5),
     ]  # fmt: skip
+    nothing = row("g - g", 0.0, stage="control")
+    assert [line.get_xdata()[0] for line in plots.distribution(Rows([row("fa", 0.5), nothing])).axes[0].lines] == [0]
     assert plots.best_so_far(SEARCH.of(stage="control")) is None and plots.distribution(Rows([row("fa", None)])) is None
 
 

@@ -121,6 +121,8 @@ def test_before_anything_is_trained_there_is_no_best(tmp_path):
         controller = types.SimpleNamespace(adopt=None)
         made = Search(database, controller, types.SimpleNamespace(occupancy=0.0), plan(8))
     assert made.best is None and made.control("backprop") is None and made.leaders() == []
+    made._count(row("g", 0.0, stage="control", proposal=None))
+    assert made.control("backprop") == (0.1, 0.0)
     assert (made.issued, made.done, made.infeasible, made.duplicates, made.exhausted) == (0, 0, 0, 0, "")
 
 

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-import types
 
 import pytest
 from absl import flags
 from rich.console import Console
+from test_figures import Clock, Tty
 from test_ranking import row
 from test_runs import REPOSITORY, StandIn, plan, rows, search
 
@@ -336,19 +336,18 @@ def test_the_best_rule_of_a_search_is_the_best_on_fresh_seeds_among_its_ten_best
 
 
 def test_new_figures_of_a_search_are_told_when_ten_seconds_are_over_and_a_new_state_at_once(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(sys.modules["bpevo.report.overview"], "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sys.modules["bpevo.report.overview"], "time", clock := Clock(1000.0))
     console = Console(file=io.StringIO(), width=20)
     states = {name: report.SearchState(state="running", planned=4000, reached=Glance()) for name in ("[a]", "b")}
     watch = report.Searches(console, states)
     watch()
     for passed, trained in ((5.0, 1), (5.0, 2), (0.5, 2000), (9.0, 3000)):
-        now[0] += passed
+        clock.now += passed
         states["[a]"].reached = Glance(trained=trained, best=0.5)
         watch()
     states["b"].state = "done"
     watch()
-    now[0] += 2.0
+    clock.now += 2.0
     watch()
     assert console.file.getvalue().splitlines() == [
         "[a]: running",
@@ -360,10 +359,6 @@ def test_new_figures_of_a_search_are_told_when_ten_seconds_are_over_and_a_new_st
 
 
 def test_a_terminal_has_a_table_of_the_searches_with_the_notice_for_its_title():
-    class Tty(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     console = Console(file=Tty(), width=60, force_terminal=True, color_system=None)
     state = report.SearchState(state="running", planned=40, reached=Glance(trained=2, best=0.5, backprop=0.75))
     watch = report.Searches(console, {"a": state})

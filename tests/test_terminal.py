@@ -19,7 +19,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from test_faults import COMMAND
-from test_figures import EVALUATION, SEARCH, SETTINGS, Clock, watched
+from test_figures import EVALUATION, SEARCH, SETTINGS, Clock, Tty, watched
 from test_ranking import row
 from test_runs import StandIn, plan, search
 
@@ -294,13 +294,6 @@ def test_a_stray_argument_is_an_error_of_one_line(name):
 
 
 # In this process.
-
-
-class Tty(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_panel_names_its_facts_and_shows_a_notice_below_them(monkeypatch):

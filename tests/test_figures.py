@@ -491,6 +491,13 @@ def test_a_page_says_how_many_there_were_and_with_what():
 # Progress.
 
 
+class Tty(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Clock:
     def __init__(self, now: float):
         self.now = now

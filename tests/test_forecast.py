@@ -154,3 +154,13 @@ def test_sizes_are_read_at_a_glance(count, text):
 )
 def test_durations_are_read_at_a_glance(seconds, text):
     assert forecast._duration(seconds) == text
+
+
+def test_memory_that_a_device_does_not_tell_is_not_said():
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 1}
+
+    slots = trainer()
+    slots.devices = [Device()]
+    assert "memory" not in Forecast(plan(20), [slots], print).measured(1.0, 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -13,13 +14,16 @@ import jax
 import pytest
 from absl import flags
 from rich.console import Console
-from test_runs import StandIn, rows
+from test_runs import StandIn, outcome, plan, rows
 
 from bpevo import launch
 from bpevo.command import definitions, plans
 from bpevo.evaluation.treatments import winners
+from bpevo.evolution import Networks, Rung, SearchSpace
 from bpevo.report.build import build
+from bpevo.rules import parse
 from bpevo.runs import RunDatabase, RunError, provenance
+from bpevo.search import SearchPlan, fork
 from bpevo.search.search import CONFIRMATION_REPLICATE
 from bpevo.training import plan as training_plan
 from bpevo.workers import Recipe
@@ -179,3 +183,84 @@ def test_a_package_that_is_not_installed_is_a_version_too(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert provenance.versions()["optax"] == "not installed" and provenance.versions()["jax"] == jax.__version__
+
+
+# By hand.
+
+SMALL_SPACE = SearchSpace(1, operands=["g", "h"], unaries=["identity", "clip:0.5"], binaries=["add"])
+
+
+def of(space=SMALL_SPACE, **changes) -> SearchPlan:
+    rungs, initial = (Rung(2, 0.5), Rung(3, 0.25)), [parse("fa").to_equation(1)]
+    made = plan(60, (0.1, 0.3), lag=7, rungs=rungs, initial=initial, elite_size=2)
+    return dataclasses.replace(made, space=space, **changes)
+
+
+def test_a_run_records_what_two_sessions_must_share_and_nothing_that_may_change():
+    rungs = ({"epoch": 2, "quantile": 0.5}, {"epoch": 3, "quantile": 0.25})
+    evolution = {"elite_size": 2, "elite_probability": 0.7, "mutations": (1.0,), "rungs": rungs, "seed": 3}
+    recorded = {
+        "semantics": 4, "controller": "paper", "max_parts": 1, "operands": ["g", "h"], "unaries": ["identity:0.0", "clip:0.5"],
+        "binaries": ["add"], "evolution": evolution, "initial": ["fa"], "lag": 7, "trial_epochs": 2, "equivalence": True,
+    }  # fmt: skip
+    assert of().fingerprint() == recorded and of(top=9, repeats=9, max_evaluations=9).fingerprint() == recorded
+    assert (of().rung_epochs, of().charge, of(learning_rates=(0.1,)).charge) == ((2, 3), 3, 1)
+    both = of(networks=Networks(names=("a", "b"), epochs=3, over="mean"))
+    assert both.fingerprint() == recorded | {"fitness_over": "mean"} and both.charge == 6
+    held = of(evolution=dataclasses.replace(of().evolution, tournament=4)).fingerprint()
+    assert held == recorded | {"evolution": evolution | {"tournament": 4}}
+
+
+def test_a_run_goes_on_with_its_own_lag_and_elite_and_the_equations_of_its_fork():
+    stored = {"lag": 3, "evolution": {"elite_size": 5}, "initial": ["dfa", "h"]}
+    own = of()
+    assert own.continuing({}, None, None) == own == own.continuing(stored, 7, 2)
+    assert own.continuing(stored, None, 2) == dataclasses.replace(own, lag=3)
+    larger = dataclasses.replace(own.evolution, elite_size=5)
+    assert own.continuing(stored, 7, None) == dataclasses.replace(own, evolution=larger)
+    assert own.continuing(stored | {"fork": {"trainings": True}}, 7, 2) == own
+    forked = own.continuing(stored | {"fork": {"trainings": False}}, 7, 2)
+    assert [str(e) for e in forked.initial] == ["dfa", "h"]
+
+
+SOURCE = {"epochs": 4, "operands": ["g"], "lag": 2, "rates": (0.1,), "evolution": {"rungs": (), "elite_size": 9}}
+
+
+def begun(folder, settings, *texts: str):
+    """What a fork with these settings takes from a run whose rules, of falling accuracy, are these."""
+    with RunDatabase.writing(folder / "old") as database:
+        database.check_settings(SOURCE, {}, ())
+        database.add_rows([outcome(t, accuracies=(0.9 - i / 10,), proposal=None) for i, t in enumerate(texts)])
+        old = database.rows()
+    with RunDatabase.writing(folder / "new") as database:
+        found = fork.begin(database, folder / "old", of(), settings, {"jax": "1"})
+        return *found, old, database.rows(), database.settings()
+
+
+def test_a_fork_takes_the_best_equations_that_its_search_allows_and_says_why_they_train_anew(tmp_path):
+    settings = SOURCE | {"epochs": 5, "seed": 1, "operands": ["h"], "evolution": {"rungs": [{"epoch": 1}]}}
+    made, said, line, _, rows, stored = begun(tmp_path, settings, "(g + fa) * h", "g + fa", "(h + g) * h", "dfa", "h")
+    assert [str(e) for e in made.initial] == ["g + fa", "dfa"] and dataclasses.replace(made, initial=()) == of(
+        initial=()
+    )
+    assert said == {"from": os.path.realpath(tmp_path / "old"), "proposals": 2, "trainings": False}
+    assert line == (
+        f"forked from {tmp_path / 'old'}: its 2 best equations are the initial ones and train anew, for epochs, evolution, seed "
+        "differ"
+    )
+    assert rows == [] and stored == {}
+    with pytest.raises(
+        RunError, match=f"^there is no equation in {tmp_path / 'b' / 'old'} that this search could start from"
+    ):
+        begun(tmp_path / "b", settings, "(g + fa) * h")
+
+
+def test_a_fork_that_trains_alike_takes_everything_whatever_else_differs(tmp_path):
+    free = {"controller": "niches", "operands": ["h"], "unaries": [], "binaries": [], "initial": [], "lag": 3, "data_dir": "a",
+            "max_evaluations": 9, "fork": None}  # fmt: skip
+    settings = SOURCE | free | {"evolution": {"rungs": [], "elite_size": 2}}
+    made, said, line, old, rows, stored = begun(tmp_path, settings, "fa", "dfa")
+    assert made == of() and rows == old and len(rows) == 2
+    assert said == {"from": os.path.realpath(tmp_path / "old"), "proposals": 0, "trainings": True}
+    assert line == f"forked from {tmp_path / 'old'}: 0 proposals and their trainings are taken over"
+    assert stored == json.loads(json.dumps(settings | {"fork": said}))

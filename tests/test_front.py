@@ -3,12 +3,14 @@
 import contextlib
 import io
 import sqlite3
+import sys
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from rich.console import Console
+from test_ranking import row
 from test_runs import outcome
 
 from bpevo.evolution import SearchSpace, probe
@@ -88,9 +90,7 @@ def run(tmp_path_factory):
             status = "diverged" if accuracy is None else "done"
             database.add_rows([outcome(text, status, (accuracy or 0.0,), proposal=None, rate=0.1 * (i + 1))])
         found = front(database.rows())
-        database.store_tables(
-            [], [(r.components, r.equation, r.kind, r.proposal, r.learning_rate, r.search) for r in found]
-        )
+        database.store_tables([], [r.plain for r in found])
     return folder, found
 
 
@@ -101,6 +101,7 @@ def test_the_front_holds_the_best_rule_for_each_number_of_components_without_tho
     ]  # fmt: skip
     assert [r.learning_rate for r in found] == pytest.approx([0.6, 0.3, 0.1])
     assert found[1].kind == "other information"
+    assert found[0].plain == (1, "fa", "other information", None, pytest.approx(0.6), 30.0)
 
 
 def test_the_front_is_in_the_terminal_the_database_the_page_and_a_data_frame(run):
@@ -111,12 +112,34 @@ def test_the_front_is_in_the_terminal_the_database_the_page_and_a_data_frame(run
     with contextlib.closing(sqlite3.connect(folder / "run.sqlite")) as connection:
         stored = connection.execute("SELECT components, rule, search FROM front ORDER BY components").fetchall()
     frame = Opened(folder).front
-    for row, in_table, in_frame in zip(found, stored, frame.to_dict("records"), strict=True):
-        assert in_table == (row.components, row.equation, row.search)
-        assert (in_frame["components"], in_frame["equation"]) == (row.components, row.equation)
-        assert row.equation in said and f"{row.search:.2f}" in said and f"{row.search:.2f}" in page.front_html(found)
+    for own, in_table, in_frame in zip(found, stored, frame.to_dict("records"), strict=True):
+        assert in_table == (own.components, own.equation, own.search)
+        assert (in_frame["components"], in_frame["equation"]) == (own.components, own.equation)
+        assert own.equation in said and f"{own.search:.2f}" in said and f"{own.search:.2f}" in page.front_html(found)
     assert page.front_html([]) == ""
 
 
 def test_a_search_without_results_has_no_front():
     assert front(Rows()) == []
+
+
+def test_only_the_thirty_best_rules_are_looked_at(monkeypatch):
+    """29 rules of 4 components, the 30th of 2, the 31st of 1."""
+    module = sys.modules["bpevo.report.front"]
+    monkeypatch.setattr(module, "kind", lambda _: "")
+    monkeypatch.setattr(module, "simplified", lambda rule: rule)
+    texts = [*(f"clip({o}, {c}.0) + h" for o in ("fa", "dfa") for c in range(1, 16))][:29] + ["sgn(fa)", "dfa"]
+    rows = Rows(row(text, 0.9 - i / 100, proposal=i) for i, text in enumerate(texts))
+    assert [(r.components, r.equation) for r in front(rows)] == [(2, "sgn(fa)"), (4, "clip(fa, 1.0) + h")]
+
+
+def test_over_several_networks_a_row_of_the_front_has_what_the_rule_did_on_each(monkeypatch):
+    monkeypatch.setattr(sys.modules["bpevo.report.front"], "kind", lambda _: "a kind")
+    on_each = (row("fa", 0.75, rate=0.1, network="a"), row("fa", 0.5, rate=0.25, network="b"))
+    (found,) = front(Rows([row("fa", 0.625, rate=0.1, members=on_each)]))
+    assert [(r.learning_rate, r.search, r.kind, r.on) for r in found.on] == [
+        (0.1, 75.0, "a kind", ()),
+        (0.25, 50.0, "a kind", ()),
+    ]
+    (line,) = front_table([found]).lines
+    assert (line.text, line.numbers) == ("fa  [a kind]", ["1", "0.1 / 0.25", "62.50 (75.00 / 50.00)"])

@@ -117,6 +117,47 @@ def test_the_closest_control_is_the_one_that_leads_backprop_by_most(leads, close
     assert shown.closest == closest
 
 
+def stage(leads: dict, controls=("g", "2.0*g"), went_on=(), diverged=(), ahead=(), cost=(1000, 400)) -> Passed:
+    """`leads`: means in points, with half the interval where there is one."""
+    made = {
+        text: Summary(n=2 if margin else 1, mean=mean, deviation=1.0, margin=margin)
+        for text, (mean, margin) in leads.items()
+    }
+    return Passed(
+        leads=made, ahead=ahead, diverged=diverged, controls=controls, went_on=tuple(map(Treatment.parse, went_on)),
+        slot_epochs=cost[0], of_controls=cost[1],
+    )  # fmt: skip
+
+
+def test_a_table_of_stages_has_who_came_furthest_first_then_the_controls():
+    first = stage(
+        {"2.0*g": (-1.0, 0.5), "fa": (3.0, 0.25), "dfa": (1.0, 0), "h": (2.0, 0), "hp": (1.5, 0)},
+        went_on=("fa", "dfa", "sgn(g)"), diverged=("sgn(g)", "gh"), ahead=("fa",),
+    )  # fmt: skip
+    second = stage(
+        {"2.0*g": (0.5, 0), "fa": (1.0, 0), "dfa": (2.0, 0)},
+        ("g", "2.0*g", "4.0*g"),
+        ("dfa",),
+        ("sgn(g)",),
+        (),
+        (2000, 500),
+    )
+    shown = funnel_table([first, second])
+    assert (shown.title, shown.head) == ("lead over tuned backprop on fresh seeds, points", "rule")
+    assert list(shown.columns) == ["stage 1", "stage 2"]
+    assert [(line.text, *line.numbers, line.style) for line in shown.lines] == [
+        ("dfa", "+1.00 >", "+2.00 >", ""), ("fa", "+3.00 ± 0.25* >", "+1.00", ""), ("sgn(g)", "diverged >", "diverged", ""),
+        ("h", "+2.00", "", ""), ("hp", "+1.50", "", ""), ("gh", "diverged", "", ""),
+        ("control: 2.0*g", "-1.00 ± 0.50", "+0.50", "dim"),
+    ]  # fmt: skip
+    notes = funnel_notes(["stage 1", "stage 2 (epochs=4)"], [first, second])
+    assert notes[:2] == [
+        "stage 1: 3 of 6 rules went on, 1,000 slot-epochs, 400 of them of controls; closest control: g.",
+        "stage 2 (epochs=4): 1 of 3 rules went on, 2,000 slot-epochs, 500 of them of controls; closest control: 2.0*g.",
+    ]
+    assert notes[2].startswith("3,000 slot-epochs in all. ± half the 95 % interval") and len(notes) == 3
+
+
 class _AllDifferent(dict):
     def __init__(self, treatments):
         super().__init__((t, t) for t in treatments)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import resource
 import struct
@@ -12,7 +13,7 @@ from absl import flags
 
 from bpevo.command import definitions, plans
 from bpevo.report import Metrics
-from bpevo.report.metrics import COLUMNS, CURVE
+from bpevo.report.metrics import COLUMNS, CURVE, Figures, contest
 from bpevo.rules import parse
 from bpevo.runs import Row, Rows, RunError
 from bpevo.search import CONTROL_KEYS
@@ -110,6 +111,18 @@ def test_a_line_per_epoch_holds_the_curve_and_the_running_figures(tmp_path):
         "",
     ]
     assert diverged["eval_accuracy"] == "" and diverged["gradient_norm"] == "2.0"
+
+
+def test_a_rule_without_a_right_answer_may_be_the_best_and_an_equal_one_does_not_take_its_place():
+    figures, told = Figures(is_control), []
+    for text, accuracy in (("fa", 0.0), ("dfa", 0.0), ("h", 0.5), ("hp", 0.5), ("gh * dh", 0.75)):
+        figures.take(made := row("search", text, [accuracy]))
+        told.append((figures.told(made)["best"], figures.told(made)["best_equation"]))
+    assert told == [(0.0, "fa"), (0.0, "fa"), (0.5, "h"), (0.5, "h"), (0.5, "h")]
+    on = dataclasses.replace(made, network="mlp-8")
+    assert [contest(r) for r in (made, on, dataclasses.replace(on, stage="test"))] == [
+        "search", "search on mlp-8", "test on mlp-8",
+    ]  # fmt: skip
 
 
 # A reader of event files by their specification alone: framed records with masked CRC-32C, protocol buffers by field number.

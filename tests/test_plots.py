@@ -1,8 +1,11 @@
 """The plots: their values worked out by hand, axes that end where values do, ticks at whole numbers of what is counted."""
 
+import datetime
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from test_figures import EVALUATION, SEARCH, SETTINGS, trained
 from test_ranking import row
@@ -152,3 +155,122 @@ def test_alignments_are_means_over_seeds():
     left, right = axes(plots.alignment(rows, standing))
     assert list(left.lines[0].get_ydata()) == pytest.approx([0.3, 0.75]) and left.get_ylim() == (-1, 1)
     assert list(right.lines[0].get_ydata()) == pytest.approx([2, 3]) and right.get_yscale() == "log"
+
+
+# What is drawn how.
+
+
+def test_wall_time_is_told_in_the_unit_of_which_there_are_more_than_two():
+    def unit(seconds: int) -> tuple[str, float]:
+        last = datetime.datetime(2026, 1, 1) + datetime.timedelta(seconds=seconds)
+        rows = Rows([row("fa", 0.5, finished="2026-01-01T00:00:00"), row("dfa", 0.25, finished=last.isoformat())])
+        right = plots.best_so_far(rows).axes[1]
+        assert right.lines[0].get_drawstyle() == "steps-post" and right.get_ylim()[0] >= 0
+        return right.get_xlabel(), right.lines[0].get_xdata()[-1]
+
+    assert [unit(s) for s in (0, 120, 150, 7200, 9000)] == [
+        ("seconds", 0), ("seconds", 120), ("minutes", 2.5), ("minutes", 120), ("hours", 2.5),
+    ]  # fmt: skip
+    nothing = row("g - g", 0.0, stage="control")
+    assert [line.get_xdata()[0] for line in plots.distribution(Rows([row("fa", 0.5), nothing])).axes[0].lines] == [0]
+    assert plots.best_so_far(SEARCH.of(stage="control")) is None and plots.distribution(Rows([row("fa", None)])) is None
+
+
+def test_plots_have_their_size_and_a_histogram_forty_bars():
+    one = row("fa", 0.5, finished="2026-01-01T00:00:00")
+    best, scores = plots.best_so_far(Rows([one])), plots.distribution(Rows([one, row("h", 0.25)]))
+    assert best.get_size_inches().tolist() == scores.get_size_inches().tolist() == [6.4, 3.2]
+    assert len(scores.axes[0].patches) == 40 and not scores.axes[0].spines["top"].get_visible()
+    shares = [ancestry.Share(component=c, winners=0.5, population=0.25) for c in "abc"]
+    components = plots.enrichment(shares, 1, 4)
+    assert components.get_size_inches() == pytest.approx([6.4, 0.5 + 0.32 * 3])
+    assert [p.get_facecolor()[:3] for p in components.axes[0].patches[::3]] == [to_rgb("#d55e00"), to_rgb("#7f7f7f")]
+    assert plots.enrichment([], 0, 4) is None
+    rows = Rows(row(text, 0.5, stage="ablation") for text in ("fa", "g"))
+    figure = plots.ablation(rows, "fa", ["g"])
+    assert figure.get_size_inches() == pytest.approx([6.4, 0.8 + 0.36 * 2])
+    whole, part = figure.axes[0].containers
+    assert [c[0].get_color() for c in (whole, part)] == ["#d55e00", "#0072b2"] and whole[0].get_ydata() == [1]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["fa", "backprop"]
+
+
+def test_a_rule_without_its_components_is_plotted_beside_what_is_left_or_not_at_all():
+    rows = Rows([row("fa", 0.5, stage="ablation"), row("g", None, stage="ablation"), row("fa", 0.9, stage="tuning")])
+    assert plots.ablation(rows, "fa", ["h"]) is None and plots.ablation(rows, "h", ["fa", "g"]) is None
+    (axis,) = axes(plots.ablation(rows, "fa", ["g", "h"]))
+    assert [c[0].get_xdata()[0] for c in axis.containers] == [50, 0]  # what diverged counts as nothing
+
+
+def test_long_names_are_cut_and_none_is_read_as_mathematics():
+    assert plots._label("a" * 44) == "a" * 44 and plots._label("a" * 45) == "a" * 43 + "…"
+    assert (
+        plots._label("a" * 9, 8) == "a" * 7 + "…"
+        and plots._label("$x$") == r"\$x\$"
+        and plots._label("g") == "backprop"
+    )
+
+
+def test_a_legend_has_four_columns_of_short_names_or_two_of_long_ones():
+    def columns(*labels: str) -> int:
+        figure, (axis,) = plots._figure()
+        for label in labels:
+            axis.plot([0], [0], label=label)
+        plots._legend(figure, axis)
+        return figure.legends[0]._ncols if figure.legends else 0
+
+    assert [columns("a" * 20, "b"), columns("a", "b" * 21), columns()] == [4, 2, 0]
+
+
+def test_controls_are_black_and_told_apart_by_dashes_rules_by_colours():
+    tested = [
+        row(s, 0.5, stage="test", curve={"eval_accuracy": [0.5, 0.5]}) for s in ("g", "g - g", "2.0*g", "fa", "dfa")
+    ]
+    tuned = [t for text in ("g", "g - g", "2.0*g", "fa", "dfa") for t in trained(text, {0.1: (0.5,)})]
+    settings = {"controls": ["g", "g - g", "2.0*g"], "rules": ["fa", "dfa"]}
+    table = standings(Rows([*tuned, *tested]), settings)
+    figure = plots.learning_curves(Rows(tested), table)
+    found = {
+        line.get_label(): (line.get_color(), line.get_linestyle(), line.get_linewidth(), line.get_marker())
+        for line in figure.axes[0].lines
+    }
+    assert found == {
+        "backprop": ("black", "-", 1, ""), "zero_signal": ("black", ":", 1, ""), "2.0*g": ("black", "--", 1, ""),
+        "fa": ("#0072b2", "-", 1.5, ""), "dfa": ("#d55e00", "-", 1.5, ""),
+    }  # fmt: skip
+    assert not figure.axes[0].collections  # one seed has no interval
+    assert figure.get_size_inches().tolist() == plots.learning_rates(table).get_size_inches().tolist() == [6.4, 4]
+    assert plots.learning_curves(Rows(tested), []) is None and plots.learning_rates([]) is None
+
+
+@pytest.mark.parametrize(("count", "all_shown"), [(8, True), (9, False)])
+def test_up_to_eight_learning_rates_are_all_written_below_the_axis(count, all_shown):
+    grid = {2.0**-i: (0.5,) for i in range(count)}
+    (axis,) = axes(plots.learning_rates(standings(Rows(trained("g", grid)), {})))
+    assert ([t.get_text() for t in axis.get_xticklabels()] == [f"{r:g}" for r in sorted(grid)]) == all_shown
+    small, large = axis.lines
+    assert (small.get_markersize(), large.get_markersize(), large.get_markerfacecolor()) == (3, 7, "white")
+
+
+def test_signals_of_units_are_drawn_from_dark_to_light_and_on_a_log_axis_only_above_0():
+    standing = next(s for s in standings(EVALUATION, SETTINGS) if s.text == "fa")
+
+    def drawn(first: float, *more, rate=0.03, **columns):
+        curve = {"eval_accuracy": [0.5, 0.5]} | columns
+        for i, unit in enumerate(("Conv_0", "Conv_1 a", "Dense_0")):
+            curve |= {f"cosine {unit}": [0.5, None], f"norm_ratio {unit}": [first, 1.0 + i]}
+        return plots.alignment(Rows([row("fa", 0.5, stage="test", rate=rate, curve=curve), *more]), standing)
+
+    left, right = axes(drawn(0.5, row("fa", None, stage="test", rate=0.03)))
+    assert [line.get_color() for line in left.lines] == [pytest.approx((0, green, 0.55)) for green in (0.15, 0.5, 0.85)]
+    assert [line.get_label() for line in right.lines] == ["Conv_0", "Conv_1 a", "Dense_0"]
+    assert (left.get_title(), right.get_title(), right.get_yscale()) == ("cosine", "norm ratio", "log")
+    assert np.isnan(left.lines[0].get_ydata()[1]) and [list(line.get_ydata())[1] for line in right.lines] == [1, 2, 3]
+    assert axes(drawn(0.0))[1].get_yscale() == "linear"
+    assert drawn(0.5, rate=0.1) is None and plots.alignment(Rows(), standing) is None
+    assert plots.alignment(Rows([row("fa", 0.5, stage="test", rate=0.03)]), standing) is None
+
+
+def test_correlations_of_more_rules_than_colours_take_them_again():
+    found = [EarlyDecisions(text="fa", n=9, correlations=(0.5, 1.0), best=80, picked=80, spent=0.3)] * 9
+    colours = [line.get_color() for line in plots.early_decisions(found).axes[0].lines]
+    assert len(set(colours)) == 8 and colours[8] == colours[0] == "#0072b2" and plots.early_decisions([]) is None

@@ -14,7 +14,9 @@ import time
 import pytest
 from absl import flags
 from rich.console import Console
+from test_figures import Clock, Tty
 from test_launch import program
+from test_ranking import row
 from test_runs import REPOSITORY, StandIn, plan, rows, search
 
 import bpevo
@@ -22,7 +24,7 @@ import bpevo.sweep
 from bpevo import data, report
 from bpevo.command import definitions, plans, pools, process, sweeping
 from bpevo.command.sweeping import Member, Sweep, members
-from bpevo.runs import Glance, RunDatabase, RunError
+from bpevo.runs import Glance, Rows, RunDatabase, RunError
 
 TINY = (
     "--dataset=digits", "--model=mlp-8", "--train_examples=64", "--batch_size=32", "--epochs=1", "--max_evaluations=12",
@@ -467,3 +469,50 @@ def test_without_a_terminal_a_search_has_a_line_whenever_something_is_new():
         "seed=0: running",
         "seed=0: done, trainings 40 of 40, best % 50.00, backprop % 75.00",
     ]
+
+
+def test_the_best_rule_of_a_search_is_the_best_on_fresh_seeds_among_its_ten_best(monkeypatch):
+    monkeypatch.setattr(sys.modules["bpevo.report.leaderboard"], "kind", lambda _: "")
+    texts = [f"clip(fa, {i}.0)" for i in range(1, 12)]
+    found = [row(text, 0.9 - i / 100, proposal=i) for i, text in enumerate(texts)]
+    fresh = [row(text, 0.5 + i / 100, stage="selection", replicate=1) for i, text in enumerate(texts)]
+    best = report.best_found("a", Rows([*found, *fresh]), {})
+    assert best.best.equation == texts[9] and best.backprop.status == "not trained yet"
+    assert report.best_found("a", Rows(), {}) == report.Found(search="a", best=None, backprop=best.backprop)
+
+
+def test_new_figures_of_a_search_are_told_when_ten_seconds_are_over_and_a_new_state_at_once(monkeypatch):
+    monkeypatch.setattr(sys.modules["bpevo.report.overview"], "time", clock := Clock(1000.0))
+    console = Console(file=io.StringIO(), width=20)
+    states = {name: report.SearchState(state="running", planned=4000, reached=Glance()) for name in ("[a]", "b")}
+    watch = report.Searches(console, states)
+    watch()
+    for passed, trained in ((5.0, 1), (5.0, 2), (0.5, 2000), (9.0, 3000)):
+        clock.now += passed
+        states["[a]"].reached = Glance(trained=trained, best=0.5)
+        watch()
+    states["b"].state = "done"
+    watch()
+    clock.now += 2.0
+    watch()
+    assert console.file.getvalue().splitlines() == [
+        "[a]: running",
+        "b: running",
+        "[a]: running, trainings 2,000 of 4,000, best % 50.00",
+        "b: done",
+        "[a]: running, trainings 3,000 of 4,000, best % 50.00",
+    ]
+
+
+def test_a_terminal_has_a_table_of_the_searches_with_the_notice_for_its_title():
+    console = Console(file=Tty(), width=60, force_terminal=True, color_system=None)
+    state = report.SearchState(state="running", planned=40, reached=Glance(trained=2, best=0.5, backprop=0.75))
+    watch = report.Searches(console, {"a": state})
+    with watch.running():
+        watch()
+        assert [line.numbers for line in watch._table().lines] == [["running", "2 of 40", "50.00", "75.00"]]
+        assert watch._table().title == "searches" and watch.notice("wait")
+        state.state = "done"
+    assert not watch.notice("over")
+    last = console.file.getvalue().rpartition("wait")[2]
+    assert "│ a " in last and "done" in last and "a: " not in console.file.getvalue()

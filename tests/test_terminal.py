@@ -22,7 +22,7 @@ from absl import flags
 from rich.cells import cell_len
 from rich.console import Console
 from test_faults import COMMAND
-from test_figures import EVALUATION, SEARCH, SETTINGS
+from test_figures import EVALUATION, SEARCH, SETTINGS, Clock, watched
 from test_runs import StandIn, plan, search
 
 from bpevo.command import definitions, main, plans
@@ -31,6 +31,7 @@ from bpevo.data import DataError
 from bpevo.data.progress import reporter
 from bpevo.evaluation import standings
 from bpevo.report import Progress, Stages, leaderboard, progress, standings_table, table
+from bpevo.report.terminal import Line, TextTable
 from bpevo.rules import parse
 from bpevo.runs import Rows, RunError
 from bpevo.training import DeviceLost, OutOfMemory
@@ -593,3 +594,63 @@ def test_a_stray_argument_is_an_error_of_one_line(name):
     stray = command(name, "stray")
     assert stray.returncode == 2
     assert stray.stderr == f"bpevo.{name}: unknown argument 'stray': settings are flags, --name=value\n"
+
+
+# In this process.
+
+
+def test_a_search_that_has_drawn_nothing_has_no_shares(monkeypatch):
+    monkeypatch.setattr(progress, "time", clock := Clock(1000.0))
+    watch = Progress(Console(file=io.StringIO(), width=70))
+    clock.now += 36
+    told = watch._told(watched(proposals=[], infeasible=0, duplicates=0, done=0))
+    assert told["draws"] == "0 drawn, 0% infeasible, 0% duplicate" and told["time left"] == ""
+    assert watch._told(watched(proposals=[], infeasible=1, duplicates=0))["draws"].startswith(
+        "0 drawn, 100% infeasible"
+    )
+
+
+def numbered(*numbers: str, text: str = "abcde", head: str = "rule", columns: str = "ab") -> TextTable:
+    return TextTable("title", head, columns, [Line(text, numbers)])
+
+
+@pytest.mark.parametrize(
+    "shown, width",
+    [
+        # Numbers, two blanks in each column, a border at each side of one; then the text, up to 24 of it, or its head.
+        (numbered("123", text="abcde", columns="a"), 3 + 4 + 3 + 5),
+        (numbered("123", text="a" * 24, columns="a"), 3 + 4 + 3 + 24),
+        (numbered("123", text="a" * 30, columns="a"), 3 + 4 + 3 + 24),
+        (numbered("1", text="a", columns=["a column"], head="equation"), 8 + 4 + 3 + 8),
+        (numbered("1", "22", "333", text="abcde", columns="abc"), 6 + 8 + 5 + 5),
+        (TextTable("title", "rule", "a", []), 1 + 4 + 3 + 4),
+    ],
+)
+def test_a_text_stands_beside_its_numbers_where_there_is_room_to_the_character(shown, width):
+    assert any("┃" in line for line in printed(shown, width)) and not any(
+        "┃" in line for line in printed(shown, width - 1)
+    )
+
+
+def test_numbers_below_a_text_fill_a_line_to_its_last_character():
+    shown = numbered("12345", "67890")
+    assert printed(shown, 18) == ["title", "abcde", "  a 12345  b 67890"]
+    assert printed(shown, 17) == ["title", "abcde", "  a 12345", "  b 67890"]
+    assert printed(numbered("", "6", text="a rule that is long"), 19) == ["title", "a rule that is long", "  b 6"]
+    assert printed(numbered("", "", text="a rule that is long"), 19) == ["title", "a rule that is long", "  "]
+
+
+def test_a_line_keeps_its_style_beside_its_numbers_and_below():
+    shown = TextTable("title", "rule", "a", [Line("bold one", ["1"], "bold"), Line("[red]plain", ["[b]2"])])
+    console = Console(file=io.StringIO(), width=30, force_terminal=True, color_system="standard")
+    console.print(shown)
+    beside = console.file.getvalue()
+    assert "\x1b[1mbold one" in beside and "[red]plain" in beside and "[b]2" in beside
+    below = [(text.plain, text.style) for text in shown._below(12)]
+    assert below == [
+        ("title", "italic"),
+        ("bold one", "bold"),
+        ("  a 1", "dim"),
+        ("[red]plain", ""),
+        ("  a [b]2", "dim"),
+    ]

@@ -67,7 +67,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     settings=settings,
                     versions=database.versions(),
                     rows=database.rows() if "scenario" in settings else database.judged(),
-                    proposals=[] if "scenario" in settings or not settings else database.proposals(),
+                    proposals=database.proposals(),
                 )
             )
     return runs

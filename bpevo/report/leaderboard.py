@@ -96,7 +96,7 @@ def _row(rows: Rows, e: Row, baseline: _Fresh, rates: Sequence[float]) -> Leader
     """A rule on one network, whose rows these are; `baseline`: of backprop there, empty for itself."""
     fresh = _fresh(rows, e)
     values = {seed: 100 * a for seed, a in fresh.items() if a is not None}
-    pairs = [value - 100 * (baseline.get(seed) or 0.0) for seed, value in values.items() if baseline.get(seed)]
+    pairs = [value - 100 * accuracy for seed, value in values.items() if (accuracy := baseline.get(seed))]
     failed = len(fresh) - len(values)
     own = rows.of(stage=Stage.CONTROL if e.stage == Stage.CONTROL else Stage.TRIAL, equation=e.equation)
     tried = {row.learning_rate: [row.accuracy] for row in own or rows.of(stage=e.stage, equation=e.equation)}

@@ -38,7 +38,7 @@ class Opened:
             self.versions: dict[str, str] = database.versions()
             self.is_evaluation = "scenario" in self.settings
             self.rows: Rows = database.rows() if self.is_evaluation else database.judged()
-            self.proposals = [] if self.is_evaluation or not self.settings else database.proposals()
+            self.proposals = database.proposals()
 
     @property
     def leaderboard(self) -> "pandas.DataFrame":

@@ -26,8 +26,8 @@ class SearchPlan:
     learning_rates: tuple[float, ...]  # on each network an equation is tried with each and trained with the best
     trial_epochs: int  # after which the best one is chosen; of no use with one rate
     lag: int  # proposal n is drawn from the results with ids ≤ n - lag
-    top: int = 5  # rules trained again on fresh seeds
-    repeats: int = 3  # fresh seeds
+    top: int  # rules trained again on fresh seeds
+    repeats: int  # fresh seeds
 
     @property
     def rung_epochs(self) -> tuple[int, ...]:

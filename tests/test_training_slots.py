@@ -1,6 +1,7 @@
 """Slots as the host sees them: how many there are, the memory that they need, and what happens when a device fails."""
 
 import dataclasses
+import inspect
 import types
 
 import jax
@@ -58,6 +59,8 @@ def specialised(monkeypatch):
 
 
 def test_by_default_there_are_four_slots_on_a_cpu_or_as_many_as_fit(specialised):
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
+    assert (defaults["max_parts"], defaults["seed"]) == (3, 0)
     assert [specialised(None, fits).capacity for fits in (None, 3, 100)] == [4, 3, 4]
     assert specialised(7, 3).capacity == 7  # who asks for more may try
 

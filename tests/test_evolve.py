@@ -355,7 +355,7 @@ def test_logits_are_the_first_of_a_tuple():
     def network(params, x):
         return hidden(params, x), jnp.tanh(x @ params["a"]) @ params["aside"]
 
-    state = evolve(network, "b_L @ R_L").init(jax.random.key(0), params, X)
+    state = jax.eval_shape(evolve(network, "b_L @ R_L").init, jax.random.key(0), params, X)
     assert {name: entry["constants"]["R_L"].shape for name, entry in state.items()} == {"b": (3, 4), "aside": (3, 4)}
 
 
@@ -397,13 +397,12 @@ def test_arguments_that_are_no_arrays_stay_as_they_are_and_shapes_are_enough_for
     def network(params, x, dtype, how, *, times):
         return getattr(jnp, how)(x.astype(dtype) @ params["a"]) @ params["b"] * times
 
-    net = evolve(network, "fa")
-    given = net.units(HIDDEN, X, jnp.float32, "tanh", times=2)
+    net, others = evolve(network, "g"), (jnp.float32, "tanh")
+    given = net.units(HIDDEN, X, *others, times=2)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (HIDDEN, X))
-    assert given == net.units(*shapes, jnp.float32, "tanh", times=2)
-    assert [unit.activation for unit in given] == ["tanh"] and given[0].kernel == (4, 3)
-    np.testing.assert_array_equal(net(HIDDEN, net.init(jax.random.key(0), *shapes, jnp.float32, "tanh", times=2), X,
-                                      jnp.float32, "tanh", times=2), 2 * hidden(HIDDEN, X))  # fmt: skip
+    assert given == net.units(*shapes, *others, times=2)
+    assert [(unit.activation, unit.kernel) for unit in given] == [("tanh", (4, 3))]
+    assert jax.eval_shape(lambda params, x: net(params, {}, x, *others, times=2), *shapes).shape == (6, 3)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,13 @@ def machine(tmp_path, monkeypatch):
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000\n"}, 3),
         ("0::/docker/abc\n", {"cpu.max": "400000 100000\n"}, 4),  # in a container
         ("0::/\n", {"cpu.max": "nonsense"}, 8),
+        ("0::/\n", {"cpu.max": "100000 0\n"}, 8),
+        ("0::/\n", {"cpu.max": "0 100000\n"}, 1),
+        ("0::/\n", {"../cpu.max": "100000 100000\n"}, 8),  # above where the groups are mounted
+        ("0::/a:b\n", {"a:b/cpu.max": "200000 100000\n"}, 2),
+        ("5:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "0", "cpu/x/cpu.cfs_period_us": "100000"}, 1),
+        ("5:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "0"}, 8),
+        ("5:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "nonsense", "cpu/x/cpu.cfs_period_us": "100000"}, 8),
         ("5:cpu,cpuacct:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "-1", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"}, 8),
         ("5:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "150000", "cpu/x/cpu.cfs_period_us": "50000"}, 3),
         ("4:memory:/x\n3:cpuset:/\n5:cpu:/y/z\n", {"cpu/y/cpu.cfs_quota_us": "200000", "cpu/y/cpu.cfs_period_us": "100000",
@@ -160,3 +167,10 @@ def test_quotas_of_control_groups_of_both_versions_and_of_those_above_are_obeyed
 
 def test_without_control_groups_the_affinity_counts(machine, tmp_path):
     assert cpus.usable_cpus(tmp_path / "nowhere", tmp_path / "nothing") == 8
+
+
+@pytest.mark.parametrize("counted, expected", [(6, 6), (None, 1)])
+def test_without_affinity_masks_all_cpus_count(monkeypatch, tmp_path, counted, expected):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: counted)
+    assert cpus.usable_cpus(tmp_path / "nowhere", tmp_path / "nothing") == expected

@@ -1,5 +1,6 @@
 """A rule on any network: what is found, gradients of backprop against autodiff, the carrier, state, errors."""
 
+import contextlib
 import dataclasses
 
 import flax.linen as nn
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
-from bpevo.layers.evolve import evolve
+from bpevo import rules
+from bpevo.layers.evolve import _path, _Plan, evolve
+from bpevo.layers.graph import Trace
+from bpevo.layers.traced_map import Product
 
 FAST = {"xla_backend_optimization_level": 0}  # to compile
 
@@ -324,3 +329,149 @@ def test_units_have_their_activation_and_the_linear_chain_around_the_weight(name
     assert [(u.path, u.hp, u.kernel) for u in units] == [(path, hp, kernel) for path, _, hp, kernel in FOUND[name]]
     for unit, (_, activation, *_) in zip(units, FOUND[name], strict=True):
         assert unit.activation == activation or (activation != "identity" and "+" in unit.activation)
+
+
+# Samples, arguments and outputs.
+
+
+def hidden(params, x):
+    return jnp.tanh(x @ params["a"]) @ params["b"]
+
+
+HIDDEN, X = {"a": normal(1, 5, 4), "b": normal(2, 4, 3)}, normal(3, 6, 5)
+
+
+def test_samples_are_those_of_the_chosen_logits_whatever_else_comes_out():
+    def network(params, x):
+        return {"a": params["a"].sum(0), "logits": hidden(params, x)}
+
+    (unit,) = evolve(network, "g", logits=lambda out: out["logits"]).units(HIDDEN, X)
+    assert (unit.hp, unit.hp_next) == ((6, 4), (6, 3))
+
+
+def test_logits_are_the_first_of_a_tuple():
+    params = HIDDEN | {"aside": normal(4, 4, 7)}
+
+    def network(params, x):
+        return hidden(params, x), jnp.tanh(x @ params["a"]) @ params["aside"]
+
+    state = jax.eval_shape(evolve(network, "b_L @ R_L").init, jax.random.key(0), params, X)
+    assert {name: entry["constants"]["R_L"].shape for name, entry in state.items()} == {"b": (3, 4), "aside": (3, 4)}
+
+
+def test_a_network_that_returns_its_loss_may_have_rules_that_need_no_logits():
+    units = evolve(lambda params, x: jnp.mean(hidden(params, x) ** 2), "g").units(HIDDEN, X)
+    assert [(unit.path, unit.hp) for unit in units] == [("b", (6, 4))]
+
+
+def with_a_copy(network):
+    """The network, which does one thing more for more than four samples."""
+    return lambda model, x: jnp.tanh(network(model, x)) if len(x) > 4 else network(model, x)
+
+
+def for_four(network):
+    def fixed(model, x):
+        if len(x) != 4:
+            raise RuntimeError("made for four samples")
+        return network(model, x)
+
+    return fixed
+
+
+def test_where_shapes_do_not_tell_samples_apart_another_number_of_them_does_if_the_network_allows_it():
+    network, model, x = per_sample()
+    traces = [_Plan(evolve(f(network), "g"), model, (x,), {}) for f in (lambda f: f, with_a_copy, for_four)]
+    more, *others = (plan.with_more_samples() for plan in traces)
+    assert more.outputs[0].shape == (5, 3) and others == [None, None]
+    for plan in traces:
+        assert [(unit.hp, unit.hp_next) for unit in plan.listing] == [((4, 4), (4, 4)), ((4, 4), (4, 3))]
+
+
+def test_a_shorter_trace_of_more_samples_does_something_else_too():
+    network, model, x = per_sample()
+    shorter = lambda model, x: network(model, x) if len(x) > 4 else jnp.tanh(network(model, x))  # noqa: E731
+    assert _Plan(evolve(shorter, "g"), model, (x,), {}).with_more_samples() is None
+
+
+def test_arguments_that_are_no_arrays_stay_as_they_are_and_shapes_are_enough_for_the_others():
+    def network(params, x, dtype, how, *, times):
+        return getattr(jnp, how)(x.astype(dtype) @ params["a"]) @ params["b"] * times
+
+    net, others = evolve(network, "g"), (jnp.float32, "tanh")
+    given = net.units(HIDDEN, X, *others, times=2)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (HIDDEN, X))
+    assert given == net.units(*shapes, *others, times=2)
+    assert [(unit.activation, unit.kernel) for unit in given] == [("tanh", (4, 3))]
+    assert jax.eval_shape(lambda params, x: net(params, {}, x, *others, times=2), *shapes).shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    "keys, name",
+    [
+        ((GetAttrKey("out"), DictKey("kernel"), GetAttrKey("value")), "out/kernel"),  # of an nnx.Variable
+        ((DictKey("kernel"), GetAttrKey("value")), "kernel"),
+        ((GetAttrKey("value"),), "value"),
+        ((DictKey("attention"), DictKey("value")), "attention/value"),
+        ((SequenceKey(0), GetAttrKey("weight")), "0/weight"),
+    ],
+)
+def test_weights_are_named_by_their_place_among_the_parameters(keys, name):
+    assert _path(keys) == name
+
+
+def test_a_rule_that_is_data_is_named_by_its_kind():
+    net = evolve(hidden, rules.InterpretedRule(rules.blank_program()))
+    assert str(net) == "evolve(hidden, InterpretedRule): call it, or its units(…), to see the units"
+    assert str(evolve(hidden, "g")).startswith("evolve(hidden, g):")
+
+
+def test_a_value_that_is_needed_while_tracing_is_told_with_its_place_and_jaxs_words():
+    def network(params, x):
+        return hidden(params, x) * float(x.sum())
+
+    def words(function):
+        with pytest.raises(TypeError) as caught:
+            function()
+        return str(caught.value).splitlines()
+
+    first = network.__code__.co_firstlineno
+    _, place, why = words(lambda: evolve(network, "g").units(HIDDEN, X))
+    assert place == f"  {__file__}, line {first + 1}: return hidden(params, x) * float(x.sum())"
+    assert why == f"  {words(lambda: jax.make_jaxpr(network)(HIDDEN, X))[0]}"
+
+
+# Parts of the linear maps.
+
+
+@pytest.mark.parametrize(
+    "change, measured",
+    [
+        ({}, True),
+        ({"window_strides": (2, 1), "padding": ((0, 0), (1, 2))}, True),
+        ({"lhs_dilation": (2, 1)}, False),
+        ({"rhs_dilation": (1, 2)}, False),
+        ({"padding": ((1, 1), (-1, 0))}, False),
+        ({"precision": lax.Precision.HIGHEST}, False),
+        ({"preferred_element_type": jnp.float64}, False),
+        ({"preferred_element_type": jnp.float32}, True),
+        ({"feature_group_count": 2, "rhs": (3, 3, 1, 4)}, False),
+        ({"dimension_numbers": ("NCHW", "HWIO", "NHWC"), "lhs": (3, 2, 6, 5)}, False),
+        ({"dimension_numbers": ("NHWC", "OIHW", "NHWC"), "rhs": (4, 2, 3, 3)}, False),
+        ({"dimension_numbers": ("NHWC", "HWIO", "NCHW")}, False),
+    ],
+)
+def test_plain_convolutions_alone_have_the_lowering_that_was_measured(change, measured):
+    x, w = (
+        jax.ShapeDtypeStruct(change.pop(side, shape), jnp.float32)
+        for side, shape in (("lhs", (3, 6, 5, 2)), ("rhs", (3, 3, 2, 4)))
+    )
+    given = {
+        "window_strides": (1, 1),
+        "padding": ((1, 1), (1, 1)),
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    } | change
+    wide = given.get("preferred_element_type") == jnp.float64
+    with jax.enable_x64() if wide else contextlib.nullcontext():
+        graph = Trace(lambda x, w: lax.conv_general_dilated(x, w, **given), x, w).graph
+        (node,) = graph.nodes
+        assert bool(Product.of(node, 1, x, w).measured) == measured

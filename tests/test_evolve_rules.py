@@ -16,6 +16,7 @@ from jax import lax
 from test_evolve import FAST, normal, per_sample
 
 from bpevo import rules
+from bpevo.layers import evaluation
 from bpevo.layers.evolve import evolve
 
 
@@ -108,11 +109,13 @@ def test_rules_compute_in_float32_where_the_network_does_not():
 
     params, x = {"below": jnp.float32(1), "w": normal(1, 40, 30)}, normal(3, 5, 40)
     cotangent = normal(4, 5, 30).astype(jnp.bfloat16)
-    net = evolve(network, "mean(fah) + g")
+    net = evolve(network, "(mean(fah) + mean(gh)) + g")
     state = net.init(jax.random.key(0), params, x)
-    following = jax.grad(lambda s: jnp.vdot(net(params, s, x), cotangent))(state)
-    expected = (cotangent.astype(jnp.float32) @ state["w"]["constants"]["R"].T).mean(0)
-    np.testing.assert_allclose(following["w"]["rule"]["m"][0][0], expected, rtol=1e-4, atol=1e-5)
+    following = jax.jit(jax.grad(lambda s: jnp.vdot(net(params, s, x), cotangent)), compiler_options=FAST)(state)
+    assert jax.eval_shape(net, params, state, x).dtype == jnp.bfloat16
+    for k, matrix in enumerate((state["w"]["constants"]["R"], params["w"])):  # the weight as it is, not rounded
+        expected = (cotangent.astype(jnp.float32) @ matrix.T).mean(0)
+        np.testing.assert_allclose(following["w"]["rule"]["m"][k][0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_follows_a_conversion_between_floats_belongs_to_the_linear_map():
@@ -249,7 +252,7 @@ def test_constants_are_their_own_next_value_and_statistics_count_steps():
     for t in (1, 2):
         _, state = step(net, TWO, state, X)
         for name in ("b", "c"):
-            assert state[name]["rule"]["step"] == t
+            assert (state[name]["rule"]["step"], state[name]["uses"]) == (t, 1)
             for constant in ("R", "R_L"):
                 np.testing.assert_array_equal(state[name]["constants"][constant], start[name]["constants"][constant])
 
@@ -266,12 +269,16 @@ def test_state_of_units_that_the_loss_does_not_read_is_kept():
 
 def test_several_calls_in_one_gradient_share_their_state():
     net = evolve(two_layers, "add_noise(fa, 0.1) + mean(gh)")
-    start = state = net.init(jax.random.key(0), TWO, X)
+    start = state = once = net.init(jax.random.key(0), TWO, X)
+    assert start["b"]["uses"] == start["b"]["rule"]["uses"] == 1
     both = jax.jit(jax.grad(lambda s: jnp.sum(net(TWO, s, X)) + jnp.sum(net(TWO, s, 2 * X))), compiler_options=FAST)
+    alone = jax.jit(jax.grad(lambda s: jnp.sum(net(TWO, s, X))), compiler_options=FAST)
     for _ in range(3):
-        state = both(state)
-    _, following = step(net, TWO, state, X)
+        state, once = both(state), alone(once)
+    assert state["b"]["uses"] == state["b"]["rule"]["uses"] == 2
+    following, once = alone(state), alone(once)
     for name in ("b", "c"):
+        np.testing.assert_array_equal(following[name]["rule"]["noise"], once[name]["rule"]["noise"])
         np.testing.assert_allclose(following[name]["constants"]["R"], start[name]["constants"]["R"], rtol=1e-6)
         assert following[name]["rule"]["rule"]["step"] == 4
         words = following[name]["rule"]["noise"]
@@ -304,6 +311,22 @@ def test_noise_is_fresh_each_step_other_in_each_unit_and_the_same_again():
     np.testing.assert_array_equal(one["a"], again["a"])
     assert jnp.abs(one["a"] - two["a"]).min() > 0 and jnp.abs(one["b"] - two["b"]).min() > 0
     assert not np.array_equal(state["b"]["rule"]["noise"], state["c"]["rule"]["noise"])
+
+
+def test_a_key_that_a_rule_keeps_in_its_state_is_the_key_again():
+    for seed in (0, 1, 2**31 + 5):
+        key = jax.random.fold_in(jax.random.key(seed), 7)
+        words = evaluation._words(jax.random.key_data(key))
+        assert words.shape == (4,) and words.dtype == jnp.float32 and jnp.array_equal(words, jnp.round(words))
+        np.testing.assert_array_equal(jax.random.key_data(evaluation._key(words)), jax.random.key_data(key))
+
+
+def test_a_rule_with_its_noise_in_its_state_is_to_a_unit_what_the_rule_is():
+    compiled = rules.compile("add_noise(dfa, 0.1)")
+    for rule in (compiled, rules.InterpretedRule.of(compiled.expression.to_equation())):
+        kept = evaluation.WithNoise(rule)
+        assert (kept.reads, kept.equation_is_data) == (rule.reads, rule.equation_is_data)
+        assert rule.needs_noise and not kept.needs_noise
 
 
 def test_a_rule_without_statistics_constants_and_noise_keeps_nothing():

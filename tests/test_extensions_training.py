@@ -30,7 +30,7 @@ RATE, BATCH = 0.01, 16
 
 
 class Net(nn.Module):
-    """A network of one's own: two rule-driven layers of another activation."""
+    """A network of one's own: a batch norm and two rule-driven layers of another activation."""
 
     width: int
     classes: int
@@ -41,6 +41,7 @@ class Net(nn.Module):
     def __call__(self, x, train: bool = True):
         carrier = layers.carrier(x.shape[0], self.classes)
         x = nn.Dense(self.width)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
         x, carrier = layers.Dense(self.width, self.rule, activation=jnp.tanh)(x, carrier)
         x, carrier = layers.Dense(self.classes, self.rule, activation=jnp.tanh)(x, carrier)
         return x + carrier
@@ -65,9 +66,9 @@ def stripes() -> data.Dataset:
 
 
 @pytest.fixture(scope="module")
-def curves() -> dict[str, tuple[list, dict]]:
+def curves() -> dict[str, tuple[list, dict, dict]]:
     """Two steps, then two more, of a model, a data set, an optimizer, a schedule and gradient transforms of one's own: each
-    training's results and its parameters after the first two steps."""
+    training's results, and its parameters and batch norm's averages after the first two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LOCAL, "stripes", stripes)
         patch.setitem(OPTIMIZERS, "sign", lambda: optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g)))
@@ -91,14 +92,39 @@ def curves() -> dict[str, tuple[list, dict]]:
         for slot, order in enumerate(orders.values()):
             trainer.start(slot, order)
         first = trainer.advance()
-        parameters = [jax.tree.map(lambda x, k=k: np.asarray(x[k]), trainer._states.params) for k in range(3)]
+        states = trainer._states
+        kept = [jax.tree.map(lambda x, k=k: np.array(x[k]), (states.params, states.batch_stats)) for k in range(3)]
         second = trainer.advance()
-        return {name: ([first[k], second[k]], parameters[k]) for k, name in enumerate(orders)}
+        return {name: ([first[k], second[k]], *kept[k]) for k, name in enumerate(orders)}
 
 
 def test_a_model_of_ones_own_learns(curves):
     losses = [e.train_loss for e in curves["down"][0]]
-    assert losses[1] < losses[0] and set(curves["down"][1]) == {"Dense_0", "Dense_1", "Dense_2"}
+    assert losses[1] < losses[0] and set(curves["down"][1]) == {"BatchNorm_0", "Dense_0", "Dense_1", "Dense_2"}
+
+
+def test_batch_norms_averages_are_kept_from_step_to_step_and_used_in_evaluation(curves):
+    """Of the training whose parameters stay: two batches by hand, each with half the weight of the one after it."""
+    curve, params, stats = curves["stays"]
+    split = data.train_validation_split(stripes(), 2 * BATCH)
+    mean = split.train_images.mean(0)
+
+    def below(images):
+        x = (images.astype(np.float32) - mean) / 255
+        return x.reshape(len(x), -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+    shuffle = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 2)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle, 0), 2 * BATCH))
+    one, two = (below(split.train_images[indices]) for indices in (order[:BATCH], order[BATCH:]))
+    average, variance = one.mean(0) / 4 + two.mean(0) / 2, 1 / 4 + one.var(0) / 4 + two.var(0) / 2
+    np.testing.assert_allclose(stats["BatchNorm_0"]["mean"], average, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stats["BatchNorm_0"]["var"], variance, rtol=1e-4)
+    x = (below(split.eval_images) - average) / np.sqrt(variance + 1e-5)
+    for name in ("Dense_1", "Dense_2"):
+        x = np.tanh(x) @ params[name]["kernel"] + params[name]["bias"]
+    losses = np.log(np.exp(x).sum(1)) - x[np.arange(len(x)), split.eval_labels]
+    assert curve[0].eval_loss == pytest.approx(losses.mean(), rel=1e-4)
+    assert curve[0].eval_accuracy == pytest.approx(np.mean(x.argmax(1) == split.eval_labels))
 
 
 def moves(curves, name: str) -> np.ndarray:
@@ -114,7 +140,7 @@ def test_an_optimizer_and_a_schedule_of_ones_own_decide_every_step(curves):
 
 
 def test_a_gradient_transform_of_ones_own_changes_the_gradient(curves):
-    losses = {name: [e.train_loss for e in curve] for name, (curve, _) in curves.items()}
+    losses = {name: [e.train_loss for e in curve] for name, (curve, *_) in curves.items()}
     assert losses["down"][1] < losses["stays"][1] < losses["up"][1]
     assert np.abs(moves(curves, "up")).max() == pytest.approx(1.5 * RATE, rel=1e-3)
 

@@ -39,6 +39,15 @@ def decide(monkeypatch, found):
     monkeypatch.setattr(graphs.jax, "__version_info__", (0, 12, 0))
 
 
+def failing(words):
+    raise RuntimeError(words)
+
+
+def test_two_compilations_may_differ_by_one_in_a_hundred(monkeypatch):
+    decide(monkeypatch, lambda options: np.full(3, 1.0 + 0.01 * bool(options)))
+    assert graphs.graphs(Gpu()).said == "in CUDA graphs"
+
+
 def test_a_cpu_has_no_graphs():
     assert graphs.graphs(jax.devices("cpu")[0]) == graphs.Graphs({}, "")
     assert "xla_gpu_enable_command_buffer" not in slots.compiler_options(jax.devices("cpu"))
@@ -58,7 +67,10 @@ def test_a_gpu_on_which_the_trial_agrees_compiles_with_them(monkeypatch):
     [
         (lambda options: np.full(3, 1.0 + bool(options)), "by the host: a program computed other numbers with them"),
         (lambda options: np.full(3, np.nan if options else 1.0), "by the host: a program computed other numbers with them"),
+        (lambda options: np.full(3, 1.0 + 0.03 * bool(options)), "by the host: a program computed other numbers with them"),
         (lambda options: 1 / (not options), "by the host: division by zero"),
+        (lambda options: failing("refused\nat line 7"), "by the host: refused"),
+        (lambda options: failing(""), "by the host: RuntimeError"),
     ],
 )  # fmt: skip
 def test_where_the_trial_fails_the_host_decides_and_the_reason_is_told(monkeypatch, found, said):
@@ -68,8 +80,14 @@ def test_where_the_trial_fails_the_host_decides_and_the_reason_is_told(monkeypat
 
 def test_an_old_jax_is_not_even_asked(monkeypatch):
     decide(monkeypatch, lambda options: pytest.fail("tried"))
-    monkeypatch.setattr(graphs.jax, "__version_info__", (0, 9, 2))
+    monkeypatch.setattr(graphs.jax, "__version_info__", (0, 11, 1))
     assert graphs.graphs(Gpu()).said == f"by the host: jax {jax.__version__} cannot, 0.11.2 and later can"
+
+
+def test_the_oldest_jax_that_can_is_asked(monkeypatch):
+    decide(monkeypatch, lambda options: np.ones(3))
+    monkeypatch.setattr(graphs.jax, "__version_info__", (0, 11, 2))
+    assert graphs.graphs(Gpu()).said == "in CUDA graphs"
 
 
 def test_what_xla_does_not_know_counts_as_refused(monkeypatch):

@@ -2,10 +2,12 @@
 
 import contextlib
 
+import jax
 import pytest
 
 from bpevo import doctor
 from bpevo.rules import Kernel
+from bpevo.rules.loops import Loop
 from bpevo.training import kernel as trial
 
 
@@ -51,11 +53,18 @@ def test_a_kernel_that_agrees_is_used_and_tried_once(monkeypatch):
     [
         (False, "interpreted: the kernel computed other numbers"),
         (RuntimeError("no such instruction\nat 7"), "interpreted: no such instruction"),
+        (RuntimeError(), "interpreted: RuntimeError"),
     ],
 )
 def test_a_kernel_that_fails_leaves_the_interpreter_and_a_reason(monkeypatch, result, said):
     outcome(monkeypatch, result)
     assert trial.kernel_of(Gpu()) == (None, said)
+
+
+def test_a_cpu_has_a_loop_and_nothing_to_tell(monkeypatch):
+    seen = outcome(monkeypatch, True)
+    found = trial.kernel_of(jax.devices("cpu")[0])
+    assert isinstance(found.kernel, Loop) and found.said == "" and not seen
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -9,7 +9,7 @@ from test_training import SEED, SPLIT, make_task, parameters, training
 
 from bpevo.rules import InterpretedRule, blank_program, compile
 from bpevo.training import OPTIMIZERS, Trainer, TrainingSettings, to_examples
-from bpevo.training.optimizers import optimizer_named
+from bpevo.training.optimizers import _value, is_kernel, optimizer_named
 
 DECAY, BATCH, EPOCHS = 0.05, 10, 2
 
@@ -100,7 +100,11 @@ def test_an_optimizer_of_optax_trains_as_a_plain_optax_loop(text, rate, make, l2
         ("adm", "the nearest is 'adam'"),
         ("", "must be one of sgd"),
         ("adam:", "write NAME:KEY=VALUE"),
-        ("adam:b1=0.9,b1=0.8", "each key once"),
+        ("adam:b1=0.9,b1=0.8", "each key once, not 'b1=0.8'"),
+        ("adam:1=2", "each key once, not '1=2'"),
+        ("adam:b1", "each key once, not 'b1'"),
+        ("adam:b1=", "each key once, not 'b1='"),
+        ("scale_by_learning_rate", "optax.scale_by_learning_rate takes no learning rate"),
         ("adam:b7=1", "adam takes b1, b2, eps, .* not b7"),
         ("adamw:weight_decay=1", "weight_decay comes from --weight_decay"),
         ("adamw:mask=1", "mask comes from --weight_decay"),
@@ -131,3 +135,55 @@ def test_a_registered_name_comes_before_optaxs(monkeypatch):
     params, rate = {"kernel": jnp.zeros((2, 2))}, jnp.float32(0.5)
     after, _ = optimizer.update(params, optimizer.init(params, rate), params, rate)
     assert after["kernel"].tolist() == [[-0.5, -0.5], [-0.5, -0.5]]
+
+
+def test_weight_decay_applies_to_parameters_of_two_axes_or_more():
+    shapes = {"scale": (), "bias": (3,), "dense": (3, 2), "conv": (3, 3, 2, 4)}
+    found = is_kernel({name: jnp.zeros(shape) for name, shape in shapes.items()})
+    assert found == {"scale": False, "bias": False, "dense": True, "conv": True}
+
+
+def test_arguments_are_whole_numbers_numbers_constants_of_python_or_words():
+    texts = ["3", "-3", "3e-1", "0.5", "true", "False", "NONE", "bfloat16"]
+    found = [_value(text) for text in texts]
+    assert found == [3, -3, 0.3, 0.5, True, False, None, "bfloat16"]
+    assert [type(value) for value in found[:2]] == [int, int]
+    optimizer_named("adamw: b1 = 0.8 , nesterov = true", 0.0)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        optimizer_named(text, 0.1)
+    return str(caught.value)
+
+
+def test_arguments_that_an_optimizer_of_optax_does_not_take_or_needs_are_named(monkeypatch):
+    def toy(learning_rate, needed, other=1, mask=None, weight_decay=0.0):
+        return optax.sgd(learning_rate)
+
+    def bare(learning_rate):
+        return optax.sgd(learning_rate)
+
+    monkeypatch.setattr(optax, "toy", toy, raising=False)
+    monkeypatch.setattr(optax, "bare", bare, raising=False)
+    assert refusal("toy:needed=1,wrong=2") == "optimizer='toy:needed=1,wrong=2': toy takes needed, other, not wrong"
+    assert refusal("toy:other=1") == "optimizer='toy:other=1': toy needs needed, as toy:needed=…"
+    assert refusal("bare:b=1") == "optimizer='bare:b=1': bare takes no arguments, not b"
+    optimizer_named("toy:needed=1", 0.1)
+
+
+def test_an_entry_of_ones_own_is_tried_with_its_arguments(monkeypatch):
+    def failing(strength):
+        raise LookupError
+
+    def growing(by):
+        return optax.GradientTransformation(lambda params: jnp.zeros(2), lambda g, s, params: (g, jnp.zeros(2 + by)))
+
+    monkeypatch.setitem(OPTIMIZERS, "failing", failing)
+    monkeypatch.setitem(OPTIMIZERS, "growing", growing)
+    assert refusal("failing:strength=1").endswith("nothing else; failing says: LookupError")
+    assert refusal("failing:b=1") == "optimizer='failing:b=1': failing takes strength"
+    assert refusal("growing:by=1") == (
+        "optimizer='growing:by=1' does not fit: its state changes shape or dtype from step to step"
+    )
+    optimizer_named("growing:by=0", 0.1)

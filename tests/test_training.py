@@ -7,7 +7,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 import zlib
 
 import chex
@@ -20,7 +19,17 @@ from bpevo import data
 from bpevo.evolution import SearchSpace
 from bpevo.evolution.space import feasible
 from bpevo.rules import NAMED, TABLE_1, InterpretedRule, Kernel, blank_program, parse
-from bpevo.training import REASONS, OutOfMemory, Task, Trainer, Training, TrainingPlan, TrainingSettings, to_examples
+from bpevo.training import (
+    NUMERICS,
+    REASONS,
+    OutOfMemory,
+    Task,
+    Trainer,
+    Training,
+    TrainingPlan,
+    TrainingSettings,
+    to_examples,
+)
 
 CLASSES, PARTS, SEED = 4, 3, 11
 SETTINGS = TrainingSettings(model="mlp-8", weight_decay=0.1, batch_size=8, epochs=3)
@@ -119,6 +128,20 @@ def test_settings_that_make_no_sense_are_refused(change, message):
         TrainingSettings(**change)
 
 
+def test_settings_have_the_defaults_that_are_told():
+    assert dataclasses.asdict(TrainingSettings()) == {
+        "model": "wrn-16-2", "optimizer": "sgd", "weight_decay": 0.001, "batch_size": 128, "epochs": 20, "schedule": "paper",
+        "compute_dtype": "float32",
+    }  # fmt: skip
+    assert TrainingSettings(batch_size=1, epochs=1, weight_decay=0.0).batch_size == 1
+    order = training("g")
+    assert (
+        Training(order.equation, 0.1)
+        == order
+        == Training(order.equation, 0.1, replicate=0, transform="", held_out=False)
+    )
+
+
 def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypatch):
     dataset = data.load("digits")
     split = data.train_validation_split(dataset, 64)
@@ -130,8 +153,14 @@ def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypa
     assert found["dataset_crc32"] == crc32(
         b"".join(a.tobytes() for a in (split.train_images, split.eval_images, split.train_labels, split.eval_labels))
     )
-    assert (found["train_examples"], found["learning_rates"], found["seed"]) == (64, [0.1, 0.2], 7)
-    assert found.items() >= dataclasses.asdict(SETTINGS).items()
+    assert found == dataclasses.asdict(SETTINGS) | {
+        "dataset": "digits", "dataset_crc32": found["dataset_crc32"], "train_examples": 64, "learning_rates": [0.1, 0.2],
+        "seed": 7, "numerics": NUMERICS,
+    }  # fmt: skip
+    kept = dataclasses.replace(plan, held_out=5)
+    assert kept.fingerprint() == found | {"held_out": 5, "validation_examples": len(split.eval_labels)}
+    assert (plan.examples().held_out.sum(), kept.examples().held_out[-1].tolist()) == (0, [False] * 3 + [True] * 5)
+    assert plan.task() == Task(settings=SETTINGS, classes=10, examples=64, flip=dataset.flip, pad=dataset.pad)
     shorter = dataclasses.replace(split, eval_images=split.eval_images[:-1])
     assert dataclasses.replace(plan, split=shorter).fingerprint()["dataset_crc32"] != found["dataset_crc32"]
 
@@ -139,6 +168,7 @@ def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypa
 def test_a_batch_larger_than_the_training_set_is_refused():
     with pytest.raises(ValueError, match="batch_size=8 is larger than the training set of 7 examples"):
         Task(settings=SETTINGS, classes=CLASSES, examples=7, flip=False, pad=0)
+    assert Task(settings=SETTINGS, classes=CLASSES, examples=8, flip=False, pad=0).steps_per_epoch == 1
 
 
 @pytest.mark.parametrize(
@@ -153,6 +183,20 @@ def test_a_batch_larger_than_the_training_set_is_refused():
 )
 def test_schedule_equals_numbers_computed_by_hand(schedule, epochs, expected):
     factor = TrainingSettings(epochs=epochs, schedule=schedule).learning_rate_factor(1000)
+    assert {step: float(factor(step)) for step in expected} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "steps, expected",
+    [
+        (1, {0: 0, 1: 1, 2: 0}),
+        (5, {0: 0, 1: 1, 3: 0.5, 5: 0}),
+        (19, {0: 0, 1: 1, 10: 0.5, 19: 0}),
+        (20, {0: 0, 1: 0.5, 2: 1, 11: 0.5, 20: 0}),
+    ],
+)
+def test_the_warm_up_is_a_tenth_of_the_steps_and_one_at_least(steps, expected):
+    factor = TrainingSettings(epochs=1, schedule="warmup_cosine").learning_rate_factor(steps)
     assert {step: float(factor(step)) for step in expected} == pytest.approx(expected, abs=1e-6)
 
 
@@ -176,17 +220,19 @@ def by_hand(settings: TrainingSettings, rate: float, replicate: int, momentum: f
 
     def loss(params, images, labels):
         z = logits(params, images)
-        return jnp.mean(jax.nn.logsumexp(z, 1) - z[jnp.arange(len(labels)), labels])
+        right = jnp.mean(jnp.argmax(z, 1) == labels)
+        return jnp.mean(jax.nn.logsumexp(z, 1) - z[jnp.arange(len(labels)), labels]), right
 
-    gradient_of = jax.jit(jax.value_and_grad(loss))
+    gradient_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
     velocity = [{k: np.zeros_like(v) for k, v in layer.items()} for layer in params]
-    steps, losses, norms = len(SPLIT.train_labels) // settings.batch_size, [], []
+    steps, losses, rights, norms = len(SPLIT.train_labels) // settings.batch_size, [], [], []
     for epoch in range(settings.epochs):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), 50))
         for i in range(steps):
             batch = order[i * settings.batch_size :][: settings.batch_size]
-            value, gradient = gradient_of(params, SPLIT.train_images[batch], SPLIT.train_labels[batch])
+            (value, right), gradient = gradient_of(params, SPLIT.train_images[batch], SPLIT.train_labels[batch])
             losses.append(float(value))
+            rights.append(float(right))
             norms.append(math.sqrt(sum(float(jnp.sum(g * g)) for g in jax.tree.leaves(gradient))))
             for layer, speed, g in zip(params, velocity, gradient, strict=True):
                 for name in layer:
@@ -194,16 +240,17 @@ def by_hand(settings: TrainingSettings, rate: float, replicate: int, momentum: f
                     speed[name] = momentum * speed[name] + g[name] + decay
                     layer[name] = layer[name] - rate * factor(epoch * steps + i) * speed[name]
     right = np.argmax(logits(params, SPLIT.eval_images), 1) == SPLIT.eval_labels
-    return params, np.reshape(losses, (-1, steps)).mean(1), np.reshape(norms, (-1, steps)).mean(1), right.mean()
+    return params, *(np.reshape(values, (-1, steps)).mean(1) for values in (losses, rights, norms)), right.mean()
 
 
 def assert_trains_as(trainer: Trainer, slot: int, curve: list, expected) -> None:
-    params, losses, norms, accuracy = expected
+    params, losses, rights, norms, accuracy = expected
     found = parameters(trainer, slot)
     for name, layer in zip(sorted(found), params, strict=True):
         for leaf in layer:
             np.testing.assert_allclose(found[name][leaf], layer[leaf], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose([e.train_loss for e in curve], losses, rtol=1e-5)
+    np.testing.assert_allclose([e.train_accuracy for e in curve], rights, rtol=1e-6)
     np.testing.assert_allclose([e.gradient_norm for e in curve], norms, rtol=1e-4)
     assert curve[-1].eval_accuracy == pytest.approx(accuracy)
     assert [e.epoch for e in curve] == list(range(1, len(curve) + 1)) and not any(e.reason for e in curve)
@@ -228,17 +275,21 @@ def test_momentum_takes_in_the_decayed_gradient_and_the_schedule_comes_after_it(
     assert_trains_as(trainer, 0, curve, by_hand(settings, 0.2, 0, 0.9, factor))
 
 
+def judged(trainer: Trainer, params, images, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Each example's loss, and whether it is right."""
+    x = images / 255 - SPLIT.train_images.mean(0) / 255
+    logits = np.asarray(trainer.task._model(None).apply({"params": params}, x), np.float64)
+    return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels], logits.argmax(1) == labels
+
+
 def test_evaluation_counts_every_example_once_though_batches_are_padded(trainers):
     assert len(SPLIT.eval_labels) % SETTINGS.batch_size  # else nothing is padded
     result = run(trainers[4], {0: training("g", 0.3)})[0][-1]
-    network = trainers[4].task._model(None)
-    variables = {"params": parameters(trainers[4], 0)}
-    logits = np.asarray(
-        network.apply(variables, SPLIT.eval_images / 255 - SPLIT.train_images.mean(0) / 255), np.float64
-    )
-    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(30), SPLIT.eval_labels]
-    assert result.eval_accuracy == pytest.approx(np.mean(logits.argmax(1) == SPLIT.eval_labels))
+    losses, right = judged(trainers[4], parameters(trainers[4], 0), SPLIT.eval_images, SPLIT.eval_labels)
+    assert result.eval_accuracy == pytest.approx(right.mean())
     assert result.eval_loss == pytest.approx(losses.mean(), rel=1e-5)
+    nothing = run(trainers[4], {0: dataclasses.replace(training("g", 0.3), held_out=True)})[0][-1]
+    assert (nothing.eval_loss, nothing.eval_accuracy, nothing.train_loss) == (0, 0, result.train_loss)
 
 
 def test_padding_carries_no_label_and_small_evaluation_sets_are_one_batch():
@@ -261,6 +312,10 @@ def test_held_out_examples_count_for_trainings_that_ask_for_them_and_for_no_othe
         assert 10 * few.eval_accuracy + 20 * most.eval_accuracy == pytest.approx(30 * all_.eval_accuracy)
         assert 10 * few.eval_loss + 20 * most.eval_loss == pytest.approx(30 * all_.eval_loss, rel=1e-5)
     assert kept[-1].eval_loss != others[-1].eval_loss
+    trainer._examples = jax.device_put(to_examples(SPLIT, SETTINGS.batch_size, held_out=1))
+    last = run(trainer, {0: dataclasses.replace(own, held_out=True)})[0][-1]
+    losses, right = judged(trainer, parameters(trainer, 0), SPLIT.eval_images[29:], SPLIT.eval_labels[29:])
+    assert (last.eval_loss, last.eval_accuracy) == (pytest.approx(losses[0], rel=1e-5), right[0])
 
 
 # Slots.
@@ -291,10 +346,53 @@ def test_a_slot_that_is_refilled_while_others_train_gives_the_same(trainers, alo
         assert_same(trainer, slot, curves[slot], alone[text])
 
 
+def test_a_training_goes_on_from_its_state_in_another_trainer(trainers, alone):
+    text = DIFFERENT[1]
+    trainers[4].start(2, training(text))
+    first = trainers[4].advance()[2]
+    state = trainers[4].state(2)
+    trainers[4].stop(2)
+    assert [(x.shape, str(x.dtype)) for x in state] == trainers[4].state_shapes
+    trainers[8].start(5, training(text), first.epoch, state)
+    curve = [first]
+    while len(trainers[8].free) < 8:
+        curve.append(trainers[8].advance()[5])
+    assert_same(trainers[8], 5, curve, alone[text])
+
+
+def test_the_host_may_work_once_an_epoch_while_slots_train(trainers):
+    seen = []
+    assert trainers[4].advance(lambda: seen.append("idle")) == {} and not seen
+    trainers[4].start(0, training("g"))
+    trainers[4].advance(lambda: seen.append("busy"))
+    trainers[4].stop(0)
+    assert seen == ["busy"]
+
+
 def test_a_candidate_that_diverges_ends_at_once_and_says_why(alone):
     curve, params = alone[DIVERGES]
-    assert len(curve) == 1 and curve[0].reason in REASONS[1:]
+    assert len(curve) == 1 and curve[0].reason == "signal not finite"
     assert all(len(alone[t][0]) == SETTINGS.epochs and not alone[t][0][-1].reason for t in DIFFERENT if t != DIVERGES)
+
+
+def test_steps_after_the_one_that_diverged_count_as_nothing(trainers, alone):
+    """The first batch of six has a loss, and its signal is not finite."""
+    (found,), _ = alone[DIVERGES]
+    key = jax.random.fold_in(jax.random.key(SEED), 0)
+    params = trainers[1].task._variables(InterpretedRule(blank_program(PARTS)), key, jnp.zeros((1, 4, 4, 1)))["params"]
+    first = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 2), 0), 50))[:8]
+    losses, right = judged(trainers[1], params, SPLIT.train_images[first], SPLIT.train_labels[first])
+    assert found.train_loss == pytest.approx(losses.mean() / 6, rel=1e-5)
+    assert found.train_accuracy == pytest.approx(right.mean() / 6, rel=1e-5)
+    assert not math.isfinite(found.gradient_norm) and (found.eval_loss, found.eval_accuracy) == (0, 0)
+
+
+def test_the_first_thing_that_is_not_finite_is_the_reason(trainers, monkeypatch):
+    trainer = trainers[4]
+    assert [e.reason for e in run(trainer, {1: training("g", 3e38)})[1]] == ["weight not finite"]
+    unknown = jnp.full_like(trainer._examples.mean, jnp.nan)
+    monkeypatch.setattr(trainer, "_examples", trainer._examples.replace(mean=unknown))
+    assert [e.reason for e in run(trainer, {1: training("g")})[1]] == ["loss not finite"]  # and nothing else is finite
 
 
 def test_replicates_learning_rates_and_equations_each_change_the_result(trainers):
@@ -319,6 +417,7 @@ def test_an_epoch_is_traced_once_for_many_equations_rates_and_replicates(monkeyp
         {"train_images": np.zeros((50, 4, 4, 1), np.float32)},
         {"eval_labels": np.zeros(29, np.int32)},
         {"eval_images": np.zeros((30, 4, 5, 1), np.uint8)},
+        {"eval_images": np.zeros((30, 5, 4, 1), np.uint8)},
     ],
 )
 def test_a_split_of_wrong_shapes_or_types_is_refused_before_anything_is_traced(fault):
@@ -385,13 +484,6 @@ def test_states_are_given_to_the_epoch_that_changes_them(trainers):
     assert all(x.is_deleted() for x in before)
 
 
-def test_memory_a_slot_counts_donated_arrays_once(trainers, monkeypatch):
-    sizes = dict(argument_size_in_bytes=100, output_size_in_bytes=60, alias_size_in_bytes=50, temp_size_in_bytes=40)
-    compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes))
-    monkeypatch.setattr(trainers[4], "compiled", lambda: compiled)
-    assert trainers[4].bytes_per_slot == (100 + 60 - 50 + 40) / 4
-
-
 def test_occupancy_is_the_share_of_slots_that_trained(trainers):
     trainer = trainers[4]
     trained, offered = trainer.epochs_run, trainer.epochs_offered
@@ -407,6 +499,7 @@ def test_vmap_and_the_kernel_agree_with_map():
     orders = {k: training(t) for k, t in enumerate(texts)}
     trainers = [make_trainer(4, settings, lowering=how) for how in ("map", "vmap")]
     trainers.append(make_trainer(4, settings, lowering="vmap", kernel=Kernel("tpu", interpret=True, floats=16)))
+    assert [trainer.kernel and type(trainer.kernel) for trainer in trainers] == [None, None, Kernel]
     mapped, *others = (run(trainer, orders) for trainer in trainers)
     for batched in others:
         for slot in orders:
@@ -428,7 +521,12 @@ def test_vmap_and_the_kernel_agree_with_map():
 def print_results_of_devices(*counts: int) -> None:
     """Run in a process of its own: curves of DIFFERENT over that many devices."""
     jax.config.update("jax_num_cpu_devices", max(counts))
-    assert [make_trainer(k, devices=jax.devices()[:2]).capacity for k in (1, 2, 3)] == [1, 2, 4]  # whole devices
+    assert [make_trainer(k, devices=jax.devices()[:2]).capacity for k in (1, 2, 3, None)] == [
+        1,
+        2,
+        4,
+        8,
+    ]  # whole devices
     for count in counts:
         trainer = make_trainer(8, devices=jax.devices()[:count])
         assert len(trainer._states.reason.sharding.device_set) == count
@@ -499,8 +597,8 @@ def test_a_wide_resnet_learns_digits_and_backprop_beats_the_zero_signal(wide_res
 def test_rules_of_table_1_train_on_a_wide_resnet(wide_resnet):
     texts = sorted(set(TABLE_1.values()))
     for start in range(0, len(texts), 4):
-        slots = {k: training(t, 0.05) for k, t in enumerate(texts[start : start + 4])}
-        for slot, order in slots.items():
+        orders = {k: training(t, 0.05) for k, t in enumerate(texts[start : start + 4])}
+        for slot, order in orders.items():
             wide_resnet.start(slot, order)
         for slot, result in wide_resnet.advance().items():
             assert result.reason in REASONS

@@ -12,7 +12,7 @@ from test_training import CLASSES, PARTS, SEED, SPLIT, make_task, make_trainer, 
 from bpevo import data, layers, rules
 from bpevo.rules import InterpretedRule, blank_program
 from bpevo.training import GRAFTED, TRANSFORMS, Trainer, Training, TrainingSettings, to_examples
-from bpevo.training.alignment import compare
+from bpevo.training.alignment import Recording, compare
 from bpevo.training.transforms import CLIP_NORM, block_normalised, clip_global_norm, graft, lars, transformed
 
 GRADIENT = {
@@ -32,7 +32,9 @@ def test_block_normalised_gradients_have_length_one_in_every_layer_and_a_zero_st
 def test_clipping_the_global_norm_is_what_optax_does(scale):
     gradient = jax.tree.map(lambda g: scale * g, GRADIENT)
     expected, _ = optax.clip_by_global_norm(CLIP_NORM).update(gradient, optax.EmptyState())
-    jax.tree.map(np.testing.assert_allclose, clip_global_norm(gradient, None), expected)
+    found = clip_global_norm(gradient, None)
+    jax.tree.map(np.testing.assert_allclose, found, expected)
+    np.testing.assert_allclose(optax.tree.norm(found), min(1.0, 5 * scale), rtol=1e-6)  # 3 and 4 in GRADIENT
 
 
 PARAMS = {
@@ -221,3 +223,11 @@ def test_signals_that_vanish_have_no_angle():
     np.testing.assert_array_equal(compare(zero, one, ["u"]), [[0, 0]])
     np.testing.assert_array_equal(compare(one, zero, ["u"]), [[0, 0]])
     np.testing.assert_allclose(compare({"u": 1e30 * one["u"]}, one, ["u"]), [[1, 1e30]], rtol=1e-5)
+
+
+def test_a_rule_that_is_recorded_is_to_a_unit_what_the_rule_is():
+    compiled = rules.compile("add_noise(dfa, 0.1)")
+    for rule in (compiled, rules.compile("g"), InterpretedRule.of(compiled.expression.to_equation())):
+        recording = Recording(rule)
+        assert (recording.reads, recording.needs_noise) == (rule.reads, rule.needs_noise)
+        assert recording.equation_is_data is rule.equation_is_data

@@ -58,7 +58,7 @@ def _small(size: tuple[int, ...], kernel: tuple[int, ...], channels: int) -> boo
 
 def _slices(geometry: Window, x: jax.Array, kernel: tuple[int, ...], size: tuple[int, ...]) -> list[jax.Array]:
     """For each kernel position, the inputs it meets: kh·kw arrays [B, H', W', I] with `size` = (H', W')."""
-    pads = ((0, 0, 0), *((max(a, 0), max(b, 0), 0) for a, b in geometry.padding), (0, 0, 0))
+    pads = ((0, 0, 0), *((*both, 0) for both in geometry.padding), (0, 0, 0))
     padded = lax.pad(x, jnp.zeros((), x.dtype), pads)
     sh, sw = geometry.strides
 

@@ -251,7 +251,7 @@ class Discovery:
     def _linear_in(self, node: Node) -> int | None:
         """Which of its inputs an operation is linear in, all others without parameters; None if there is none."""
         signals = [i for i, v in enumerate(node.inputs) if self.of(v).is_signal]
-        if len(signals) != 1 or len(node.outputs) != 1 or any(self.of(v).is_weight for v in node.inputs):
+        if len(signals) != 1 or any(self.of(v).is_weight for v in node.inputs):
             return None
         main, name = signals[0], node.name
         if not all(is_float(self._aval(v)) for v in (node.inputs[main], node.outputs[0])):
@@ -299,7 +299,7 @@ class Discovery:
             made = [n for v in node.inputs if v not in signals for n in self._small(v) or ()]
             nodes += [node, *reversed(made)]
             frontier = frontier - {last} | set(signals)
-            nonlinear |= len(signals) > 1 or node.name not in AFFINE or len(frontier) > 1
+            nonlinear |= len(signals) > 1 or node.name not in AFFINE
             if len(frontier) == 1:
                 (reached,) = frontier
                 if nonlinear and is_float(self._aval(reached)):
@@ -326,7 +326,7 @@ class Discovery:
         """From a product through changes of layout to the sum with a bias, the bias, the sum; nothing if there is none."""
         nodes: list[Node] = []
         at = product
-        while len(uses := self.trace.uses.get(at, [])) == 1 and (node := uses[0]) is not None and not node.bodies:
+        while len(uses := self.trace.uses.get(at, [])) == 1 and (node := uses[0]) is not None:
             if node.name == "add" and is_float(self._aval(node.outputs[0])):
                 other = node.inputs[1] if node.inputs[0] == at else node.inputs[0]
                 same = self.trace.shape(node.outputs[0]) == self.trace.shape(at)

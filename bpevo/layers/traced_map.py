@@ -82,13 +82,13 @@ def front(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 def _is_plain(node: Node, x: Any) -> bool:
     """Whether it is an NHWC convolution with an HWIO kernel, neither dilated nor grouped, of default precision."""
     p = node.params
-    layout = p["dimension_numbers"]
+    layout, preferred = p["dimension_numbers"], p["preferred_element_type"]
     return (
         (layout.lhs_spec, layout.rhs_spec, layout.out_spec) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
         and set(p["lhs_dilation"] + p["rhs_dilation"]) == {1}
         and p["feature_group_count"] == 1
         and p["precision"] is None
-        and p["preferred_element_type"] in (None, x.dtype)
+        and (preferred is None or preferred == x.dtype)  # to NumPy, float64 equals None
         and min(n for pads in p["padding"] for n in pads) >= 0
     )
 

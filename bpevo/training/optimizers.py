@@ -176,7 +176,7 @@ def _shapes(tree: Any) -> Any:
 
 def _unknown(text: str, name: str, known: Mapping[str, Any]) -> str:
     there = next((m for m in (optax, optax.contrib) if callable(getattr(m, name, None))), None)
-    if there is not None and name:
+    if there is not None:
         return f"optimizer={text!r} does not fit: {there.__name__}.{name} takes no learning rate"
     names = [*OPTIMIZERS, *known]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

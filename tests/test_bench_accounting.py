@@ -318,6 +318,12 @@ def test_a_loop_s_length_is_the_constant_that_its_counter_stays_below(root, turn
                 found.turn(other)
 
 
+def test_a_turn_runs_by_the_habits():
+    kernel = 'custom-call(%v), custom_call_target="tpu_custom_call", metadata={op_name="a_pass"}'
+    found = account(ENTRY.replace("%MORE%", ""), LOOP.replace("%LIMIT%", "constant(7)").replace("negate(%v)", kernel))
+    assert found.turn(7, Habits(kernels={"a_pass": Parts([0.5], [0.25])})).bytes == 0.75 * MATRIX
+
+
 def test_what_stands_in_a_turn_is_counted_once_however_often_it_is_called():
     """A conditional, whose branches call one computation with a loop; in that loop's body and predicate a conditional each."""
     inside = """%inner_body (p: s32[]) -> s32[] {

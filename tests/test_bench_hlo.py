@@ -13,6 +13,7 @@ from bpevo.bench import hlo, thunks
         ("f32[8,16]{1,0}", 512, False),
         ("bf16[3]{0}", 6, False),
         ("pred[16]{0}", 16, False),
+        ("s8[16]{0}", 16, False),
         ("f16[16]{0}", 32, False),
         ("u64[16]{0}", 128, False),
         ("c128[16]{0}", 256, False),
@@ -53,6 +54,14 @@ def test_text_without_an_entry_is_no_program():
 def test_a_line_that_is_no_instruction_is_told(line, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         hlo.parse(f"ENTRY %main () -> f32[8,16] {{\n  %x = f32[8,16]{{1,0}} parameter(0)\n  ROOT {line} \n}}")
+
+
+def test_the_entry_is_what_the_text_calls_so_wherever_it_stands():
+    computation = "%{} () -> s32[] {{\n  ROOT %c = s32[] constant({})\n}}\n"
+    text = computation.format("first", 1) + "ENTRY " + computation.format("main", 2) + computation.format("last", 3)
+    computations, entry = hlo.parse(text)
+    assert (list(computations), entry) == (["first", "main", "last"], "main")
+    assert [c["c"].arguments for c in computations.values()] == ["1", "2", "3"]
 
 
 def test_a_constant_that_names_an_instruction_reads_none():

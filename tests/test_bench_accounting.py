@@ -477,10 +477,11 @@ ALONG_5 = 13
         ),
         ("f32[8,16]{1,0} negate(%x)", 0),
         ("f32[] dot(%x, %x), lhs_contracting_dims={0,1}, rhs_contracting_dims={0,1}", 2 * 8 * 16),
+        ("f32[2,8,8]{2,1,0} dot(%l, %r), lhs_batch_dims={0}, lhs_contracting_dims={2}", 2 * 2 * 8 * 8 * 16),
         ("f32[8,16,8,16]{3,2,1,0} dot(%x, %x)", 2 * 8 * 16 * 8 * 16),  # contracts nothing
         (
-            'f32[8,8]{1,0} custom-call(%x, %x), custom_call_target="__cublas$lt$matmul", lhs_contracting_dims={1}',
-            2 * 8 * 8 * 16,
+            'f32[2,8,8]{2,1,0} custom-call(%l, %r), custom_call_target="__cublas$lt$matmul", lhs_contracting_dims={2}',
+            2 * 2 * 8 * 8 * 16,
         ),
         ('f32[8,8]{1,0} custom-call(%x, %x), custom_call_target="TopK", lhs_contracting_dims={1}', 0),
         (

@@ -494,6 +494,10 @@ ALONG_5 = 13
             "batch_group_count=2",
             2 * 1 * ALONG_5**2 * 3 * 4,
         ),
+        (  # along 5 positions, one of padding before them: 2 + 3
+            "f32[2,2,2,4]{3,2,1,0} convolution(%i, %w), window={size=3x3 stride=2x2 pad=1_0x1_0}, dim_labels=b01f_01io->b01f",
+            2 * 2 * 5**2 * 3 * 4,
+        ),
         ("f32[2,3,3,4]{3,2,1,0} convolution(%i, %w), window={size=3x3}, dim_labels=b01f_01io->b01f", 2 * 2 * 9**2 * 3 * 4),
         ("f32[8,8]{1,0} fusion(%x), kind=kLoop, calls=%outer", 2 * 8 * 8 * 16),  # of a product in a fusion in a fusion
     ],

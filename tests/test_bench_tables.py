@@ -84,14 +84,16 @@ def test_a_start_is_shown_by_stages(shown, monkeypatch):
 
 
 def test_a_search_is_compared_with_the_naive_one_that_is_scaled(shown, monkeypatch):
-    submitted, clock, compiled = [], iter((100.0, 104.0, 200.0, 225.0)), iter((3, 5, 5, 6))
+    """Both train the same equations; a search ends when its workers are idle."""
+    submitted, clock, compiled, made, alone = [], iter((100.0, 104.0, 200.0, 225.0)), iter((3, 5, 5, 6)), [], []
 
     class Workers:
         def __init__(self, trainer):
             self.left = 2
+            made.append(self)
 
         def submit(self, job):
-            submitted.append(job.training.learning_rate)
+            submitted.append(job.training)
 
         @property
         def idle(self):
@@ -105,7 +107,11 @@ def test_a_search_is_compared_with_the_naive_one_that_is_scaled(shown, monkeypat
         def count(self):
             return next(compiled)
 
-    monkeypatch.setattr(engines, "naive", lambda setting, rules: (2.0 * len(rules), 0.25 * setting.steps))
+    def naive(setting, rules):
+        alone.extend(rules)
+        return 2.0 * len(rules), 0.25 * setting.steps
+
+    monkeypatch.setattr(engines, "naive", naive)
     monkeypatch.setattr(command, "Trainer", lambda task, examples, capacity: SimpleNamespace(occupancy=capacity / 16))
     monkeypatch.setattr(command, "LocalWorkers", Workers)
     monkeypatch.setattr(start, "Compilations", Compilations)
@@ -117,7 +123,9 @@ def test_a_search_is_compared_with_the_naive_one_that_is_scaled(shown, monkeypat
         ["10", "25", "60", "2.4x", "1"],
     ]
     assert "6 steps of batch 16 each" in text and "naive: 6.0 ± 1.5 s an equation (n = 3)" in text
-    assert len(submitted) == 14
+    assert len(submitted) == 14 and [w.left for w in made] == [0, 0]
+    trained = [training.equation for training in submitted]
+    assert trained[:3] == trained[4:7] == alone and {training.learning_rate for training in submitted} == {1e-6}
     assert (figures["naive_seconds_per_equation"], figures["naive_deviation"]) == (6.0, 1.5)
     assert figures["searches"][0] == {"equations": 4, "seconds": 4.0, "occupancy": 0.5, "programs": 2}
     assert figures["searches"][1] == {"equations": 10, "seconds": 25.0, "occupancy": 0.5, "programs": 1}
@@ -151,7 +159,7 @@ def test_engines_are_compared_on_as_many_equations_as_they_need(shown, monkeypat
         ("slots", 1): engines.Timing("slots, K = 1", [0.1], 2.0, 1),
         ("slots", 4): engines.Timing("slots, K = 4", [0.2], 3.0, 1, 2**21),
         "torch": engines.Timing("PyTorch", [0.04], 0.0, 0),
-        "specialised": engines.Timing("specialised", [0.1], 4.0, 2),
+        "specialised": engines.Timing("specialised", [0.125], 4.0, 2),
     }
     asked = []
     monkeypatch.setattr(engines, "equations", lambda count: list(range(count)))
@@ -179,7 +187,7 @@ def test_engines_are_compared_on_as_many_equations_as_they_need(shown, monkeypat
                 f"{timings[n].step / 0.05:.2f}x",
                 vs if specialised else "",
             ]
-            for n, vs in zip(timings, ("0.50x", "1.00x", "2.00x", "0.40x", "1.00x"), strict=True)
+            for n, vs in zip(timings, ("0.40x", "0.80x", "1.60x", "0.32x", "1.00x"), strict=True)
             if n in names
         ),
     ]

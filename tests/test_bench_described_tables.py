@@ -14,6 +14,7 @@ from bpevo import rules
 from bpevo.bench import described, described_table, engines, targets
 from bpevo.bench.accounting import Counts, Habits
 from bpevo.rules import InterpretedRule, TiledRule, compile
+from bpevo.runs import RunError
 from bpevo.training.graphs import COMMAND_BUFFERS
 
 SETTING = engines.Setting("tiny", "mlp-8-8", 8, 1, 16, 2)
@@ -35,9 +36,11 @@ def equations(*texts: str) -> list[rules.Equation]:
     return [rules.parse(text).to_equation(3) for text in texts]
 
 
-def made(temporaries: float = 3 * MIB, memory: float = 5 * MIB, seconds=1.25, processor=10.0) -> described.Program:
+def made(
+    temporaries: float = 3 * MIB, memory: float = 5 * MIB, seconds=1.25, processor=10.0, steps=7
+) -> described.Program:
     return described.Program(
-        SimpleNamespace(written=lambda steps: (steps, 2)), 7, 2, temporaries, memory, seconds, processor
+        SimpleNamespace(written=lambda steps: (steps, 2)), steps, 2, temporaries, memory, seconds, processor
     )
 
 
@@ -232,7 +235,7 @@ def test_the_table_by_hand(here, monkeypatch):
     monkeypatch.setattr(targets, "described", lambda name: jax.devices()[:1] * 2)
     account = SimpleNamespace(written=lambda steps: (steps, 2))
     programs = [described.Program(account, 7, 2, 3 * 2**20, 5 * 2**20, 1.25, 10.0)]
-    programs += [described.Program(account, 7, 2, 4 * 2**20, 4 * 2**20, 2.5, 20.0)]
+    programs += [described.Program(account, 9, 2, 4 * 2**20, 4 * 2**20, 2.5, 20.0)]
     mean = Counts(
         bytes=4096 * 2**20, fast_bytes=0, flops=1e9, kernels=1234, branches=5, turns=6, decisions=7, collectives=3
     )
@@ -318,14 +321,14 @@ def test_a_sample_s_habits_are_told_without_what_never_happens():
 
 def test_targets_are_told_as_they_come_and_one_that_compiles_nothing_has_no_table(here, monkeypatch):
     mean, worst = Counts(bytes=2048 * MIB, flops=1e9), Counts(bytes=4096 * MIB)
-    row = described.Row("  slots [K = 2]", [made(), made(1, 2, 3, 4)], mean, worst)
-    found = {"here": [row, "others: [17] of 16 GiB"], "there": ["slots: refused"]}
+    row = described.Row("  slots [K = 2]", [made(), made(1, 2, 3, 4, 9)], mean, worst)
+    found = {"here": [row, "others: [full] 17 of 16 GiB"], "there": ["slots: refused"]}
     monkeypatch.setattr(described, "measure", lambda setting, name, capacities, first: iter(found[name]))
     monkeypatch.setattr(described, "SAMPLE", 3)
     console = Console(width=250, record=True, file=io.StringIO())
     figures = described_table.tell(SETTING, ["here", "there"], [2], 1, console)
     lines = console.export_text().splitlines()
-    assert lines[:2] == ["here: slots [K = 2]: 2,048 MiB a step", "here: others: [17] of 16 GiB"]
+    assert lines[:2] == ["here: slots [K = 2]: 2,048 MiB a step", "here: others: [full] 17 of 16 GiB"]
     assert sum("compiled for" in line for line in lines) == 1 and "there: slots: refused" in lines
     asked = [str(e) for e in engines.equations(3)]
     assert "; ".join(asked) in " ".join(lines) and figures["sample"] == asked
@@ -345,3 +348,16 @@ def test_targets_are_told_as_they_come_and_one_that_compiles_nothing_has_no_tabl
         ],
         "there": [],
     }
+
+
+def test_nothing_is_compiled_if_a_target_is_missing(here, monkeypatch):
+    def describe(name):
+        if name == "there":
+            raise RunError("no there")
+
+    measured = []
+    monkeypatch.setattr(targets, "described", describe)
+    monkeypatch.setattr(described, "measure", lambda *given: measured.append(given) or [])
+    with pytest.raises(RunError, match="no there"):
+        described_table.tell(SETTING, ["here", "there"], [2], 1, Console(file=io.StringIO()))
+    assert not measured

@@ -1,21 +1,35 @@
 """The benchmark's engines train the same work and count what they compile; figures themselves are not judged."""
 
-import functools
+import collections
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_runs import REPOSITORY
 
 from bpevo import models
-from bpevo.bench import convolutions, engines
+from bpevo.bench import convolutions, engines, proposals, start
 from bpevo.bench.start import Compilations
-from bpevo.rules import InterpretedRule
+from bpevo.evolution import Rung
+from bpevo.rules import InterpretedRule, compile
 
 SETTING = engines.Setting("tiny", "mlp-8", 8, 1, 16, 2)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the times that a module reads, one after the other."""
+
+    def set_(*seconds, module=engines):
+        times = iter(seconds)
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+
+    return set_
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +40,93 @@ def rules():
 def test_equations_are_reproducible_feasible_and_distinct(rules):
     assert [str(e) for e in engines.equations(4)] == [str(e) for e in rules]
     assert len({e.key for e in rules}) == 4 and all(engines.feasible(e) for e in rules)
+    assert [e.key for e in engines.equations(2, 0)] == [e.key for e in rules[:2]]  # of seed 0
+    assert [e.key for e in engines.equations(2, 1)] != [e.key for e in rules[:2]]
+
+
+def test_the_settings_are_those_of_the_notes():
+    found = {
+        s.name: (s.model, s.size, s.channels, s.batch, s.steps, s.compute_dtype) for s in engines.SETTINGS.values()
+    }
+    assert found == {
+        "digits": ("wrn-10-1", 8, 1, 64, 20, "float32"),
+        "wrn-10-1": ("wrn-10-1", 32, 3, 128, 2, "float32"),
+        "wrn-16-2": ("wrn-16-2", 32, 3, 128, 1, "float32"),
+        "tiny": ("mlp-8", 8, 1, 16, 2, "float32"),
+    }
+
+
+@pytest.mark.parametrize(("size", "flip", "pad"), [(8, False, 0), (31, False, 0), (32, True, 4), (33, False, 0)])
+def test_an_epoch_has_the_steps_of_the_setting_and_images_of_cifars_size_are_augmented(size, flip, pad):
+    task, examples = engines.workload(engines.Setting("some", "mlp-8", size, 3, 20, 5, "bfloat16"))
+    assert (task.steps_per_epoch, task.examples, task.classes, task.flip, task.pad) == (5, 100, 10, flip, pad)
+    assert (task.settings.model, task.settings.batch_size, task.settings.epochs) == ("mlp-8", 20, 1)
+    assert task.settings.compute_dtype == "bfloat16"
+    assert examples.train_images.shape == (100, size, size, 3) and examples.eval_images.shape == (1, 20, size, size, 3)
+    assert (np.min(examples.train_images), np.max(examples.train_images)) == (0, 255)
+    assert set(np.asarray(examples.train_labels).tolist()) == set(range(10))
+    np.testing.assert_array_equal(examples.eval_labels[0], examples.train_labels[:20])
+
+
+def test_a_call_takes_the_median_of_its_repeats(clock):
+    clock(10, 11, 20, 24, 30, 32)
+    assert engines.timed(lambda: 0, 3) == (2, (4 - 1) / 2)
+
+
+def test_the_peak_is_that_of_a_large_matrix_product(monkeypatch):
+    """Of 4 seconds, with matrices of 4 rows instead of those that are asked for."""
+    asked = []
+
+    def timed(call, repeats):
+        np.testing.assert_array_equal(call(), np.full((4, 4), 4))
+        asked.append(repeats)
+        return 4.0, 0.5
+
+    monkeypatch.setattr(engines, "jnp", SimpleNamespace(ones=lambda shape: asked.append(shape) or jnp.ones((4, 4))))
+    monkeypatch.setattr(engines, "timed", timed)
+    assert engines.peak_flops() == 2 * 2048**3 / 4
+    assert asked == [(2048, 2048), 5]
+
+
+def test_equations_take_the_slots_in_turn_and_the_time_of_a_second_epoch_is_no_compilation(rules, clock, monkeypatch):
+    """A trainer that rounds up: of the 15 seconds to the end of the first epoch another one takes 4."""
+    told = []
+
+    class Slots:
+        capacity, bytes_per_slot = 4, 77.0
+
+        def __init__(self, task, examples, capacity):
+            told.append((capacity, task.settings.epochs))
+
+        def start(self, slot, training):
+            told.append((slot, training.equation, training.learning_rate))
+
+        def advance(self):
+            told.append("epoch")
+
+    monkeypatch.setattr(engines, "Trainer", Slots)
+    clock(10, 25, 30, 34)
+    way = engines.interpreted(SETTING, 3, rules[:2])
+    started = [(k, rules[k % 2], 1e-6) for k in range(4)]
+    assert told == [(3, 10_000), *started, "epoch", "epoch"]
+    assert (way.name, way.steps, way.compile, way.programs, way.bytes_per_slot()) == ("slots, K = 4", 8, 11, 1, 77.0)
+
+
+def test_an_engine_s_order_is_of_a_first_epoch_that_counts():
+    order = engines.order_of(compile("g"))
+    assert (order.epoch, order.replicate, order.active, order.held_out) == (0, 0, True, False)
+    assert order.learning_rate == np.float32(1e-6)
+
+
+def test_plain_flax_trains_for_the_steps_of_the_setting_and_counts_the_products(clock):
+    """Of two layers: both forwards, the last backwards, both for their weights; biases leave zero by steps of 1e-6."""
+    clock(1, 3.5)
+    way, flops = engines.plain(SETTING)
+    assert (way.name, way.steps, way.compile, way.programs) == ("plain Flax, backprop", 2, 2.5, 1)
+    products = 2 * 16 * (2 * 64 * 8 + 3 * 8 * 10)
+    assert products < flops < 1.5 * products
+    bias = np.asarray(way.call()["params"]["Dense_1"]["bias"])
+    assert 0 < np.abs(bias).max() < 2e-6
 
 
 def test_slots_are_one_program_and_take_more_memory_than_their_state(rules):
@@ -70,26 +171,180 @@ def test_the_table_by_hand():
     }  # fmt: skip
     assert base["vs plain"] == "1.00x" and base["of peak"] == "25%" and base["peak MiB/slot"] == ""
     assert engines.cells(timing, plain, None, SETTING, 0.001)[3] == ""
+    slow, fast = engines.Timing("slow", [2.0], 0.0, 1), engines.Timing("fast", [5e-6], 0.0, 1)
+    assert engines.cells(slow, slow, None, SETTING, 1.5)[1:8] == ["2000.00", "1.00x", "", "0%", "8", "0.3", "75%"]
+    assert engines.cells(fast, fast, None, SETTING, 1.5)[6] == "102,564.1"  # 3600 s over 351 times 20 steps
 
 
-def test_ways_are_timed_in_turn():
+def test_ways_are_timed_in_turn(clock):
+    """Calls of four steps; a's take 4, 8 and 12 seconds, b's 8, 16 and 4."""
     calls = []
-    ways = [engines.Way(name, functools.partial(calls.append, name), 4, 0.0, 1) for name in "ab"]
-    timings = engines.measured(ways, 3)
-    assert calls == list("ababab") and [len(t.steps) for t in timings] == [3, 3]
+    clock(0, 4, 0, 8, 0, 8, 0, 16, 0, 12, 0, 4)
+    known = engines.Way("a", lambda: calls.append("a"), 4, 0.5, 7, lambda: 9.0)
+    assert engines.measured([known, engines.Way("b", lambda: calls.append("b"), 4, 1.5, 1)], 3) == [
+        engines.Timing("a", (1, 2, 3), 0.5, 7, 9.0),
+        engines.Timing("b", (2, 4, 1), 1.5, 1, None),
+    ]
+    assert calls == list("ababab")
 
 
-def test_specialised_equations_have_a_program_each(rules):
+def test_specialised_equations_have_a_program_each(rules, clock):
+    """Each call is of two equations for two steps."""
+    clock(10, 13.5, 0, 8, 0, 4)
     [timing] = engines.measured([engines.specialised(SETTING, rules[:2])], 2)
-    assert timing.programs == 2 and timing.step > 0
+    assert timing == engines.Timing("specialised", (2, 1), 3.5, 2)
 
 
-def test_every_convolution_lowering_of_a_setting_is_measured():
-    shapes = convolutions.shapes(engines.SETTINGS["digits"])
-    assert (8, 3, 1, 16, 16) in shapes and (4, 1, 2, 32, 64) in shapes
-    measured = convolutions.measure((2, 3, 1, 3, 3), 2, 1)
-    assert set(measured["weight gradient"]) == {"autodiff", "columns", "slices", "chosen"}
-    assert all(t > 0 for times in measured.values() for t in times.values())
+def test_the_convolutions_of_a_setting_are_its_distinct_shapes():
+    """A stem; three groups, whose first block changes the number of channels and, but for the first group's, the size."""
+    assert convolutions.shapes(engines.SETTINGS["digits"]) == [
+        (8, 3, 1, 1, 16),
+        (8, 3, 1, 16, 16),
+        (8, 3, 2, 16, 32),
+        (8, 1, 2, 16, 32),
+        (4, 3, 1, 32, 32),
+        (4, 3, 2, 32, 64),
+        (4, 1, 2, 32, 64),
+        (2, 3, 1, 64, 64),
+    ]
+    odd = convolutions.shapes(engines.Setting("odd", "wrn-16-2", 7, 3, 1, 1))
+    assert odd[:4] == [(7, 3, 1, 3, 16), (7, 3, 1, 16, 32), (7, 1, 1, 16, 32), (7, 3, 1, 32, 32)]
+    assert [shape[0] for shape in odd[4:]] == [7, 7, 4, 4, 4, 2]
+
+
+def test_all_lowerings_of_an_operation_compute_the_same():
+    rng, lowerings = np.random.default_rng(0), convolutions._lowerings((3, 3, 2, 3, 4), 2)
+    shapes = ((2, 3, 3, 3), (2, 2, 2, 4), (3, 3, 3, 4))  # of what is convolved, of the result, of weights
+    arrays = {shape: rng.normal(size=shape).astype(np.float32) for shape in shapes}
+    calls = [
+        (o, name, f, [arrays[a.shape] for a in given]) for o in lowerings for name, (f, given) in lowerings[o].items()
+    ]
+    results = jax.jit(lambda: [jnp.ravel(f(*given)) for _, _, f, given in calls])()
+    found = {(operation, name): result for (operation, name, _, _), result in zip(calls, results, strict=True)}
+    for (operation, name), result in found.items():
+        np.testing.assert_allclose(result, found[operation, "chosen"], 1e-4, 1e-4, err_msg=f"{operation} {name}")
+    assert {operation: list(named) for operation, named in lowerings.items()} == {
+        "forward": ["convolution", "columns", "chosen"],
+        "input gradient": ["autodiff", "columns", "chosen"],
+        "weight gradient": ["autodiff", "columns", "slices", "chosen"],
+    }
+
+
+def test_a_lowering_is_timed_in_milliseconds_inside_a_loop_of_ten(monkeypatch):
+    """0.02 seconds for all; what is run sums the products of its arguments, to which the sum before is added."""
+    results = []
+
+    def timed(call, repeats):
+        results.append((float(call()), repeats))
+        return 0.02, 0.5
+
+    lowerings = {"forward": {"product": (lambda x, y: x * y, (jnp.full(3, 2e10), jnp.full(3, 4e10)))}}
+    monkeypatch.setattr(convolutions, "_lowerings", lambda shape, batch: lowerings)
+    monkeypatch.setattr(convolutions, "timed", timed)
+    assert convolutions.measure((1, 1, 1, 1, 1), 2, 7) == {"forward": {"product": pytest.approx(2.0)}}
+    assert results == [(pytest.approx(24.0), 7)]
+
+
+def test_a_start_is_measured_up_to_its_first_results(clock, monkeypatch):
+    """20 seconds to the end of the first epoch, 7 for the second; jax tells of what it compiles in each."""
+    listeners, keys, told = [], [], []
+
+    class Slots:
+        capacity = 4  # as many as fit
+
+        def __init__(self, task, examples, capacity):
+            told.append((task.settings.model, task.settings.epochs, capacity))
+
+        def start(self, slot, training):
+            told.append((slot, training.equation, training.learning_rate))
+
+        def advance(self):
+            for event, seconds in (("trace", 1.0), ("trace", 0.5), ("compile", 4.0)):
+                listeners[0](start.STAGES[event], seconds, fun_name="f")
+            listeners[0]("/jax/another", 100.0)
+
+    monitoring = SimpleNamespace(register_event_duration_secs_listener=listeners.append)
+    config = SimpleNamespace(update=lambda *given: told.append(given))
+    monkeypatch.setattr(start, "jax", SimpleNamespace(config=config, monitoring=monitoring))
+    monkeypatch.setattr(start, "configure_jax", lambda: None)
+    monkeypatch.setattr(start, "Trainer", Slots)
+    monkeypatch.setattr(start, "SameFunction", lambda: SimpleNamespace(key=keys.append))
+    clock(10, 30, 40, 47, module=start)
+    found = start._first_results("tiny", "cache")
+    assert found == {"trace": 3.0, "lower": 0.0, "compile": 8.0, "epoch": 7, "total": 20}
+    equations = engines.equations(4)
+    assert told == [
+        ("jax_compilation_cache_dir", "cache"),
+        ("mlp-8", 2, 8),
+        *((k, equation, 1e-6) for k, equation in enumerate(equations)),
+    ]
+    assert keys == equations
+
+
+def test_a_cold_and_a_warm_start_have_a_process_each_and_one_cache(monkeypatch):
+    pools = []
+
+    class Pool:
+        def __init__(self, workers, mp_context):
+            pools.append((workers, mp_context.get_start_method()))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *given):
+            return SimpleNamespace(result=lambda: (function, *given, len(pools)))
+
+    monkeypatch.setattr(start.concurrent.futures, "ProcessPoolExecutor", Pool)
+    first = start._first_results
+    assert start.measure("tiny", "a") == {"cold": (first, "tiny", "a", 1), "warm": (first, "tiny", "a", 2)}
+    assert pools == [(1, "spawn")] * 2
+
+
+def test_a_proposal_is_timed_after_the_results_that_are_made_up(monkeypatch):
+    """The clock here is the number of results: 200 more are told, each asked for."""
+    told, adopted, asked = [], [], []
+
+    class Watched:
+        def __init__(self, space, settings, networks, duplicates):
+            assert settings.rungs == (Rung(1, 0.5), Rung(2, 0.5))
+
+        def adopt(self, proposal):
+            adopted.append(proposal)
+
+        def tell(self, result):
+            told.append(result)
+
+        def ask(self):
+            asked.append(len(told))
+
+    monkeypatch.setattr(proposals, "CONTROLLERS", {"watched": Watched})
+    assert proposals.measure("watched", 12, lambda: float(len(told))) == 1.0
+    assert adopted == [r.proposal for r in told[:12]] and asked == list(range(12, 212))
+    assert [r.proposal.id for r in told] == list(range(212)) and len({r.proposal.key for r in told}) == 212
+    assert [r.trained.rungs for r in told[:5]] == [0, 1, 2, 0, 1] and told[0].proposal.bars == ((1, 0.0), (2, 0.0))
+    assert all(r.trained.accuracy == r.trained.curve[-1] and len(r.trained.curve) == 3 for r in told)
+    assert [r.proposal.equation for r in told[:112]] == [*engines.equations(100), *engines.equations(12)]
+
+
+def test_a_controller_s_proposal_takes_the_mean_of_200():
+    times = iter((1.0, 5.0))
+    assert proposals.measure("aging", 20, lambda: next(times)) == 4 / 200
+
+
+def test_plain_flax_halves_the_size_in_the_first_block_of_the_second_and_third_group():
+    """A stem and, in each group, two blocks of two convolutions; a shortcut where the number of channels changes."""
+    model = engines.plain_network(engines.Setting("some", "wrn-16-1", 8, 1, 2, 1))
+
+    def run(x):
+        made = model.init(jax.random.key(0), x)
+        return model.apply(made, x, capture_intermediates=True, mutable=True)[1]
+
+    seen = jax.eval_shape(run, jnp.zeros((2, 8, 8, 1)))["intermediates"]
+    found = collections.Counter(seen[name]["__call__"][0].shape[1:] for name in seen if name.startswith("Conv"))
+    assert found == {(8, 8, 16): 1 + 4, (4, 4, 32): 4 + 1, (2, 2, 64): 4 + 1}
 
 
 @pytest.mark.parametrize("name", engines.SETTINGS)

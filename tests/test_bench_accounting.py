@@ -1,15 +1,14 @@
 """The account of a compiled program equals what one counts by hand in its text, and what small programs do."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from bpevo import rules
-from bpevo.bench import hlo, sample, thunks
-from bpevo.bench.accounting import Account, Habits, Parts
-from bpevo.rules import InterpretedRule
+from bpevo.bench.accounting import Account, Counts, Habits, Parts
 
 MATRIX = 4 * 8 * 16  # bytes of f32[8,16]
 
@@ -18,32 +17,11 @@ def account(body: str, computations: str = "", **kwargs) -> Account:
     return Account(f"HloModule m\n\n{computations}\nENTRY %main (x: f32[8,16]) -> f32[8,16] {{\n{body}\n}}\n", **kwargs)
 
 
-@pytest.mark.parametrize(
-    ("type_", "bytes_", "fast"),
-    [
-        ("f32[8,16]{1,0}", 512, False),
-        ("bf16[3]{0}", 6, False),
-        ("pred[]", 1, False),
-        ("s32[2,3]{1,0:T(8,128)}", 4 * 8 * 128, False),  # padded to one tile
-        ("f32[130,2,9]{0,2,1:T(8,128)}", 4 * 256 * 16 * 2, False),  # the minor axis is the first, the next the last
-        ("f32[300]{0:T(256)}", 4 * 512, False),
-        ("bf16[16,100]{1,0:T(8,128)(2,1)S(1)}", 2 * 16 * 128, True),
-        ("u32[]{:S(2)}", 4, True),
-    ],
-)
-def test_an_array_takes_its_padded_tiles(type_, bytes_, fast):
-    (array,) = hlo.arrays(type_)
-    assert (array.bytes, array.fast) == (bytes_, fast)
-
-
-def test_a_tuple_has_the_arrays_of_its_elements():
-    found = hlo.arrays("(s32[]{:T(128)}, f32[2,3]{1,0}, /*index=2*/(bf16[4]{0}, token[]))")
-    assert [a.dims for a in found] == [(), (2, 3), (4,), ()] and [a.bytes for a in found] == [4, 24, 8, 0]
-
-
-def test_text_without_an_entry_is_no_program():
-    with pytest.raises(ValueError, match="no ENTRY"):
-        Account("HloModule m")
+def test_counts_add_up_field_by_field():
+    assert dataclasses.astuple(Counts()) == (0,) * 9
+    ones, all_ = Counts(*[1.0] * 9), Counts(*range(9))
+    assert ones.plus(all_, 3) == Counts(*(1 + 3 * n for n in range(9))) and ones.plus(all_) == Counts(*range(1, 10))
+    assert all_.over(4) == Counts(*(n / 4 for n in range(9)))
 
 
 def test_a_kernel_reads_each_operand_once_and_writes_its_result():
@@ -99,6 +77,112 @@ def test_a_kernel_of_ones_own_moves_what_its_habits_say_and_without_such_all_and
     assert (guessed.kernels, guessed.bytes, guessed.guessed) == (1, 3 * MATRIX, 1)
 
 
+@pytest.mark.parametrize("parts", [Parts([1.0], [1.0]), Parts([1.0, 1.0], [1.0, 1.0])])
+def test_habits_of_another_number_of_arrays_are_an_error(parts):
+    text = """  %x = f32[8,16]{1,0} parameter(0)
+  ROOT %y = f32[8,16]{1,0} custom-call(%x, %x), custom_call_target="tpu_custom_call", metadata={op_name="a_pass"}"""
+    with pytest.raises(ValueError, match="zip"):
+        account(text).counts(Habits(kernels={"a_pass": parts}))
+
+
+ROW, FOUR = 4 * 16, 4 * 4  # bytes of f32[1,16], of s32[4]
+
+
+@pytest.mark.parametrize(
+    ("line", "slow", "fast"),
+    [
+        # Reads the update and writes it into its place in the first operand.
+        ("f32[8,16]{1,0} dynamic-update-slice(%x, %row, %i, %i)", 2 * ROW, 0),
+        ("f32[8,16]{1,0:S(1)} dynamic-update-slice(%f, %row, %i, %i)", ROW, ROW),
+        ("f32[8,16]{1,0} dynamic-update-slice(%x, %fastrow, %i, %i)", ROW, ROW),
+        # Reads indices and updates, writes these.
+        ("f32[8,16]{1,0} scatter(%x, %k, %row), to_apply=%add", FOUR + 2 * ROW, 0),
+        ("f32[8,16]{1,0:S(1)} scatter(%f, %k, %row), to_apply=%add", FOUR + ROW, ROW),
+        # Reads as much of the first as it gives.
+        ("f32[1,16]{1,0} dynamic-slice(%x, %i, %i), dynamic_slice_sizes={1,16}", 2 * ROW, 0),
+        ("f32[4,16]{1,0} gather(%f, %k), offset_dims={1}", 4 * ROW, 4 * ROW),
+        ("f32[1,16]{1,0:S(1)} slice(%x), slice={[0:1], [0:16]}", ROW, ROW),
+        # Of each array the memory that it lies in.
+        ("(f32[8,16]{1,0}, f32[1,16]{1,0:S(1)}) sort(%x, %fastrow), to_apply=%add", 2 * MATRIX, 2 * ROW),
+        # Names for what exists already; a buffer that is not written yet.
+        ("f32[8,16]{1,0} add-dependency(%x, %i)", 0, 0),
+        ("f32[8,16]{1,0} async-update(%x)", 0, 0),
+        ("f32[8,16]{1,0} domain(%x)", 0, 0),
+        ('f32[8,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"', 0, 0),
+    ],
+)
+def test_a_kernel_that_touches_parts_moves_these(line, slow, fast):
+    text = f"""  %x = f32[8,16]{{1,0}} parameter(0)
+  %f = f32[8,16]{{1,0:S(1)}} parameter(1)
+  %row = f32[1,16]{{1,0}} parameter(2)
+  %fastrow = f32[1,16]{{1,0:S(1)}} parameter(3)
+  %i = s32[] parameter(4)
+  %k = s32[4]{{0}} parameter(5)
+  ROOT %y = {line}"""
+    counts = account(text).counts()
+    assert (counts.bytes, counts.fast_bytes, counts.kernels) == (slow, fast, int(slow > 0))
+
+
+@pytest.mark.parametrize(
+    ("body", "slow", "fast"),
+    [
+        # An update in place, then a slice of the same: the slice alone is read. The other parameters are not read.
+        (
+            """%u = f32[8,16]{1,0} dynamic-update-slice(%p, %row, %i, %i)
+  %s = f32[1,16]{1,0} slice(%p), slice={[0:1], [0:16]}
+  ROOT %t = (f32[8,16]{1,0}, f32[1,16]{1,0}) tuple(%u, %s)""",
+            ROW + 3 * ROW + 4,
+            0,
+        ),
+        # Slices that overlap are no more than the whole; through a change of shape.
+        (
+            """%b = f32[128]{0} bitcast(%p)
+  %one = f32[96]{0} slice(%b), slice={[0:96]}
+  %two = f32[96]{0} slice(%b), slice={[32:128]}
+  ROOT %s = f32[96]{0} add(%one, %two)""",
+            MATRIX + 4 * 96,
+            0,
+        ),
+        (
+            """%b = f32[128]{0} bitcast(%p)
+  ROOT %s = f32[96]{0} slice(%b), slice={[0:96]}""",
+            2 * 4 * 96,
+            0,
+        ),
+        # Indices are read whole.
+        ("ROOT %g = f32[2]{0} gather(%p, %k), offset_dims={}", 2 * 8 + FOUR, 0),
+        # Updates behind a change of shape are written in place, where the result lies: a row; for a scatter its updates.
+        (
+            """%u = f32[8,16]{1,0} dynamic-update-slice(%p, %row, %i, %i)
+  %b = f32[128]{0} bitcast(%u)
+  ROOT %c = f32[128]{0:S(1)} bitcast(%b)""",
+            ROW + 4,
+            ROW,
+        ),
+        (
+            """%u = f32[8,16]{1,0} scatter(%p, %k, %row), to_apply=%add
+  ROOT %b = f32[128]{0} bitcast(%u)""",
+            FOUR + 2 * ROW,
+            0,
+        ),
+        # A parameter in memory on the chip.
+        ("ROOT %n = f32[1,16]{1,0} negate(%q)", ROW, ROW),
+    ],
+)
+def test_a_fusion_moves_what_its_instructions_touch(body, slow, fast):
+    fused = f"""%fused (p: f32[8,16]) -> f32[8,16] {{
+  %p = f32[8,16]{{1,0}} parameter(0)
+  %q = f32[1,16]{{1,0:S(1)}} parameter(1)
+  %row = f32[1,16]{{1,0}} parameter(2)
+  %i = s32[] parameter(3)
+  %k = s32[4]{{0}} parameter(4)
+  {body}
+}}
+"""
+    counts = account("  ROOT %f = f32[8,16]{1,0} fusion(), kind=kLoop, calls=%fused", fused).counts()
+    assert (counts.bytes, counts.fast_bytes, counts.kernels) == (slow, fast, 1)
+
+
 def test_memory_on_the_chip_is_counted_apart_and_a_copy_beside_the_kernels_is_none():
     counts = account(
         """  %x = f32[8,16]{1,0} parameter(0)
@@ -148,6 +232,130 @@ ENTRY = """  %x = f32[8,16]{1,0} parameter(0)
   %t = (s32[], f32[8,16]{1,0}) tuple(%zero, %x)
   %l = (s32[], f32[8,16]{1,0}) while(%t), condition=%condition, body=%body, metadata={op_name="jit(f)/outer/turns/while"}%MORE%
   ROOT %y = f32[8,16]{1,0} get-tuple-element(%l), index=1"""
+
+
+def test_computations_that_are_called_count_as_often_as_they_are():
+    counts = account(
+        """  %x = f32[8,16]{1,0} parameter(0)
+  %a = f32[8,16]{1,0} call(%x), to_apply=%twice
+  %s = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-start(%a), calls=%once
+  %u = ((f32[8,16]{1,0}), f32[8,16]{1,0}) async-update(%s)
+  %d = f32[8,16]{1,0} async-done(%u)
+  ROOT %y = f32[8,16]{1,0} call(%d), to_apply=%once""",
+        BRANCHES,
+    ).counts()
+    assert (counts.kernels, counts.bytes) == (2 + 1 + 1, 4 * 2 * MATRIX)
+
+
+LARGEST = """%small (t: s32[]) -> s32[] {
+  %t = s32[] parameter(0)
+  %a = f32[225]{0} parameter(1)
+  ROOT %n = f32[225]{0} negate(%a)
+}
+%even (t: s32[]) -> s32[] {
+  %a = f32[112]{0} parameter(0)
+  %b = f32[120]{0:S(1)} parameter(1)
+  %m = f32[112]{0} negate(%a)
+  ROOT %n = f32[120]{0:S(1)} negate(%b)
+}
+%large (t: s32[]) -> s32[] {
+  %a = f32[150]{0} parameter(0)
+  %b = f32[88]{0:S(1)} parameter(1)
+  %m = f32[150]{0} negate(%a)
+  ROOT %n = f32[88]{0:S(1)} negate(%b)
+}
+%never (t: s32[]) -> pred[] {
+  ROOT %p = pred[] parameter(0)
+}
+"""
+
+
+def test_of_loops_of_one_length_the_one_that_moves_most_counts():
+    loops = "\n".join(
+        f'  %{b} = s32[] while(%t), condition=%never, body=%{b}, backend_config={{"known_trip_count":{{"n":"1000"}}}}'
+        for b in ("small", "large", "even")
+    )
+    found = account(f"  %t = s32[] parameter(0)\n{loops}\n  ROOT %y = s32[] add(%t, %t)", LARGEST)
+    assert (found.turn(1000).bytes, found.turn(1000).fast_bytes) == (2 * 4 * 150, 2 * 4 * 88)
+
+
+@pytest.mark.parametrize(
+    ("root", "turns"),
+    [
+        ("ROOT %w = pred[] fusion(%i, %n), kind=kLoop, calls=%below", 7),
+        ("ROOT %w = pred[] fusion(%n, %i), kind=kLoop, calls=%above", 7),
+        ("ROOT %w = pred[] fusion(%i), kind=kLoop, calls=%within", 9),
+        ("ROOT %gt = pred[] compare(%i, %n), direction=GT", None),
+        ("ROOT %gt = pred[] and(%i, %n)", None),
+        ("ROOT %gt = pred[] get-tuple-element(%t), index=2", None),
+    ],
+)
+def test_a_loop_s_length_is_the_constant_that_its_counter_stays_below(root, turns):
+    fused = """%below (a: s32[], b: s32[]) -> pred[] {
+  %a = s32[] parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %lt = pred[] compare(%a, %b), direction=LT
+}
+%above (a: s32[], b: s32[]) -> pred[] {
+  %a = s32[] parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %lt = pred[] compare(%b, %a), direction=LT
+}
+%within (a: s32[]) -> pred[] {
+  %a = s32[] parameter(0)
+  %b = s32[] constant(9)
+  ROOT %lt = pred[] compare(%a, %b), direction=LT
+}
+"""
+    text = LOOP.replace("%LIMIT%", "constant(7)").replace("ROOT %lt = pred[] compare(%i, %n), direction=LT", root)
+    found = account(ENTRY.replace("%MORE%", ""), fused + text)
+    counts = found.counts(Habits(turns={"turns": 3}))
+    assert counts.turns == (0 if turns else 4)
+    if turns:
+        assert counts.kernels == turns and found.turn(turns).kernels == 1
+        for other in (turns - 1, turns + 1):
+            with pytest.raises(ValueError, match=f"no loop of {other} turns"):
+                found.turn(other)
+
+
+def test_a_turn_runs_by_the_habits():
+    kernel = 'custom-call(%v), custom_call_target="tpu_custom_call", metadata={op_name="a_pass"}'
+    found = account(ENTRY.replace("%MORE%", ""), LOOP.replace("%LIMIT%", "constant(7)").replace("negate(%v)", kernel))
+    assert found.turn(7, Habits(kernels={"a_pass": Parts([0.5], [0.25])})).bytes == 0.75 * MATRIX
+
+
+def test_what_stands_in_a_turn_is_counted_once_however_often_it_is_called():
+    """A conditional, whose branches call one computation with a loop; in that loop's body and predicate a conditional each."""
+    inside = """%inner_body (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %c = s32[] conditional(%p, %p), branch_computations={%leaf, %leaf}
+}
+%inner_condition (p: s32[]) -> pred[] {
+  %p = s32[] parameter(0)
+  ROOT %c = pred[] conditional(%p, %p), true_computation=%leaf, false_computation=%leaf
+}
+%leaf (p: s32[]) -> s32[] {
+  ROOT %p = s32[] parameter(0)
+}
+%shared (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %l = s32[] while(%p), condition=%inner_condition, body=%inner_body
+}
+%one (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %l = s32[] call(%p), to_apply=%shared
+}
+%other (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %s = (s32[], s32[]) async-start(%p), calls=%shared
+  ROOT %l = s32[] async-done(%s)
+}
+"""
+    body = LOOP.replace("%LIMIT%", "constant(7)").replace(
+        "  %w = ", "  %c = s32[] conditional(%i, %i, %i), branch_computations={%one, %other}\n  %w = "
+    )
+    assert account(ENTRY.replace("%MORE%", ""), inside + body).written(7) == (3, 1)
+    assert account(ENTRY.replace("%MORE%", ""), inside + body).written(8) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +413,8 @@ def test_branches_count_by_their_shares_in_the_innermost_known_scope():
         1,
         0,
     )
-    for unknown in (Habits(), Habits(branches={"load": (0.5, 0.5)})):  # no such scope; another number of branches
+    # No such scope; another number of branches.
+    for unknown in (Habits(), Habits(branches={"load": (0.5, 0.5)}), Habits(branches={"load": (0.5, 0.5, 0, 0)})):
         counts = account(text, BRANCHES, on_host=set()).counts(unknown)
         assert counts.kernels == pytest.approx(1) and (counts.decisions, counts.guessed) == (0, 1)
 
@@ -220,7 +429,10 @@ def test_a_predicate_s_shares_are_of_false_and_true():
 def test_collectives_are_counted():
     text = """  %x = f32[8,16]{1,0} parameter(0)
   ROOT %r = f32[8,16]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add"""
-    assert account(text).counts().collectives == 1
+    assert (account(text).counts().collectives, account(text).counts().kernels) == (1, 1)
+    beside = account(text.replace("all-reduce(", "all-reduce-start(")).counts()  # beside the kernels
+    assert (beside.collectives, beside.kernels, beside.bytes) == (1, 0, 2 * MATRIX)
+    assert account(text.replace("all-reduce", "abs")).counts().collectives == 0
 
 
 # Real inputs that a 3x3 window with a border of zeros meets along 5 positions: 2 + 3 + 3 + 3 + 2.
@@ -264,6 +476,30 @@ ALONG_5 = 13
             2 * 2 * ALONG_5**2 * 1 * 6,
         ),
         ("f32[8,16]{1,0} negate(%x)", 0),
+        ("f32[] dot(%x, %x), lhs_contracting_dims={0,1}, rhs_contracting_dims={0,1}", 2 * 8 * 16),
+        ("f32[2,8,8]{2,1,0} dot(%l, %r), lhs_batch_dims={0}, lhs_contracting_dims={2}", 2 * 2 * 8 * 8 * 16),
+        ("f32[8,16,8,16]{3,2,1,0} dot(%x, %x)", 2 * 8 * 16 * 8 * 16),  # contracts nothing
+        (
+            'f32[2,8,8]{2,1,0} custom-call(%l, %r), custom_call_target="__cublas$lt$matmul", lhs_contracting_dims={2}',
+            2 * 2 * 8 * 8 * 16,
+        ),
+        ('f32[8,8]{1,0} custom-call(%x, %x), custom_call_target="TopK", lhs_contracting_dims={1}', 0),
+        (
+            '(f32[2,5,5,4]{3,2,1,0}, u8[0]{0}) custom-call(%i, %w), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, '
+            'custom_call_target="__cudnn$convForward"',
+            2 * 2 * ALONG_5**2 * 3 * 4,
+        ),
+        (  # two groups of a sample each, for two of the four features
+            "f32[1,5,5,4]{3,2,1,0} convolution(%i, %w), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, "
+            "batch_group_count=2",
+            2 * 1 * ALONG_5**2 * 3 * 4,
+        ),
+        (  # along 5 positions, one of padding before them: 2 + 3
+            "f32[2,2,2,4]{3,2,1,0} convolution(%i, %w), window={size=3x3 stride=2x2 pad=1_0x1_0}, dim_labels=b01f_01io->b01f",
+            2 * 2 * 5**2 * 3 * 4,
+        ),
+        ("f32[2,3,3,4]{3,2,1,0} convolution(%i, %w), window={size=3x3}, dim_labels=b01f_01io->b01f", 2 * 2 * 9**2 * 3 * 4),
+        ("f32[8,8]{1,0} fusion(%x), kind=kLoop, calls=%outer", 2 * 8 * 8 * 16),  # of a product in a fusion in a fusion
     ],
 )  # fmt: skip
 def test_flops_are_those_of_products(line, flops):
@@ -277,7 +513,16 @@ def test_flops_are_those_of_products(line, flops):
   %c = f32[2,3,5,4,7]{{4,3,2,1,0}} parameter(7)
   %g = f32[3,3,1,6]{{3,2,1,0}} parameter(8)
   ROOT %y = {line}"""
-    assert account(text).counts().flops == flops
+    fused = """%inner (a: f32[8,16]) -> f32[8,8] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %d = f32[8,8]{1,0} dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+%outer (a: f32[8,16]) -> f32[8,8] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %n = f32[8,8]{1,0} fusion(%a), kind=kLoop, calls=%inner
+}
+"""
+    assert account(text, fused).counts().flops == flops
 
 
 @pytest.mark.parametrize(
@@ -312,69 +557,3 @@ def test_without_loops_bytes_agree_with_xla_s_own_account():
     assert Account(compiled.as_text()).counts().bytes == pytest.approx(
         compiled.cost_analysis()["bytes accessed"], rel=0.05
     )
-
-
-def program(text: str) -> rules.Program:
-    return rules.assemble(rules.parse(text).to_equation(3))
-
-
-def test_habits_are_what_the_programs_of_a_group_do():
-    # 0 load g, norm; 1 load g, affine, add            0 load W, cube; 1 load b_next, @; 2 load dh, mul
-    found = sample.habits([program("unit_fro(g) + (0.5*g)"), program("(cube(W) @ b_next.T).T * dh")])
-    known = rules.program.codes()
-    assert found.turns == {"instructions": 2.5, "functions": 2 / 5, "feedback": 0}
-    loads = dict(zip(known.loads, found.branches["load"], strict=True))
-    assert {k: v for k, v in loads.items() if v} == {"g": 0.4, "W": 0.2, "b_next": 0.2, "dh": 0.2}
-    combines = dict(zip(known.combines, found.branches["combine"], strict=True))
-    assert {k: v for k, v in combines.items() if v} == {"": 0.4, "@": 0.2, "add": 0.2, "mul": 0.2}
-    functions = dict(zip(known.functions, found.branches["function"], strict=True))
-    assert {k: v for k, v in functions.items() if v} == {"norm": 0.5, "cube": 0.5}
-    assert found.branches["compute_gh"] == (0.5, 0.5) and found.branches["compute_fah"] == (1, 0)
-    assert found.branches["reduce"][0] == found.branches["divide"][0] == 1  # a sum over all entries
-    assert found.branches["mirror"] == (0, 1) and sum(found.branches["moments"]) == 0
-    assert sample.groups([rules.parse("g").to_equation(3)] * 7, 3)[1:] and len(sample.groups([], 3)) == 0
-
-
-def test_every_decision_of_the_interpreter_is_known_by_its_scope(units):
-    """What one run decides, counted by hand from the listing of the program."""
-    steps = units["conv_same"]
-    rule = InterpretedRule(program("unit_fro(g) + (0.5*g)"))  # 0 load g, norm; 1 load g, affine, add
-    unit, state = steps.unit(0), rule.init(steps.shapes)
-
-    def signal(program, values, state, key):
-        return InterpretedRule(program).signal(rules.Unit(values, unit.forward, unit.backward, key), state)
-
-    lowered = jax.jit(signal).lower(rule.program, unit.values, state, jax.random.key(0))
-    counts = Account(lowered.compile().as_text()).counts(sample.habits([rule.program]))
-    products, loads, functions, reductions, divisions, combines = 3, 2, 1, 1, 1, 2
-    assert counts.branches == pytest.approx(products + loads + functions + reductions + divisions + combines)
-    instructions, turns, feedback = 2 + 1, (1 + 1) + (0 + 1), 2 * (0 + 1)
-    assert counts.turns == pytest.approx(instructions + turns + feedback)
-    assert counts.guessed == 0 and counts.decisions == counts.branches + counts.turns
-
-
-SEQUENCE = """000: kCommandBuffer [source | next=003 (1)]
-    001: kWhile [source | sink]
-        condition:
-        body:
-            002: kConditional [source | sink]
-003: kWhile         [prev=000 (1) | next=006 (1)]
-condition:
-    004: kCustomKernel [source | sink] loop_compare_fusion
-  body:
-    000: kCommandBuffer [source | next=005 (1) ]
-        005: kWhile [source | sink]
-    006: kConditional [source | sink]
-"""
-METADATA = "".join(
-    f'thunk_metadata {{\n  thunk_info {{\n    profile_annotation: "{name}"\n    thunk_id: {number}\n  }}\n  thunk_kind: "k"\n}}\n'
-    for number, name in ((1, "while.1"), (2, "conditional.2"), (3, "while.3"), (5, "while.5"), (6, "conditional.6"))
-)
-
-
-def test_what_stands_outside_of_command_buffers_is_the_host_s(tmp_path):
-    assert thunks.on_host(SEQUENCE, METADATA) == {"while.3", "conditional.6"}
-    assert thunks.read(tmp_path) is None
-    for name, text in (("thunk_sequence_after_thunk_passes", SEQUENCE), ("thunk_metadata", METADATA)):
-        (tmp_path / f"module_0001.jit_many.{name}.txt").write_text(text)
-    assert thunks.read(tmp_path) == {"while.3", "conditional.6"}

@@ -13,7 +13,7 @@ from rich.console import Console
 from test_evolution import equation
 
 from bpevo import models
-from bpevo.bench import engines, equivalence, first_release, networks
+from bpevo.bench import engines, equivalence, networks
 
 SMALL = networks.Network("mlp-12-10-12", 0.5, (0, 20), 2, 32)
 
@@ -51,6 +51,36 @@ def test_the_judge_sees_the_signals_of_a_network_that_learns(judge):
         np.testing.assert_allclose(actual[3], np.broadcast_to(mean, actual[3].shape), rtol=1e-3, atol=1e-8)
 
 
+def test_the_network_that_is_judged_in_learns_by_gradient_steps_on_different_images(judge):
+    """It is looked at from steps 0 and 20 on, for two steps each."""
+    variables, images, labels = judge._seen
+    model = models.by_name(SMALL.model, 10, None)
+    params = [jax.tree.map(lambda x, t=t: np.asarray(x)[t], variables["params"]) for t in range(4)]
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, t):
+        logits = model.apply({"params": params}, images[t])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[t]).mean()
+
+    for t in (0, 2):
+        stepped = jax.tree.map(lambda p, g: p - 0.5 * np.asarray(g), params[t], loss(params[t], t)[1])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), params[t + 1], stepped)
+    assert loss(params[2], 0)[0] < loss(params[0], 0)[0] - 0.1
+    assert all(len(np.unique(batch.reshape(32, -1), axis=0)) == 32 for batch in np.asarray(images))
+
+
+def test_noise_is_the_same_for_every_rule_and_makes_a_difference(judge):
+    noisy = judge(equation("mul_noise(g, 0.5)"))
+    assert networks.distance(noisy, judge(equation("mul_noise(g, 0.5)"))) == 0
+    assert networks.distance(noisy, judge(equation("g"))) > 100 * networks.DIFFERENT
+
+
+def test_rules_are_judged_in_a_dense_and_a_convolutional_network_from_the_first_step_on():
+    found = [(n.model, n.learning_rate, n.starts, n.steps, n.batch) for n in networks.NETWORKS]
+    assert found == [("mlp-32-24-32", 0.5, (0, 10, 50, 200, 800), 3, 128), ("wrn-10-1", 0.1, (0, 40, 200), 2, 128)]
+
+
 def test_the_measure_is_the_largest_relative_difference_of_a_unit_and_step():
     one = [np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[1.0], [np.inf]])]
     assert networks.distance(one, one) == 0
@@ -58,13 +88,6 @@ def test_the_measure_is_the_largest_relative_difference_of_a_unit_and_step():
     assert networks.distance(one, [np.array([[3.0, 4.0], [1e-9, 0.0]]), one[1]]) == 1
     assert networks.distance(one, [one[0], np.array([[1.0], [-np.inf]])]) == 1
     assert networks.distance([np.array([[np.nan, 1.0]])], [np.array([[np.nan, 1.0]])]) == 0
-
-
-def test_the_first_releases_units_have_the_relu():
-    values = first_release._values(np.random.default_rng(0), first_release._UNITS[0][0])
-    assert values.h.shape == (first_release.STEPS, 4, 5)
-    np.testing.assert_array_equal(values.h, np.where(values.hp > 0, values.hp, 0))
-    np.testing.assert_array_equal(values.dh, np.where(values.hp > 0, 1, 0))
 
 
 def test_the_account_of_merges_by_hand(monkeypatch):

@@ -27,8 +27,11 @@ _FREE = frozenset(
         "opt-barrier",
         "partition-id",
         "replica-id",
+        "add-dependency",
+        "async-update",
+        "domain",
     )
-) | {"add-dependency", "async-update", "domain"}
+)
 _PARTS = ("dynamic-slice", "slice", "gather")  # read as much of their first operand as they give
 _WRITTEN = ('custom_call_target="__gpu$xla.gpu.triton"', 'custom_call_target="tpu_custom_call"')
 _COLLECTIVES = (
@@ -39,7 +42,7 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-_CUDNN = {"__cudnn$convForward": 0, "__cudnn$convBiasActivationForward": 0, "__cudnn$convForwardGraph": 0}
+_CUDNN = ("__cudnn$convForward", "__cudnn$convBiasActivationForward", "__cudnn$convForwardGraph")
 _CUDNN_BACKWARD = {"__cudnn$convBackwardInput": "input", "__cudnn$convBackwardFilter": "kernel"}
 
 
@@ -147,7 +150,7 @@ class Account:
             name = todo.pop()
             if name not in seen:
                 seen.add(name)
-                todo += [c for i in self._computations[name].values() for c in _called(i) if i.opcode != "fusion"]
+                todo += [c for i in self._computations[name].values() for c in _called(i)]
         found = [i.opcode for name in seen for i in self._computations[name].values()]
         return found.count("conditional"), found.count("while")
 
@@ -260,13 +263,10 @@ def _kernel(computations: dict[str, Computation], i: Instruction, within: Comput
     collective = i.opcode.removesuffix("-start") in _COLLECTIVES
     if i.opcode == "custom-call" and '"AllocateBuffer"' in i.attributes:
         return Counts()
-    if i.opcode in ("fusion", "fusion-start"):
-        fused = computations[i.called("calls")]
-        moved, flops = _fusion_moves(fused), sum(_flops(computations, j, fused) for j in fused.values())
-    else:
-        moved, flops = _moves(i, within), _flops(computations, i, within)
-    slow, fast = _by_memory(moved)
+    fusion = i.opcode in ("fusion", "fusion-start")
+    slow, fast = _by_memory(_fusion_moves(computations[i.called("calls")]) if fusion else _moves(i, within))
     kernel = i.opcode == "fusion-start" or not i.opcode.endswith("-start")  # the others are copies beside the kernels
+    flops = _flops(computations, i, within)
     return Counts(bytes=slow, fast_bytes=fast, flops=flops, kernels=kernel, collectives=collective)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+_BITS = {"pred": 8} | {  # beside bf16 and the f8; a token takes none
     f"{kind}{bits}": bits for kind in ("s", "u", "f", "c") for bits in (2, 4, 8, 16, 32, 64, 128)
 }
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")

@@ -63,6 +63,7 @@ def test_what_a_stage_showed_is_the_lead_over_tuned_backprop_paired_by_seed_at_t
     )
     tuning = {"g": (0.5, 0.75), "2.0*g": (0.5, 0.25), "fa": (0.5, 0.25), "dfa": (0.5, 0.25), "unit_fro(g)": (0.25, 0.5)}
     rows = [row("tuning", text, a, rate) for text, of in tuning.items() for rate, a in zip((0.1, 0.2), of, strict=True)]
+    rows += [row("tuning", text, 0.0, rate) for text in tuning for rate in (0.05, 0.4)]  # so the best ones lie inside
     fresh = {  # on seeds 1 and 2, at the tuned rates
         ("g", 0.2): (0.5, 0.75), ("2.0*g", 0.1): (0.75, 0.75), ("fa", 0.1): (0.25, 0.75), ("dfa", 0.1): (1.0, None),
         ("unit_fro(g)", 0.2): (0.625, 1.0), ("g", 0.1): (0.0, 0.0),  # the last one at a rate that is not the tuned one
@@ -73,7 +74,7 @@ def test_what_a_stage_showed_is_the_lead_over_tuned_backprop_paired_by_seed_at_t
     assert leads == {"2.0*g": (12.5, 2), "fa": (-12.5, 2), "unit_fro(g)": (18.75, 2)}
     assert shown.diverged == ("dfa",) and shown.closest == "2.0*g"
     assert shown.went_on == (best, fa)  # dfa diverged once, and stands behind what never did
-    assert (shown.slot_epochs, shown.of_controls) == (2 * 22, 2 * (4 + 6))
+    assert (shown.slot_epochs, shown.of_controls) == (2 * 32, 2 * (8 + 6))
     texts = {line.text: line.numbers[0] for line in funnel_table([shown]).lines}
     assert list(texts) == ["unit_fro(g)", "fa", "dfa", "control: 2.0*g"]
     assert texts["unit_fro(g)"].startswith("+18.75 ± 79.4") and texts["unit_fro(g)"].endswith(" >")
@@ -85,7 +86,7 @@ def test_what_a_stage_showed_is_the_lead_over_tuned_backprop_paired_by_seed_at_t
     assert many.ahead == ("fa",)  # 50 and 25 points, each time; dfa is ahead of backprop alone
     cells = {line.text: line.numbers[0] for line in funnel_table([many]).lines}
     assert cells["fa"] == "+50.00 ± 0.00* >" and cells["dfa"] == "+25.00 ± 0.00 >"
-    assert "2 of 3 rules went on, 44 slot-epochs, 20 of them of controls" in funnel_notes(["stage 1"], [shown])[0]
+    assert "2 of 3 rules went on, 64 slot-epochs, 28 of them of controls" in funnel_notes(["stage 1"], [shown])[0]
 
 
 def test_a_rule_is_ahead_only_of_controls_that_it_leads_on_several_seeds_and_by_more_than_nothing():
@@ -96,13 +97,19 @@ def test_a_rule_is_ahead_only_of_controls_that_it_leads_on_several_seeds_and_by_
         "fa": {1: 0.75, 2: 0.75},  # over 2.0*g on one seed alone
         "dfa": {7: 1.0},  # on a seed of its own
     }  # fmt: skip
-    rows = [row("tuning", text, 0.5) for text in fresh]
+    rows = [row("tuning", text, a, rate) for text in fresh for rate, a in ((0.05, 0.0), (0.1, 0.5), (0.2, 0.0))]
     rows += [row("selection", text, a, replicate=seed) for text, of in fresh.items() for seed, a in of.items()]
     shown = passed(Rows(rows), plan)
     leads = {text: (lead.mean, lead.n) for text, lead in shown.leads.items()}
     assert leads == {"fa": (25.0, 2), "h": (0.0, 2)} and (shown.diverged, shown.ahead) == (("2.0*g",), ())
+    assert shown.at_edge == ()
     alone = dataclasses.replace(plan, controls=(g,))
     assert passed(Rows(rows), alone).ahead == ("fa",)  # h leads by 0 ± 0
+    for limited, ahead in (("fa", ()), ("dfa", ("fa",)), ("g", ())):  # whose grid ends with its best rate
+        found = passed(Rows(r for r in rows if (r.equation, r.learning_rate) != (limited, 0.2)), alone)
+        assert (found.at_edge, found.ahead) == ((limited,), ahead)
+    nothing = [row("tuning", "fa", None, 0.05)] + [r for r in rows if r.equation != "fa"]
+    assert passed(Rows(nothing), alone).at_edge == ()  # it diverged at every rate
 
 
 @pytest.mark.parametrize(
@@ -112,20 +119,22 @@ def test_a_rule_is_ahead_only_of_controls_that_it_leads_on_several_seeds_and_by_
 def test_the_closest_control_is_the_one_that_leads_backprop_by_most(leads, closest):
     shown = Passed(
         leads={text: Summary(n=2, mean=mean, deviation=1.0, margin=1.0) for text, mean in leads.items()},
-        ahead=(), diverged=(), controls=("g", "4.0*g", "2.0*g", "g | lars"), went_on=(), slot_epochs=0, of_controls=0,
+        ahead=(), at_edge=(), diverged=(), controls=("g", "4.0*g", "2.0*g", "g | lars"), went_on=(), slot_epochs=0, of_controls=0,
     )  # fmt: skip
     assert shown.closest == closest
 
 
-def stage(leads: dict, controls=("g", "2.0*g"), went_on=(), diverged=(), ahead=(), cost=(1000, 400)) -> Passed:
+def stage(
+    leads: dict, controls=("g", "2.0*g"), went_on=(), diverged=(), ahead=(), cost=(1000, 400), at_edge=("2.0*g",)
+) -> Passed:
     """`leads`: means in points, with half the interval where there is one."""
     made = {
         text: Summary(n=2 if margin else 1, mean=mean, deviation=1.0, margin=margin)
         for text, (mean, margin) in leads.items()
     }
     return Passed(
-        leads=made, ahead=ahead, diverged=diverged, controls=controls, went_on=tuple(map(Treatment.parse, went_on)),
-        slot_epochs=cost[0], of_controls=cost[1],
+        leads=made, ahead=ahead, at_edge=at_edge, diverged=diverged, controls=controls,
+        went_on=tuple(map(Treatment.parse, went_on)), slot_epochs=cost[0], of_controls=cost[1],
     )  # fmt: skip
 
 
@@ -148,7 +157,7 @@ def test_a_table_of_stages_has_who_came_furthest_first_then_the_controls():
     assert [(line.text, *line.numbers, line.style) for line in shown.lines] == [
         ("dfa", "+1.00 >", "+2.00 >", ""), ("fa", "+3.00 ± 0.25* >", "+1.00", ""), ("sgn(g)", "diverged >", "diverged", ""),
         ("h", "+2.00", "", ""), ("hp", "+1.50", "", ""), ("gh", "diverged", "", ""),
-        ("control: 2.0*g", "-1.00 ± 0.50", "+0.50", "dim"),
+        ("control: 2.0*g", "-1.00 ± 0.50!", "+0.50!", "dim"),
     ]  # fmt: skip
     notes = funnel_notes(["stage 1", "stage 2 (epochs=4)"], [first, second])
     assert notes[:2] == [

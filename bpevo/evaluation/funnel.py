@@ -6,10 +6,11 @@ best go on.
 import dataclasses
 from collections.abc import Mapping
 
-from bpevo.evaluation.evaluation import finalists, rate
+from bpevo.evaluation.evaluation import finalists, rate, tried
 from bpevo.evaluation.plan import EvaluationPlan
 from bpevo.evaluation.significance import Summary, summary
 from bpevo.evaluation.treatments import BACKPROP, Treatment
+from bpevo.evolution.rates import at_edge
 from bpevo.runs import Rows
 from bpevo.workers import Stage
 
@@ -60,7 +61,9 @@ class Passed:
     """What a stage showed; figures in points of validation accuracy, on the fresh seeds of its selection."""
 
     leads: dict[str, Summary]  # over tuned backprop, paired by seed: of each treatment of which no repetition diverged
-    ahead: tuple[str, ...]  # rules among them whose 95 % intervals are above every control, paired likewise
+    ahead: tuple[str, ...]  # rules among them whose 95 % intervals are above every control, paired likewise; none where
+    # its own best learning rate or a control's is at an edge
+    at_edge: tuple[str, ...]  # treatments whose best learning rate is the last that was tried
     diverged: tuple[str, ...]  # treatments that did, or found no learning rate
     controls: tuple[str, ...]
     went_on: tuple[Treatment, ...]  # best first
@@ -85,9 +88,18 @@ def passed(rows: Rows, plan: EvaluationPlan) -> Passed:
         for text in fresh
         if text not in diverged
     }
+    tuned = [str(t) for t in plan.treatments if rate(rows, t) is not None]
+    edges = tuple(t for t in tuned if at_edge(plan.learning_rates, tried(rows, t)))
+    fair = not set(own).intersection(edges)
+
+    def leads_all(text: str) -> bool:
+        leads = over.get(text, {}).values()
+        return text not in own and text not in edges and bool(leads) and all(map(_above_zero, leads))
+
     return Passed(
         leads={text: leads[str(BACKPROP)] for text, leads in over.items() if str(BACKPROP) in leads},
-        ahead=tuple(t for t, leads in over.items() if t not in own and leads and all(map(_above_zero, leads.values()))),
+        ahead=tuple(filter(leads_all, fresh)) if fair else (),
+        at_edge=edges,
         diverged=tuple(diverged),
         controls=tuple(own),
         went_on=tuple(t for t in finalists(rows, plan) if t not in plan.controls),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from bpevo.evaluation import Passed
 from bpevo.report.terminal import Line, TextTable
 
-WENT_ON, AHEAD = " >", "*"  # mark who did, and who is ahead of every control
+# They mark who went on, who is ahead of every control, and whose best learning rate is the last that was tried.
+WENT_ON, AHEAD, EDGE = " >", "*", "!"
 
 
 def funnel_table(stages: Sequence[Passed]) -> TextTable:
@@ -40,8 +41,8 @@ def _cell(stage: Passed, text: str) -> str:
     if text not in stage.leads:
         return ""
     lead = stage.leads[text]
-    ahead = AHEAD if text in stage.ahead else ""
-    return f"{lead.mean:+.2f}" + (f" ± {lead.margin:.2f}" if lead.n > 1 else "") + ahead + on
+    marks = AHEAD * (text in stage.ahead) + EDGE * (text in stage.at_edge) + on
+    return f"{lead.mean:+.2f}" + (f" ± {lead.margin:.2f}" if lead.n > 1 else "") + marks
 
 
 def funnel_notes(titles: Sequence[str], stages: Sequence[Passed]) -> list[str]:
@@ -57,6 +58,7 @@ def funnel_notes(titles: Sequence[str], stages: Sequence[Passed]) -> list[str]:
     return [
         *said,
         f"{total:,} slot-epochs in all. ± half the 95 % interval of the pairs of a seed, of validation accuracies;{WENT_ON} went "
-        f"on; {AHEAD} ahead of every control by such intervals. A lead by which a rule was chosen flatters it: what it is worth, "
-        "the next stage says, and at the end the test.",
+        f"on; {AHEAD} ahead of every control by such intervals; {EDGE} its best learning rate is the last that was tried, where "
+        "better ones may lie beyond: if that is a control's, no rule is ahead. A lead by which a rule was chosen flatters it: "
+        "what it is worth, the next stage says, and at the end the test.",
     ]

@@ -163,7 +163,7 @@ class Trainer:
 
     def compiled(self) -> jax.stages.Compiled:
         """The program of an epoch, compiled for itself: XLA's account of it, and its text."""
-        orders = self._placed_orders(self.kernel is not None, np.ones(self.capacity, bool))
+        orders = self._placed_orders(self.kernel is not None, self._orders.active)
         return self._programs[-1].lower(orders, self._states, self._examples).compile()
 
     def _make_programs(self, options: Mapping[str, int | str] | None = None) -> list[jax.stages.Wrapped]:
@@ -347,8 +347,9 @@ class Trainer:
         orders = jax.tree.map(np.array, self._orders.replace(active=active))
         if in_kernel:
             assert self.kernel is not None
-            # Under vmap every slot computes what any reads: a program for groups of which none reads both, and one for others.
-            both = isinstance(self.kernel, Loop) or bool((self._both & active).any())
+            # Under vmap every slot computes what any reads: a program where none reads both products, and one for the rest. Slots
+            # that stand idle count by their last equation, or the end of a search, when few train, might compile the former.
+            both = isinstance(self.kernel, Loop) or bool((self._both & self._in_kernel).any())
             orders = orders.replace(rule=TiledRule(orders.rule.program, self.kernel, both))
         return jax.device_put(orders, self._sharded)
 

@@ -146,34 +146,45 @@ def test_a_program_s_costs_are_those_of_a_slot(monkeypatch, platform, decisions)
     assert found.counts() == Counts(bytes=4, kernels=0.5, branches=1, decisions=decisions / 2, guessed=1)
 
 
-def counted(habits: Habits) -> Counts:
-    return Counts(bytes=habits.turns["instructions"])
+@dataclasses.dataclass(eq=False)
+class Counted:
+    """A program that moves a byte an instruction, two where it computes both products."""
+
+    rule: rules.Rule
+
+    def counts(self, habits: Habits) -> Counts:
+        return Counts(bytes=habits.turns["instructions"] * (2 if getattr(self.rule, "both", False) else 1))
 
 
-SAMPLED = ("g", "(W @ b_next.T).T * dh", "g + dh", "(g + dh) * gh", "h * dh")  # instructions: 1, 3, 2, 3, 2
+SAMPLED = ("g", "(W @ b_next.T).T * dh", "g + dh", "(fa + dh) * gh", "h * dh")  # instructions: 1, 3, 2, 3, 2
 
 
 @pytest.mark.parametrize(
-    ("platform", "rule", "expected"),
+    ("platform", "kinds", "expected"),
     [
-        ("cpu", InterpretedRule, [("slots, K = 2, 2 groups", (2 + 2.5) / 2, 2.5), ("  the 3 rules", 2, 2)]),
-        # The kernel takes no products.
-        ("tpu", TiledRule, [("slots, K = 2, 4 equations in a kernel, 2 groups", 2, 2.5), ("  the 2 rules", 1.5, 1.5)]),
+        ("cpu", [InterpretedRule], [("slots, K = 2, 2 groups", (2 + 2.5) / 2, 2.5), ("  the 3 rules", 2, 2)]),
+        # The kernel takes no products; the fourth equation reads both gh and fah.
+        (
+            "tpu",
+            [TiledRule] * 2,
+            [("slots, K = 2, 4 equations in a kernel, 2 groups", 3.25, 5), ("  the 2 rules", 1.5, 1.5)],
+        ),
     ],
 )
 def test_slots_are_counted_in_groups_of_what_they_take_and_for_the_specialised_rules(
-    monkeypatch, platform, rule, expected
+    monkeypatch, platform, kinds, expected
 ):
     asked = []
 
     def program(setting, rule, capacity, devices):
         asked.append((type(rule), rule.program.load.shape, capacity, len(devices)))
-        return SimpleNamespace(counts=counted)
+        return Counted(rule)
 
     monkeypatch.setattr(described, "program", program)
     rows = described.in_slots(SETTING, 2, equations(*SAMPLED), 3, [device(platform)] * 2)
     assert [(row.name, row.mean.bytes, row.worst.bytes) for row in rows] == expected
-    assert asked == [(rule, (6,), 2, 2)]  # two instructions for each of three parts
+    assert asked == [(rule, (6,), 2, 2) for rule in kinds]  # two instructions for each of three parts
+    assert [[p.rule.both for p in row.programs] for row in rows] == [[False, True], [False]] or platform == "cpu"
     assert len(described.in_slots(SETTING, 2, equations(*SAMPLED), 0, [device(platform)] * 2)) == 1
     [row] = described.beside(SETTING, equations(*SAMPLED), [device(platform)] * 2)
     assert (row.name, row.mean.bytes, row.worst.bytes) == ("interpreter, K = 1, 5 groups", pytest.approx(2.2), 3)

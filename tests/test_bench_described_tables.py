@@ -184,7 +184,8 @@ def test_slots_are_counted_in_groups_of_what_they_take_and_for_the_specialised_r
     rows = described.in_slots(SETTING, 2, equations(*SAMPLED), 3, [device(platform)] * 2)
     assert [(row.name, row.mean.bytes, row.worst.bytes) for row in rows] == expected
     assert asked == [(rule, (6,), 2, 2) for rule in kinds]  # two instructions for each of three parts
-    assert [[p.rule.both for p in row.programs] for row in rows] == [[False, True], [False]] or platform == "cpu"
+    both = [[getattr(p.rule, "both", None) for p in row.programs] for row in rows]
+    assert both == ([[False, True], [False]] if platform == "tpu" else [[None], [None]])
     assert len(described.in_slots(SETTING, 2, equations(*SAMPLED), 0, [device(platform)] * 2)) == 1
     [row] = described.beside(SETTING, equations(*SAMPLED), [device(platform)] * 2)
     assert (row.name, row.mean.bytes, row.worst.bytes) == ("interpreter, K = 1, 5 groups", pytest.approx(2.2), 3)

@@ -64,6 +64,7 @@ def pytest_collection_modifyitems(config, items):
         "soak": "an hour: run with -m soak -s -n 0",
         "long": "minutes: run with -m long -n 0",
         "cluster": "minutes: run with -m cluster -n 0",
+        "slow": "a minute: run with -m slow",
     }
     for name, reason in reasons.items():
         for item in items:

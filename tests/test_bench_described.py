@@ -48,6 +48,7 @@ def test_backprop_s_products_are_those_of_the_network_and_it_decides_nothing(her
     )
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_program_and_what_it_compares(here):
     console = Console(width=250, record=True)
     figures = described_table.tell(dataclasses.replace(SETTING, model="mlp-8"), ["here"], [2], 2, console)

@@ -84,6 +84,7 @@ def test_a_platform_that_is_not_there_is_one_line(environment):
         assert done.stderr.startswith(f"bpevo.{name}: jax finds no device for JAX_PLATFORMS=cuda")
 
 
+@pytest.mark.slow
 def test_without_a_home_nothing_is_called_tilde(environment, tmp_path):
     """As a user without an entry in the password file, such as a container's."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -453,6 +453,7 @@ def disguised(tmp_path_factory):
         return standings(experiment.rows, database.settings()), experiment.rows, workdir
 
 
+@pytest.mark.slow
 def test_backprop_in_disguise_is_never_a_significant_winner(disguised):
     table, evaluations, _ = disguised
     rules = [r for r in table if r.role == "named"]
@@ -464,6 +465,7 @@ def test_backprop_in_disguise_is_never_a_significant_winner(disguised):
     assert zero.worse  # the test can tell a difference
 
 
+@pytest.mark.slow
 def test_the_alignment_of_backprop_in_disguise_is_perfect(disguised):
     _, evaluations, _ = disguised
     for e in evaluations:

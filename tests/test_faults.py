@@ -398,6 +398,7 @@ def trainings(workdir) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_the_command_outlives_a_closed_pipe_and_ends_on_a_closed_terminal_and_on_termination(tmp_path):
     workdir = tmp_path / "run"
     with launched(

@@ -134,6 +134,7 @@ def test_files_and_functions_that_give_no_data_are_named(tmp_path):
             data.load(name)
 
 
+@pytest.mark.slow
 def test_a_search_on_ones_own_network_and_arrays_survives_a_kill_and_is_evaluated_and_reported(tmp_path):
     """A GELU network with batch norm and dropout; by command line, then by Python."""
     random = np.random.default_rng(0)

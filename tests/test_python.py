@@ -77,6 +77,7 @@ def test_metrics_hold_every_epoch_once_also_of_a_run_that_went_on(searched):
     assert lines_of(workdir) == trained(more)
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_the_searchs_rules_or_ones_own(searched):
     pytest.importorskip("pandas")
     workdir, _ = searched

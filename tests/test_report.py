@@ -328,6 +328,7 @@ def command(workdir, stdout=subprocess.PIPE, **environment: str) -> subprocess.C
     return subprocess.run(arguments, env=kept, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_neither_the_users_style_nor_a_hash_seed_changes_a_byte(workdir, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(workdir / "a1", folder / "a1")
@@ -383,6 +384,7 @@ def test_names_and_outputs_that_are_no_ascii_are_no_trouble(named, environment):
     assert (named / "report" / "größe_curves.svg").is_file()
 
 
+@pytest.mark.slow
 def test_a_report_that_finds_no_room_is_one_message_and_leaves_the_run_alone(named, tmp_path):
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=600k", "tmpfs") as disk:
         shutil.copytree(named / "größe", disk / "a1")

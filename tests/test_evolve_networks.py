@@ -374,8 +374,17 @@ def test_a_product_that_is_read_twice_is_a_unit_without_its_bias():
 
     params = {"below": jnp.float32(1), "w": P["w"], "o": normal(12, 4)}
     np.testing.assert_array_equal(signal_at(network, "g - g", params, GATE), 0)
-    found = signal_at(network, "hp_next @ W.T", params, GATE)
-    np.testing.assert_allclose(found, jnp.tanh(GATE) @ P["w"] @ P["w"].T, rtol=1e-4, atol=1e-5)
+    right = jnp.tanh(GATE) @ P["w"] @ P["w"].T
+    np.testing.assert_allclose(signal_at(network, "hp_next @ W.T", params, GATE), right, rtol=1e-4, atol=1e-5)
+
+    def returning(p, x):  # read by the sum and by whoever calls
+        y = jnp.tanh(x * p["below"]) @ p["w"]
+        return y + p["o"], y
+
+    net = evolve(returning, "hp_next @ W.T")
+    state = net.init(jax.random.key(0), params, GATE)
+    found = jax.grad(lambda x: jnp.sum(net(params, state, x)[0]))(GATE)
+    np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
 MESHES = """

@@ -517,6 +517,7 @@ def test_an_error_of_a_command_is_one_line_and_an_exit_code(monkeypatch, handler
 def started(monkeypatch, run, left=None, **options) -> int:
     """The exit code of a command in this process; `left` gets whether accelerators were left to others."""
     told = [] if left is None else left
+    monkeypatch.setattr(main.flags, "FLAGS", flags.FlagValues())  # others in this process may have defined flags
     monkeypatch.setattr(main, "configure_jax", lambda leave_accelerators: told.append(leave_accelerators))
     monkeypatch.setattr(main.app, "run", lambda begin, flags_parser: begin(["some"]))
     with pytest.raises(SystemExit) as ended:

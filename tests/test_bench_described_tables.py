@@ -93,7 +93,7 @@ ENTRY %main (p: s32[]) -> s32[] {
 """
 
 
-@pytest.mark.parametrize(("platform", "decisions"), [("cpu", 0), ("gpu", 1)])
+@pytest.mark.parametrize(("platform", "decisions"), [("cpu", 0), ("gpu", 1), ("tpu", 0)])
 def test_a_program_s_costs_are_those_of_a_slot(monkeypatch, platform, decisions):
     """Two slots on each of two devices; a step is a kernel and two conditionals, of which a GPU's host takes one."""
     seen = {}

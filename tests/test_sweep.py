@@ -279,7 +279,9 @@ def ran(*arguments: str) -> tuple[int, list[str]]:
 
 
 def test_where_some_failed_the_sweep_says_so_and_takes_their_exit_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeping, "LAUNCH", [sys.executable, "-S", "-c", "print('out of [b]luck'); raise SystemExit(3)"])
+    monkeypatch.setattr(
+        sweeping, "LAUNCH", [sys.executable, "-S", "-c", "print('out of [b]luck'); raise SystemExit(3)"]
+    )
     code, said = ran(f"--workdir={tmp_path}", "--vary=seed=0|1")
     assert code == 3 and said[0] == "2 searches, 1 at once" and not any("best rule" in line for line in said)
     assert said[-3:] == [

@@ -98,13 +98,14 @@ def used(program: Program) -> jax.Array:
 
 
 def reads_product(program: Program, name: str) -> Any:
-    """Whether a program needs gh or fah, whatever it reads that is made of them. Of NumPy or traced arrays."""
-    return program.uses[p.codes().products.index(name)] > 0
+    """Whether a program, or each of stacked ones, needs gh or fah, whatever it reads that is made of them. Of NumPy or traced
+    arrays."""
+    return program.uses[..., p.codes().products.index(name)] > 0
 
 
-def reads_both_products(program: Program) -> bool:
-    """Whether a program (of NumPy arrays) needs gh as well as fah, two products of one signal."""
-    return bool(reads_product(program, "gh") and reads_product(program, "fah"))
+def reads_both_products(program: Program) -> Any:
+    """Whether a program, or each of stacked ones, needs gh as well as fah, two products of one signal."""
+    return reads_product(program, "gh") & reads_product(program, "fah")
 
 
 class Scalars:

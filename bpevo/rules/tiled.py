@@ -77,9 +77,8 @@ class TiledRule:
         def product(name: str, replaced: str, by: jax.Array) -> jax.Array:
             return formulas.formula_value(unit, name, lambda n: by if n == replaced else operand(n))
 
-        if (
-            both
-        ):  # XLA would make one dot of the two, of other rounding: a rule's signal must not depend on its neighbours
+        if both:
+            # XLA would make one dot of the two, of other rounding; a signal must not depend on a slot's neighbours.
             found["fah"] = product("fah", "b_next", lax.optimization_barrier(operand("b_next")))
         else:
             weight = jnp.where(reads_product(program, "fah"), operand("R"), operand("W"))

@@ -144,7 +144,6 @@ class Trainer:
             kernel = kernel or kernel_of(self._devices[0]).kernel
         self.kernel = None if rule else kernel
         self._in_kernel = np.zeros(self.capacity, bool)  # slots whose equation it takes
-        self._both = np.zeros(self.capacity, bool)  # those whose equation reads both products, gh and fah
         self._programs = self._make_programs()
         self.graphs = graphs(self._devices[0])
         # Until an epoch has run in graphs: the states that slots were given, as a failure loses those on the devices.
@@ -230,7 +229,6 @@ class Trainer:
             program = assemble(training.equation)
             jax.tree.map(functools.partial(_write, slot), self._orders.rule.program, program)
             self._in_kernel[slot] = self.kernel is not None and takes(program)
-            self._both[slot] = reads_both_products(program)
         else:
             assert str(training.equation) == str(self.rule)
         if self._orders.transform is not None:
@@ -349,7 +347,9 @@ class Trainer:
             assert self.kernel is not None
             # Under vmap every slot computes what any reads: a program where none reads both products, and one for the rest. Slots
             # that stand idle count by their last equation, or the end of a search, when few train, might compile the former.
-            both = isinstance(self.kernel, Loop) or bool((self._both & self._in_kernel).any())
+            both = isinstance(self.kernel, Loop) or bool(
+                np.any(reads_both_products(orders.rule.program) & self._in_kernel)
+            )
             orders = orders.replace(rule=TiledRule(orders.rule.program, self.kernel, both))
         return jax.device_put(orders, self._sharded)
 

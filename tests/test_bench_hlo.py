@@ -19,6 +19,7 @@ from bpevo.bench import hlo, thunks
         ("c128[16]{0}", 256, False),
         ("f8e4m3fn[16]{0}", 16, False),
         ("s4[16]{0}", 8, False),
+        ("s4[3]{0}", 2, False),  # whole bytes
         ("u2[16]{0}", 4, False),
         ("opaque[16]", 0, False),
         ("f32[<=8,2]{1,0:S(0)}", 64, False),  # of at most eight rows; space 0 is the device's memory

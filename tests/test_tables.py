@@ -93,6 +93,9 @@ def test_over_several_networks_a_cell_holds_what_a_rule_did_on_each(kinds):
     assert found == expected and list(found) == list(expected)
     figures = [(r.mean, r.diverged, r.difference) for r in board]
     assert figures == [(62.5, 0, None), (62.5, 1, None), (None, 0, None), (None, 0, None)]
+    assert [plain(r)[3:7] for r in board] == [
+        (0.1, 62.5, 62.5, 2), (0.1, 37.5, 62.5, 2), (0.1, 62.5, None, 0), (0.1, None, None, 0),
+    ]  # fmt: skip
     said = remarks(board, 0, 0)
     assert len(said) == 2 and said[1].startswith("a / b: on the networks of the title, in their order.")
 

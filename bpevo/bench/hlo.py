@@ -67,7 +67,7 @@ def _array(kind: str, text: str, layout: str) -> Array:
         for size, axis in zip(reversed([int(n) for n in tile[1].split(",")]), minor_first, strict=False):
             padded[axis] = -(-padded[axis] // size) * size
     space = _SPACE.search(rest)
-    return Array(dims, math.prod(padded) * bits // 8, bool(space and space[1] != "0"))
+    return Array(dims, -(-math.prod(padded) * bits // 8), bool(space and space[1] != "0"))
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:

@@ -184,10 +184,9 @@ def name(row: LeaderboardRow) -> str:
 
 def plain(row: LeaderboardRow) -> tuple:
     """For the database's table `leaderboard`."""
+    seeds = min(len(on_one.fresh) for on_one in row.each)
     difference = None if row.difference is None else row.difference.mean
-    return (
-        row.equation, row.label, row.kind, row.learning_rate, row.search, row.mean, len(row.fresh), difference,
-    )  # fmt: skip
+    return row.equation, row.label, row.kind, row.learning_rate, row.search, row.mean, seeds, difference
 
 
 def table(board: Sequence[LeaderboardRow], title: str) -> TextTable:

@@ -60,10 +60,10 @@ CREATE TABLE IF NOT EXISTS leaderboard (
   rule TEXT NOT NULL,               -- without idle genes
   control TEXT NOT NULL,            -- its name where it is one
   kind TEXT NOT NULL,               -- what it keeps of backprop's signal
-  learning_rate REAL,
+  learning_rate REAL,               -- over several networks that on the first
   search REAL,                      -- accuracy that selected it, %
   fresh REAL,                       -- mean over n fresh seeds, %
-  n INTEGER NOT NULL,
+  n INTEGER NOT NULL,               -- over several networks on each, at least
   vs_backprop REAL                  -- mean paired difference, %
 );
 CREATE TABLE IF NOT EXISTS front (

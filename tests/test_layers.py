@@ -619,3 +619,31 @@ def test_on_a_gpu_mapped_weight_gradients_are_matrix_products_and_no_convolution
         assert lowered.count("stablehlo.convolution") == 4  # one per candidate
         groups = re.findall(r"(?:feature|batch)_group_count = (\d+)", lowered)
         assert groups and set(groups) == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "channels", "products"),
+    [
+        (4, (3, 3), (5, 6), (False, False)),
+        (4, (1, 1), (5, 6), (True, True)),  # of one position
+        (3, (3, 3), (5, 6), (False, False)),
+        (2, (3, 3), (5, 6), (True, True)),  # smaller than the kernel
+        (4, (3, 3), (4, 5), (True, False)),  # few channels on its own side
+        (4, (3, 3), (5, 4), (False, True)),
+    ],
+)
+def test_on_a_cpu_small_convolutions_are_matrix_products(side, kernel, channels, products):
+    geometry = convolution.window((side, side), kernel, (1, 1), "SAME")
+    x, b = (jnp.ones((2, side, side, c)) for c in channels)
+    w = jnp.ones((*kernel, *channels))
+
+    def of_products(function, *arguments):
+        text = jax.jit(function).lower(*arguments).as_text()
+        assert ("stablehlo.dot_general" in text) != ("stablehlo.convolution" in text)
+        return "stablehlo.dot_general" in text
+
+    forward = of_products(lambda x, w: convolution.conv(x, w, geometry), x, w)
+    assert (
+        forward,
+        of_products(lambda b, w: convolution.conv_input_gradient(b, w, (side, side), geometry), b, w),
+    ) == products

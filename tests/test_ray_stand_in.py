@@ -350,6 +350,17 @@ def test_an_actor_out_of_reach_is_asked_twice_a_second_and_given_up_after_half_a
     assert fleet.wait(0.0) == [(worker, 5, Lost(reason="it is out of reach"))]
 
 
+def test_an_actor_that_is_asked_late_is_given_up_at_once(ray, fleet):
+    worker = fleet.start(alone=False, without=())
+    ray.calls[0].given.append(ActorUnavailableError())
+    begin = ray.time
+    assert fleet.wait(0.0) == []
+    ray.time = begin + 31.0  # the driver was busy
+    fleet.wait(0.0)
+    ray.calls[1].given.append(ActorUnavailableError())
+    assert fleet.wait(0.0) == [(worker, 0, Lost(reason="it is out of reach"))]
+
+
 def test_an_actor_that_is_back_has_lost_its_answer_and_is_not_to_blame(ray, fleet):
     worker = fleet.start(alone=False, without=())
     ray.calls[0].given.append(ActorUnavailableError())

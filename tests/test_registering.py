@@ -40,6 +40,8 @@ WRONG = [
     ),
     (cube(fn=lambda x, c: x > 0), "makes bool"),
     (cube(fn=lambda x, c: x / jnp.max(x)), "must act element by element"),
+    (cube(fn=lambda x, c: x + jnp.min(x)), "must act element by element"),
+    (cube(fn=lambda x, c: x - jnp.sum(jnp.minimum(x, 0))), "must act element by element"),  # of negative ones alone
     (cube(fn=lambda x: x), "the function raises TypeError"),
     (cube(fn=lambda x, c: x[:, 0]), "the function raises"),
     (cube(structure="transpose"), "needs exactly one of fn, affine, norm, statistic"),

@@ -71,8 +71,6 @@ def read(text: str) -> Expression:
     except SyntaxError as error:
         place = error.offset - 1 if error.offset else len(text)
         raise RuleSyntaxError(_at(text, place, "this is no expression" if text else "the equation is empty")) from None
-    except (ValueError, MemoryError, RecursionError, OverflowError):
-        raise RuleSyntaxError(_at(text, 0, "this is no expression that can be read")) from None
     _check_size(text, tree)
     with np.errstate(over="ignore"):  # of numbers beyond float32, which are refused as any too large
         return _Reader(text).expression(tree)

@@ -459,7 +459,8 @@ def test_limits_on_size():
     assert sum(1 for _ in parse(chain).walk()) == 63
     parse("abs(" * 63 + "g" + ")" * 63)
     parse("(" * 64 + "g" + ")" * 64)
-    for text in (chain + " + g", "abs(" * 64 + "g" + ")" * 64, "-" * 64 + "g", "g" + ".T" * 64, "-" * 999 + "g", "g" + ".T" * 499):
+    longest = ("-" * 999 + "g", "g" + ".T" * 499)
+    for text in (chain + " + g", "abs(" * 64 + "g" + ")" * 64, "-" * 64 + "g", "g" + ".T" * 64, *longest):
         with pytest.raises(RuleSyntaxError, match="at most 64 components"):
             parse(text)
     parse("g" + " " * 999)

@@ -58,8 +58,8 @@ def test_the_first_estimate_is_memory_moved_over_bandwidth(monkeypatch):
 def test_the_measured_time_left_counts_epochs_of_all_slots():
     made = Forecast(plan(20, top=1, repeats=1), [trainer()], print)
     # 19 equations, a confirmation, 2 controls, 3 on a fresh seed: 250 slot-epochs; (250 - 50) / 8 * 2 s.
-    assert made.measured(2.0, done=50).startswith("measured: 2 s an epoch of all slots, at most 50 s left")
-    assert made.measured(60.0, done=50).startswith("measured: 60 s an epoch of all slots, at most 25 min left")
+    assert made.measured(2.0, done=50).startswith("measured: 2 s an epoch of all slots, at most 50 s of training left")
+    assert made.measured(60.0, done=50).startswith("measured: 60 s an epoch of all slots, at most 25 min of training left")
 
 
 def estimated(monkeypatch, plan, *trainers) -> list[str]:
@@ -114,9 +114,9 @@ def test_what_was_measured_is_said_once_after_the_second_epoch(monkeypatch):
     made(search, [])
     assert not said
     made(search, []), made(search, []), made(search, [])
-    assert said == ["measured: 4 s an epoch of all slots, at most 100 s left"]  # (250 - 50) / 8 * 4
-    assert made.measured(4.0, done=251) == "measured: 4 s an epoch of all slots, at most 0 s left"
-    assert made.measured(0.0125, done=250) == "measured: 0.013 s an epoch of all slots, at most 0 s left"
+    assert said == ["measured: 4 s an epoch of all slots, at most 100 s of training left"]  # (250 - 50) / 8 * 4
+    assert made.measured(4.0, done=251) == "measured: 4 s an epoch of all slots, at most 0 s of training left"
+    assert made.measured(0.0125, done=250) == "measured: 0.013 s an epoch of all slots, at most 0 s of training left"
 
 
 def test_a_device_that_tells_its_memory_is_asked():

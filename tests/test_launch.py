@@ -495,4 +495,4 @@ def test_a_start_says_what_the_run_is_and_later_what_it_takes(finish, tmp_path):
     assert "8 slots; 13 equations: 4 random, 9 bred (N 3, lag 4); about 22 trainings" in said
     assert "66 slot-epochs of 4 steps of 32 examples" in said and "50% of the slots will stand idle: with lag 4" in said
     assert re.search(r"about \d+ (s|min) beside compilation and \d+ MiB of device memory", said)
-    assert re.search(r"measured: \S+ s an epoch of all slots, at most \d+ (s|min) left", said)
+    assert re.search(r"measured: \S+ s an epoch of all slots, at most \d+ (s|min) of training left", said)

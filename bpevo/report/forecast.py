@@ -81,7 +81,7 @@ class Forecast:
         left = max(0.0, (self.slot_epochs - done) / self._capacity * seconds)
         memory = _in_use(self._trainers[0].devices)
         used = f", {_size(memory)} of device memory in use" if memory else ""
-        return f"measured: {seconds:.2g} s an epoch of all slots, at most {_duration(left)} left{used}"
+        return f"measured: {seconds:.2g} s an epoch of all slots, at most {_duration(left)} of training left{used}"
 
     def _epoch_estimate(self) -> float:
         """Seconds of one slot's epoch over the number of devices: memory moved over the bandwidth of a device."""

@@ -382,7 +382,7 @@ def test_where_shapes_do_not_tell_samples_apart_another_number_of_them_does_if_t
     network, model, x = per_sample()
     traces = [_Plan(evolve(f(network), "g"), model, (x,), {}) for f in (lambda f: f, with_a_copy, for_four)]
     more, *others = (plan.with_more_samples() for plan in traces)
-    assert more.outputs[0].shape == (5, 3) and others == [None, None]
+    assert more.outputs[0].shape == (8, 3) and others == [None, None]
     for plan in traces:
         assert [(unit.hp, unit.hp_next) for unit in plan.listing] == [((4, 4), (4, 4)), ((4, 4), (4, 3))]
 
@@ -391,6 +391,41 @@ def test_a_shorter_trace_of_more_samples_does_something_else_too():
     network, model, x = per_sample()
     shorter = lambda model, x: network(model, x) if len(x) > 4 else jnp.tanh(network(model, x))  # noqa: E731
     assert _Plan(evolve(shorter, "g"), model, (x,), {}).with_more_samples() is None
+
+
+def joined(features, join):
+    """A language model of 4 texts of 8 tokens: logits [4, 8, 5], or joined to [32, 5]."""
+    leaves = {"in": normal(1, 7, features), "hidden": normal(2, features, features), "out": normal(3, features, 5)}
+
+    def network(params, x):
+        logits = jnp.tanh(jnp.tanh(params["in"][x]) @ params["hidden"]) @ params["out"]
+        return logits.reshape(-1, 5) if join else logits
+
+    return network, leaves, jnp.arange(32).reshape(4, 8) % 7
+
+
+@pytest.mark.parametrize("features", [32, 33])
+def test_features_as_many_as_joined_logits_have_rows_are_no_samples(features):
+    gradients = []
+    for join in (True, False):
+        network, params, x = joined(features, join)
+        net = evolve(network, "unit_row2(g)")
+        assert [unit.hp for unit in net.units(params, x)] == [(4, 8, features)] * 2
+        gradients.append(jax.grad(lambda p, net=net, x=x: jnp.mean(net(p, {}, x) ** 2))(params))
+    assert_trees_agree(*gradients)
+
+
+@pytest.mark.parametrize("features", [8, 9])
+def test_features_as_many_as_samples_are_none_where_samples_are_joined_with_windows(features):
+    params = {"a": normal(1, 3, features), "b": normal(2, features, features), "c": normal(3, features, 5)}
+
+    def network(params, x):  # [B, windows, positions, 3]
+        windows = jnp.tanh(x.reshape(-1, 6, 3) @ params["a"])
+        mixed = jnp.tanh(windows @ params["b"]).reshape(len(x), -1, features)
+        return mixed.mean(1) @ params["c"]
+
+    units = evolve(network, "g").units(params, normal(4, 8, 4, 6, 3))
+    assert units[0].path == "b" and units[0].hp == (32, 6, features)
 
 
 def test_arguments_that_are_no_arrays_stay_as_they_are_and_shapes_are_enough_for_the_others():

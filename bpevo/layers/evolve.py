@@ -1,6 +1,7 @@
 """A rule on any JAX network: a function transformation, as `jax.grad` is one."""
 
 import dataclasses
+import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -212,24 +213,37 @@ class _Plan:
     def logits_shape(self) -> tuple[int, ...] | None:
         return None if self._logits is None else self._trace.outputs[self._logits].shape
 
-    def samples(self) -> int | None:
+    @property
+    def samples(self) -> int:
         """The number of samples B: the first axis of the logits, else of what else comes out or goes in."""
-        shapes = [self.logits_shape] if self.logits_shape else []
-        shapes += [o.shape for o in self._trace.outputs] + [v.shape for v in self._values[len(self._names) :]]
-        return next((s[0] for s in shapes if s), None)
+        data = [v.shape for v in self._values[len(self._names) :]]
+        return next((s[0] for s in [self.logits_shape, *self._returned(self._trace), *data] if s), 0)
+
+    def _returned(self, trace: Trace) -> list[tuple[int, ...]]:
+        """Shapes of the logits, or of all that comes out where there are none."""
+        return [o.shape for o in (trace.outputs if self._logits is None else [trace.outputs[self._logits]])]
 
     def with_more_samples(self) -> Trace | None:
-        """The same trace of one more sample; None if the function does not allow it or then does something else."""
-        samples = self.samples() or 0
-        values = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self._values]
-        for i in range(len(self._names), len(values)):
-            if values[i].shape[:1] == (samples,):
-                values[i] = jax.ShapeDtypeStruct((samples + 1, *values[i].shape[1:]), values[i].dtype)
-        try:
-            other = Trace(self._flat, *values)
-        except Exception:  # whatever the network raises for shapes that it was not made for
-            return None
-        return other if len(other.avals) == len(self._trace.avals) else None
+        """The same trace of twice as many samples; None if the function does not allow it or then does something else.
+
+        They come in by a leading axis of the data, which need not be as long as the logits': it may be joined with others.
+        So what is asked of it is that the first axis of what comes out grows with it.
+        """
+        data = range(len(self._names), len(self._values))
+        before = next((s for s in self._returned(self._trace) if s), ())
+        for length in dict.fromkeys([self.samples, *(self._values[i].shape[0] for i in data if self._values[i].shape)]):
+            values = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self._values]
+            for i in data:
+                if values[i].shape[:1] == (length,):
+                    values[i] = jax.ShapeDtypeStruct((2 * length, *values[i].shape[1:]), values[i].dtype)
+            try:
+                other = Trace(self._flat, *values)
+            except Exception:  # whatever the network raises for shapes that it was not made for
+                continue
+            after = next((s for s in self._returned(other) if s), ())
+            if len(other.avals) == len(self._trace.avals) and (not before or after[0] != before[0]):
+                return other
+        return None
 
     def _refuse_wrong(self) -> None:
         if not self._units:
@@ -300,23 +314,24 @@ class _Plan:
 
 
 class _SampleAxes:
-    """Which axis of a value is that of samples: by its length, or, where several have it, by a trace of more samples."""
+    """Which axis of a value is that of samples: the one that grows with them.
+
+    Where a network cannot be traced with more samples, the first axis as long as the logits' first.
+    """
 
     def __init__(self, plan: _Plan):
         self._plan, self._trace = plan, plan._trace
-        self._samples, self._tried = plan.samples(), False
-        self._other: Trace | None = None
 
     def __call__(self, value: int) -> int:
         shape = self._trace.shape(value)
-        axes = [i for i, n in enumerate(shape) if n == self._samples]
-        if len(axes) > 1:
-            if not self._tried:
-                self._other, self._tried = self._plan.with_more_samples(), True
-            if self._other:
-                more = self._other.shape(value)
-                axes = [i for i in axes if more[i] != shape[i]] or axes
-        return axes[0] if axes else 0
+        if self._more is None:
+            return shape.index(self._plan.samples) if self._plan.samples in shape else 0
+        more = self._more.shape(value)
+        return next((i for i, (n, m) in enumerate(zip(shape, more, strict=True)) if n != m), 0)
+
+    @functools.cached_property
+    def _more(self) -> Trace | None:
+        return self._plan.with_more_samples()
 
 
 def _refuse_explicit_sharding(net: Evolved, leaves: list[Any]) -> None:

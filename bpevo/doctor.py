@@ -92,15 +92,17 @@ def run(workdir: str) -> Iterator[Finding]:
             hint = f"; {_size(pending)} more in {log.name}: copy the run with --copy_to=FOLDER, not this file alone"
             yield "database", size + (hint if pending else ""), fault
             proposals, evaluations = database.proposals(), database.rows()
-            versions, settings = database.versions(), database.settings()
+            first, versions, settings = database.first_versions(), database.versions(), database.settings()
     except RunError as error:
         yield "database", "unusable", str(error)
         return
     ended = collections.Counter((e.stage, e.status) for e in evaluations)
     counts = ", ".join(f"{stage} {n} {status}" for (stage, status), n in sorted(ended.items()))
-    known = {e.proposal for e in evaluations if e.stage == "search"}
+    known = {e.proposal for e in evaluations}
     yield "proposals", f"{len(proposals)}, {sum(p.id not in known for p in proposals)} of them without a training", ""
     yield "trainings", counts or "none", ""
+    if changed := provenance.changed_numerics(first, versions):
+        yield "begun by", printable(changed), ""
     changed = provenance.changed_numerics(versions, provenance.versions())
     yield "last written by", printable(changed) or "these versions and this kind of device", ""
     numerics = settings.get("numerics")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
 import pathlib
 import sqlite3
@@ -425,6 +426,18 @@ def test_a_training_that_goes_on_where_its_trial_ended_takes_the_epochs_after_it
     assert Rows([*rows, together]).slot_epochs == rows.slot_epochs and Rows([together]).trainings == []
     assert [r.epochs for r in rows.of(stage="search", equation="fa")] == [4, 4]
 
+    again = Rows([row("trial", "g", 1), row("search", "g", 1)])  # the trial was the whole training, which is made again
+    assert again.slot_epochs == 2
+    stopped = Rows([row("trial", "g", 2), row("search", "g", 2, status="stopped")])  # at the bar where the trial ended
+    crashed = Rows([row("trial", "g", 2), row("search", "g", 0, status="crashed")])
+    assert stopped.slot_epochs == crashed.slot_epochs == 2
+
+
+def test_a_reason_is_stored_as_one_printable_line(tmp_path):
+    reason = "died:\tno\xa0memory\n\x1b[31mat all"
+    with run(tmp_path, dataclasses.replace(outcome("fa", "crashed", accuracies=()), reason=reason)) as made:
+        assert [row.reason for row in made.rows()] == ["died: no memory \\x1b[31mat all"]
+
 
 def test_trainings_on_several_networks_come_to_one_row_with_the_end_of_the_last():
     def row(network: str, accuracy: float, **more) -> Row:
@@ -509,3 +522,22 @@ def test_a_registered_component_is_known_by_its_texts_and_its_code_also_that_ins
         checksum(lambda x, c: (lambda y: y + 1)(x)), checksum(lambda x, c: (lambda y: y + 2)(x)),
     ]  # fmt: skip
     assert len({own, *others}) == 8
+
+
+def test_a_registered_function_is_known_by_what_it_was_made_with():
+    def checksum(fn) -> int:
+        return provenance._checksum(component(fn))
+
+    def made(power):
+        return lambda x, c: x**power
+
+    def named(x, c, power=2):
+        return x**power
+
+    assert checksum(made(2)) == checksum(made(2)) != checksum(made(3))
+    twice, thrice = functools.partial(named, power=2), functools.partial(named, power=3)
+    assert checksum(twice) == checksum(functools.partial(named, power=2)) != checksum(thrice)
+    before = checksum(named)
+    named.__defaults__ = (3,)
+    assert checksum(named) != before and checksum(made(made)) == checksum(made(made))
+    assert checksum(made(object())) == checksum(made(object()))  # an address tells nothing

@@ -243,10 +243,10 @@ def test_a_folder_that_cannot_be_written_is_a_fault(tmp_path, monkeypatch, free)
 
 
 def stored(folder, settings: dict, versions: dict) -> None:
-    """A run of three proposals, of which one has no training."""
+    """A run of four proposals, of which one has no training."""
     with RunDatabase.writing(folder) as database:
         database.check_settings({"max_parts": PARTS} | settings, versions, ())
-        for i in range(3):
+        for i in range(4):
             database.add_proposal(Proposal(id=i, equation=parse("g").to_equation(PARTS), key=f"key {i}"))
         database.add_rows([outcome("g", stage=Stage.CONTROL, proposal=None), outcome("g"), outcome("h"), outcome("dh")])
         database.add_rows([outcome("fa", "diverged", proposal=2), outcome("fa", stage=Stage.TRIAL, proposal=1)])
@@ -265,7 +265,7 @@ def test_a_run_is_told_with_its_counts_and_what_wrote_it(tmp_path, free):
         ("workdir", f"{tmp_path}, 1 GiB free", ""),
         ("writer", f"none; the last was {owner}", ""),
         ("database", f"{size / 1024:.4g} KiB, integrity ok", ""),
-        ("proposals", "3, 1 of them without a training", ""),
+        ("proposals", "4, 1 of them without a training", ""),
         ("trainings", "confirmation 1 done, control 1 done, search 1 diverged, search 3 done, trial 1 done", ""),
         ("last written by", "these versions and this kind of device", ""),
         ("numerics", f"{NUMERICS}, {NUMERICS} in this release", ""),
@@ -278,7 +278,13 @@ def test_what_another_release_has_written_is_told(tmp_path, free):
     now = provenance.versions()
     stored(tmp_path / "other", {"numerics": NUMERICS + 1, "evolution": {}}, now | {"jax": "0.1"})
     found = findings(tmp_path / "other")
-    assert found["last written by"] == (f"jax 0.1 then, {now['jax']} now", "")
+    assert found["last written by"] == (f"jax 0.1 then, {now['jax']} now", "") and "begun by" not in found
+    for versions in (now, now):  # two sessions later it still says who began
+        with RunDatabase.writing(tmp_path / "other") as database:
+            database.check_settings(database.settings(), versions, ())
+        again = findings(tmp_path / "other")
+        assert again["begun by"] == (f"jax 0.1 then, {now['jax']} now", "")
+        assert again["last written by"] == ("these versions and this kind of device", "")
     assert found["numerics"] == (
         f"{NUMERICS + 1}, {NUMERICS} in this release", "this release computes other numbers: use --fork_from"
     )  # fmt: skip

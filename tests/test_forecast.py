@@ -59,7 +59,9 @@ def test_the_measured_time_left_counts_epochs_of_all_slots():
     made = Forecast(plan(20, top=1, repeats=1), [trainer()], print)
     # 19 equations, a confirmation, 2 controls, 3 on a fresh seed: 250 slot-epochs; (250 - 50) / 8 * 2 s.
     assert made.measured(2.0, done=50).startswith("measured: 2 s an epoch of all slots, at most 50 s of training left")
-    assert made.measured(60.0, done=50).startswith("measured: 60 s an epoch of all slots, at most 25 min of training left")
+    assert made.measured(60.0, done=50).startswith(
+        "measured: 60 s an epoch of all slots, at most 25 min of training left"
+    )
 
 
 def estimated(monkeypatch, plan, *trainers) -> list[str]:

@@ -400,6 +400,18 @@ def test_over_several_networks_a_trial_ends_on_the_first_of_them(parsed):
     assert (plan.trial_epochs, plan.networks.names, plan.networks.epochs) == (1, ("mlp-8", "mlp-4"), 4)
 
 
+@pytest.mark.parametrize("rungs, trial", [("--stop_epochs=4,9", 1), ("--stop_epochs=11,14", 3), ("--halving_eta=3", 1)])
+def test_over_several_networks_a_trial_ends_before_every_rung_on_any_of_them(parsed, rungs, trial):
+    """Rungs at 9 and 11 are those at 1 and 3 on the second; halved are 5 (5 on the first) and 1."""
+    given = parsed(*SMALL, "--epochs=8", rungs, "--model=mlp-8;mlp-4", "--controller=random")
+    assert plans.search_plan(given).trial_epochs == trial
+
+
+def test_a_fork_takes_no_initial_equations(parsed):
+    with pytest.raises(plans.UsageError, match="--fork_from begins with .* takes no --initial"):
+        plans.search_plan(parsed(*SMALL, "--fork_from=x", "--initial=known"))
+
+
 def test_halving_has_rungs_at_falling_powers_of_eta(parsed):
     plan = plans.search_plan(parsed(*SMALL, "--halving_eta=3", "--epochs=20"))
     assert [(r.epoch, r.quantile) for r in plan.evolution.rungs] == [

@@ -201,6 +201,25 @@ def test_three_workers_that_fail_before_they_have_a_place_end_the_run():
         hand.poll(w2=Lost(reason="no room"))
 
 
+def test_failures_without_a_place_count_in_a_row():
+    hand = Handled(a=1)
+    hand.poll()
+    hand.poll(w0=DIED)
+    hand.poll()
+    hand.poll(w1=DIED)
+    hand.poll()
+    hand.ready(2, "a", 4)
+    hand.submit(0)
+    hand.poll()
+    hand.poll(w2=GONE)  # after its start
+    for latest in (3, 4):
+        hand.until(hand.fleet.time + 6.0)
+        hand.poll(**{f"w{latest}": DIED})
+    hand.until(hand.fleet.time + 6.0)
+    with pytest.raises(PoolError, match=r"^3 workers failed before they began"):
+        hand.poll(w5=DIED)
+
+
 @pytest.mark.parametrize("place, bound", [("preparing", 3600), ("compiling", 3600), ("proven", 300), ("slow", 20 * 40)])
 def test_a_worker_that_is_silent_for_too_long_is_lost(place, bound):
     hand = Handled(a=1)

@@ -351,9 +351,11 @@ class Fixed:
 
 def test_workers_of_several_networks_are_counted_together():
     a = Fixed("a", capacity=4, occupancy=0.5, wanted=1, ahead=3, idle=True)
-    b = Fixed("b", capacity=1, occupancy=1.0, wanted=2, ahead=-2, idle=False)
+    b = Fixed("b", capacity=1, occupancy=1.0, wanted=2, ahead=1, idle=False)
     both = WorkersByNetwork({"a": a, "b": b})
-    assert (both.capacity, both.occupancy, both.wanted, both.ahead, both.idle) == (5, 0.6, 3, 1, False)
+    assert (both.capacity, both.occupancy, both.wanted, both.ahead, both.idle) == (5, 0.6, 3, 4, False)
+    b.ahead = 0  # as many wait for it as it has slots
+    assert (both.wanted, both.ahead) == (0, 0)
     b.idle = True
     assert both.idle
     both.submit(dataclasses.replace(job("g"), network="b"))

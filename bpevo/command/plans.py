@@ -118,6 +118,8 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
         at_least(name, values[name].value, 1)
     if not 0 <= values.checkpoint_minutes < math.inf:
         raise UsageError(f"--checkpoint_minutes={values.checkpoint_minutes} must be at least 0")
+    if values.fork_from and values.initial != "random":
+        raise UsageError("--fork_from begins with what the other run found, so it takes no --initial")
     if "\0" in (values.fork_from or ""):
         raise UsageError(f"--fork_from={values.fork_from!r} is no path")
     if values.max_parts > 8:
@@ -165,18 +167,19 @@ def search_plan(values: flags.FlagValues) -> SearchPlan:
                 f"rates are all {'initial' if initial else 'random'} ones; give at least {least}, a smaller "
                 f"{'--initial' if initial else '--elite_size'}, or ask for random search by --controller=random"
             )
+    networks = Networks()
+    if len(names) > 1:
+        networks = Networks(names=names, epochs=values.epochs, over=values.fitness_over)
     return SearchPlan(
         controller=values.controller,
         space=space,
         evolution=settings,
-        networks=Networks(names=names, epochs=values.epochs, over=values.fitness_over)
-        if len(names) > 1
-        else Networks(),
+        networks=networks,
         initial=tuple(initial),
         equivalence=values.equivalence,
         max_evaluations=values.max_evaluations,
         learning_rates=rates,
-        trial_epochs=rungs[0].epoch if rungs and rungs[0].epoch < values.epochs else max(1, values.epochs // 4),
+        trial_epochs=_trial_epochs(rungs, networks, values.epochs),
         lag=lag,
         top=values.top,
         repeats=values.repeats,
@@ -229,6 +232,13 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
     if any(not 1 <= e < epochs for e in stops) or list(stops) != sorted(set(stops)):
         raise UsageError(f"--stop_epochs={','.join(values.stop_epochs)} must rise, from 1 to below {limit}")
     return tuple(Rung(e, values.stop_quantile) for e in stops)
+
+
+def _trial_epochs(rungs: tuple[Rung, ...], networks: Networks, epochs: int) -> int:
+    """Of a trial, to the first rung on any network: it has no bars, so none may lie within what goes on from its end."""
+    marks = [(rung.epoch, rung.quantile) for rung in rungs]
+    within = [epoch for place in range(len(networks.names)) for epoch, _ in networks.within(place, marks)]
+    return min((epoch for epoch in within if epoch < epochs), default=max(1, epochs // 4))
 
 
 def initial_equations(choice: str, max_parts: int) -> list[Equation]:

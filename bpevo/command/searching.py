@@ -142,7 +142,7 @@ def _settled(command: plans.SearchCommand, database: RunDatabase, versions: dict
         command = dataclasses.replace(
             command, search=command.search.continuing(stored, command.lag, command.elite_size)
         )
-        changed = provenance.changed_numerics(database.versions(), versions)
+        changed = provenance.changed_numerics(database.first_versions(), versions)
         if changed:
             say(f"not bit-identical to its beginning: {changed}")
         if command.fork_from and (forked or {}).get("from") != os.path.realpath(command.fork_from):
@@ -164,7 +164,7 @@ def _checkpoints(command: plans.SearchCommand, say) -> Checkpoints | None:
     versions = provenance.versions()
     identity = command.training.fingerprint() | {"max_parts": command.search.space.max_parts}
     identity |= {"device": jax.local_devices()[0].device_kind}
-    kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS")
+    kinds = ("bpevo", "jax", "jaxlib", "flax", "optax", "matmul precision", "XLA_FLAGS", "registered", "rules")
     identity |= {k: versions[k] for k in kinds}
     folder = os.path.join(command.workdir, "checkpoints")
     try:

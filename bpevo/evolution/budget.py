@@ -32,8 +32,9 @@ def equations(max_evaluations: int, rates: int, networks: int = 1) -> int:
 
 
 def epochs_of(rates: int, epochs: int, trial: int) -> int:
-    """Slot-epochs of an equation that no bar stops; its training goes on where the best trial of `trial` epochs ended."""
-    return rates * trial + max(0, epochs - trial) if rates > 1 else epochs
+    """Slot-epochs of an equation that no bar stops; its training goes on where the best trial of `trial` epochs ended,
+    if there is more of it."""
+    return rates * trial + (max(0, epochs - trial) or epochs) if rates > 1 else epochs
 
 
 def default_elite_size(equations: int) -> int:

@@ -20,7 +20,7 @@ from bpevo.report.front import front
 from bpevo.report.leaderboard import leaderboard, remarks
 from bpevo.report.overview import best_found
 from bpevo.report.tables import LEGEND, code, latex, latex_text, markdown
-from bpevo.runs import Rows, RunDatabase, RunError, networks, ranked
+from bpevo.runs import Rows, RunDatabase, RunError, networks, provenance, ranked
 from bpevo.search import CONTROL_KEYS
 from bpevo.workers import Stage
 
@@ -37,6 +37,7 @@ class Run:
     name: str
     settings: dict[str, Any]
     versions: dict[str, str]
+    first_versions: dict[str, str]
     rows: Rows
     proposals: list[Proposal]
 
@@ -66,6 +67,7 @@ def read_runs(workdir: str | os.PathLike) -> list[Run]:
                     name=_name(each),
                     settings=settings,
                     versions=database.versions(),
+                    first_versions=database.first_versions(),
                     rows=database.rows() if "scenario" in settings else database.judged(),
                     proposals=database.proposals(),
                 )
@@ -248,4 +250,7 @@ def _describe(run: Run) -> str:
         "learning rates": ", ".join(f"{r:g}" for r in s.get("learning_rates", ())), "seed": s.get("seed"),
     }  # fmt: skip
     settings = "; ".join(f"{name} {value}".strip() for name, value in shown.items() if value not in (None, ""))
-    return f"{settings}. {', '.join(f'{name} {version}' for name, version in v.items() if version)}"
+    changed = provenance.changed_numerics(run.first_versions, v)
+    return f"{settings}. {', '.join(f'{name} {version}' for name, version in v.items() if version)}" + (
+        f"; it began with others: {changed}" if changed else ""
+    )

@@ -56,14 +56,12 @@ class Figures:
 
     def take(self, row: Row) -> None:
         self.trainings += 1
-        self.slot_epochs += row.epochs
         self.diverged += row.status == "diverged"
         self.stopped += row.status == "stopped"
         at = row.subject, row.learning_rate
+        self.slot_epochs += row.epochs_after(self._trials.get(at, 0))
         if row.stage == Stage.TRIAL:
             self._trials[at] = row.epochs
-        elif row.stage == Stage.SEARCH:
-            self.slot_epochs -= self._trials.get(at, 0)
         if row.status == "done" and row.accuracy is not None and row.stage not in (Stage.TRIAL, Stage.CONFIRMATION):
             self._compare(contest(row), row.equation, row.accuracy)
 

@@ -198,6 +198,10 @@ class RunDatabase:
     def versions(self) -> dict[str, str]:
         return self._meta("versions")
 
+    def first_versions(self) -> dict[str, str]:
+        """Those with which it began, where `versions` are those of its last session."""
+        return self._meta("first_versions") or self.versions()
+
     def _meta(self, key: str) -> dict[str, Any]:
         row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return json.loads(row[0]) if row else {}
@@ -217,8 +221,12 @@ class RunDatabase:
                 f"--workdir, from this one with --fork_from={self.path.parent}"
             )
         with self._transaction() as c:
-            for key, value in (("settings", settings), ("versions", versions)):
-                c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+            self._store_meta(c, settings, versions, self.first_versions())
+
+    @staticmethod
+    def _store_meta(c: sqlite3.Connection, settings: dict[str, Any], versions: dict[str, str], first: dict[str, str]):
+        for key, value in (("settings", settings), ("versions", versions), ("first_versions", first or versions)):
+            c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def take_over(self, other: "RunDatabase", settings: dict[str, Any], versions: dict[str, str]) -> None:
         """Everything in `other`, which may be growing, into this empty run together with its settings, or nothing."""
@@ -231,8 +239,7 @@ class RunDatabase:
                         c.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
             finally:
                 other._connection.execute("COMMIT")
-            for key, value in (("settings", settings), ("versions", versions)):
-                c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+            self._store_meta(c, settings, versions, other.first_versions())
 
     # Proposals and evaluations
 

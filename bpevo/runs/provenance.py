@@ -1,9 +1,11 @@
 """Where a run's numbers come from: versions and machine."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
+import re
 import types
 import zlib
 from collections.abc import Mapping
@@ -47,16 +49,29 @@ def registered(versions: dict[str, str]) -> list[str]:
 
 
 def _checksum(component: Component) -> int:
-    """A checksum of what a registered component says and of its functions' code, as this Python compiles them."""
+    """A checksum of what a registered component says and of its functions' code, as this Python compiles them, with the
+    values that they were made with: defaults, variables around them, arguments of a `functools.partial`."""
+    known = set[int]()  # a function may hold itself
 
     def said(value: Any) -> Any:
-        code = getattr(value, "__code__", value if isinstance(value, types.CodeType) else None)
-        if code:
-            return code.co_code, code.co_names, [said(constant) for constant in code.co_consts]
+        if isinstance(value, types.CodeType):
+            return value.co_code, value.co_names, [said(constant) for constant in value.co_consts]
+        if isinstance(value, types.FunctionType):
+            if id(value) in known:
+                return value.__name__
+            known.add(id(value))
+            cells = [said(cell.cell_contents) for cell in value.__closure__ or ()]
+            return said(value.__code__), cells, said(value.__defaults__), said(value.__kwdefaults__)
+        if isinstance(value, functools.partial):
+            return said(value.func), said(value.args), said(value.keywords)
+        if isinstance(value, tuple | list):
+            return [said(item) for item in value]
+        if isinstance(value, dict):
+            return [(key, said(item)) for key, item in value.items()]
         return getattr(value, "__name__", value)
 
     fields = [said(getattr(component, f.name)) for f in dataclasses.fields(component)]
-    return zlib.crc32(repr(fields).encode())
+    return zlib.crc32(re.sub(r" at 0x[0-9a-f]+", "", repr(fields)).encode())  # addresses are of this process
 
 
 def numerics(versions: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from bpevo.runs.errors import printable
 from bpevo.training import EpochResult
 from bpevo.workers.job import ON, Outcome, Stage, on
 
@@ -43,6 +44,11 @@ class Row:
     def epochs(self) -> int:
         return len(self.curve["eval_accuracy"])
 
+    def epochs_after(self, trial: int) -> int:
+        """Those that it took in a slot itself, where its trial took so many: one as long as the training is not gone on with."""
+        whole = self.status == "done" and self.epochs == trial
+        return self.epochs if self.stage != Stage.SEARCH or whole else max(0, self.epochs - trial)
+
 
 class Rows(list[Row]):
     """Rows in order of finishing."""
@@ -61,8 +67,7 @@ class Rows(list[Row]):
         """Epochs in a slot that these trainings took; of one that goes on where its trial ended those after the trial."""
         rows = self.trainings
         trials = {(row.subject, row.learning_rate): row.epochs for row in rows.of(stage=Stage.TRIAL)}
-        trained = sum(row.epochs for row in rows)
-        return trained - sum(trials.get((row.subject, row.learning_rate), 0) for row in rows.of(stage=Stage.SEARCH))
+        return sum(row.epochs_after(trials.get((row.subject, row.learning_rate), 0)) for row in rows)
 
 
 def row_of(outcome: Outcome, finished: str) -> Row:
@@ -80,7 +85,7 @@ def row_of(outcome: Outcome, finished: str) -> Row:
         replicate=job.training.replicate,
         proposal=job.proposal,
         status=outcome.status,
-        reason=outcome.reason,
+        reason=printable(" ".join(outcome.reason.split())),  # of another process, it may hold anything
         accuracy=outcome.accuracy,
         rungs=outcome.rungs,
         curve=curve,

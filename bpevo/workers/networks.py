@@ -22,11 +22,16 @@ class WorkersByNetwork:
 
     @property
     def wanted(self) -> int:
-        return sum(workers.wanted for workers in self._of.values())
+        return 0 if self._crowded else sum(workers.wanted for workers in self._of.values())
 
     @property
     def ahead(self) -> int:
-        return sum(workers.ahead for workers in self._of.values())
+        return 0 if self._crowded else sum(workers.ahead for workers in self._of.values())
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether so much waits for one network that what comes next, such as what follows a trial, would come late."""
+        return any(workers.ahead <= 0 for workers in self._of.values())
 
     @property
     def idle(self) -> bool:

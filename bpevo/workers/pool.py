@@ -356,7 +356,7 @@ class Pool:
             self.versions |= ready.versions
         if not member.epochs[1]:
             self._say(f"worker {member.place.name}: {ready.capacity} slot{'s' * (ready.capacity != 1)}")
-        self._failures[member.place.node] = 0
+        self._failures[member.place.node] = self._failures[""] = 0
         self._account(member, ready=True, capacity=ready.capacity)
         member.epochs = (0, 0)  # counted anew by what it has made
 

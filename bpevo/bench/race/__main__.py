@@ -45,7 +45,7 @@ def define_flags() -> None:
 
 def write(folder: pathlib.Path, there: list[Course], memory: Memory, console: Console) -> None:
     """The report of what every arm has finished, and the record."""
-    races = [race for race in (course.report() for course in there) if race.arms and race.seeds]
+    races = [race for race in (course.report() for course in there) if race.seeds]
     said = ", ".join(f"{k} {v}" for k, v in versions().items() if v)
     texts = {"race.html": page.report_html(races, said), "race.md": page.markdown(races, said)}
     for name, text in (texts | {RECORD: memory.record()}).items():

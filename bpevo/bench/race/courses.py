@@ -59,9 +59,11 @@ class Course:
             print(f"{self.setting.dataset}, {arm}, seed {seed}: {took:.0f} s; {lines[-1]}", flush=True)
 
     def report(self) -> page.Race:
-        wanted = (running.BACKPROP, *self._entry.arms)
-        results = {key: result for key, result in self._memory.results(self.race).items() if key[0] in wanted}
-        return page.Race(name=self.setting.name, budget=self.budget, planned=self._entry.seeds, results=results)
+        arms = [arm for arm in protocol.ARMS if arm in self._entry.arms]
+        results = self._memory.results(self.race)
+        return page.Race(
+            name=self.setting.name, budget=self.budget, planned=self._entry.seeds, arms=arms, results=results
+        )
 
 
 def _end_with_parent() -> None:

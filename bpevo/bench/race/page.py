@@ -32,23 +32,18 @@ UNSEEN_COLUMNS = ("final rules on", "arm", "accuracy %", "vs backprop", "diverge
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """The results of a data set, of the search seeds that every arm has finished."""
+    """The results of a data set, of those of its search seeds that every arm has finished."""
 
     name: str
     budget: float  # slot-epochs
     planned: int  # search seeds
-    results: Results
-
-    @property
-    def arms(self) -> list[str]:
-        """Backprop is none."""
-        there = {arm for arm, _ in self.results}
-        return [arm for arm in ARMS if arm in there]
+    arms: Sequence[str]  # that race; backprop is none
+    results: Results  # also others, of a race with more seeds or arms
 
     @property
     def seeds(self) -> list[int]:
-        of_arm = [{seed for arm, seed in self.results if arm == name} for name in (*self.arms, BACKPROP)]
-        return sorted(set.intersection(*of_arm))
+        every = (*self.arms, BACKPROP)
+        return [seed for seed in range(self.planned) if all((arm, seed) in self.results for arm in every)]
 
     def values(self, arm: str) -> np.ndarray:
         """[seeds, points], %."""

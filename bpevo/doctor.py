@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bpevo.command import clusters, jax_setup, process, selfcheck
 from bpevo.command.clusters import Finding
+from bpevo.command.plans import path_of
 from bpevo.data import DataError
 from bpevo.data.tfds_reader import data_root
 from bpevo.runs import RunDatabase, RunError, printable, provenance
@@ -161,10 +162,12 @@ def _size(count: float | None) -> str:
 
 def examine(values: flags.FlagValues, console: Console, interruption: process.Interruption) -> int:
     """Prints what was found; returns the exit code."""
-    if values.copy_to:
-        return _copy(values.workdir, values.copy_to, console)
-    workdir = values.workdir and os.path.expanduser(values.workdir)
-    findings = [machine(), environment(), folders(values.data_dir)] + [run(folder) for folder in _runs(workdir)]
+    workdir, data_dir, copy_to = (
+        (given := getattr(values, name)) and path_of(name, given) for name in ("workdir", "data_dir", "copy_to")
+    )
+    if copy_to:
+        return _copy(workdir, copy_to, console)
+    findings = [machine(), environment(), folders(data_dir)] + [run(folder) for folder in _runs(workdir)]
     if values.ray_address:
         findings.append(clusters.cluster(values.ray_address, interruption))
     wrong = []

@@ -354,7 +354,7 @@ def test_findings_are_printed_one_a_line_and_faults_once_more_at_the_end(examine
     assert examined(workdir=str(tmp_path / "none"))[1].count("run  ") == 1  # to say that there is none
 
 
-def test_copies_are_of_every_run_in_a_folder(examined, tmp_path):
+def test_copies_are_of_every_run_in_a_folder(examined, tmp_path, monkeypatch):
     source, target = tmp_path / "source", tmp_path / "target"
     for name in ("", "b", "a"):
         stored(source / name, {"name": name}, {})
@@ -366,8 +366,10 @@ def test_copies_are_of_every_run_in_a_folder(examined, tmp_path):
     for name in ("", "a", "b"):
         with RunDatabase.reading(target / name) as database:
             assert database.settings()["name"] == name and len(database.rows()) == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert examined(workdir="~/source", copy_to="~/third")[0] == 0 and (tmp_path / "third" / "run.sqlite").exists()
     with pytest.raises(RunError, match=f"^there is no run in {target}/none to copy$"):
-        examined(workdir=f"{target}/none", copy_to=str(tmp_path / "third"))
+        examined(workdir=f"{target}/none", copy_to=str(tmp_path / "fourth"))
     with pytest.raises(RunError, match="--copy_to=FOLDER needs --workdir=FOLDER"):
         examined(copy_to=str(target))
 

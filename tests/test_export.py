@@ -74,6 +74,16 @@ def test_what_was_registered_cannot_be_exported():
                 rules.export(text)
 
 
+def test_a_rule_is_what_it_is_made_of_and_a_function_cannot_be_exported():
+    rule, function = rules.compile("g"), lambda u: u.g
+    assert rules.compile(rule) is rule and rules.export(rule) == rules.export("g")
+    own = rules.compile(function)
+    assert rules.compile(own) is own
+    for given in (function, own):
+        with pytest.raises(ValueError, match="lambda> is a function: its own code is all that there is to export$"):
+            rules.export(given)
+
+
 def test_an_exported_rule_by_hand():
     """Each operand and function is computed once, in order; what is idle is left out, signs are folded."""
     _, code = rules.export("left((g - (-0.5)) / -(2.0*g), W)").split("import jax.numpy as jnp\n\n\n")

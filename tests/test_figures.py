@@ -91,6 +91,21 @@ def test_a_rule_that_diverges_on_a_fresh_seed_stands_below_all_that_do_not():
     assert [r.equation for r in board if not r.label] == ["dfa", "fa", "h"]
 
 
+def test_an_accuracy_of_zero_is_one():
+    """Backprop has 0, 0, 100, 100 and the rule 100, 100, 100, 0 on fresh seeds; dfa has 0 there and 90 in the search."""
+    rows = [row("g", 0.5, stage="control", rate=0.1, proposal=None)]
+    rows += [row(text, a, rate=0.1, proposal=i) for i, (text, a) in enumerate([("fa", 0.4), ("dfa", 0.9)])]
+    for text, accuracies in (("g", (0, 0, 1, 1)), ("fa", (1, 1, 1, 0)), ("dfa", (0, 0, 0, 0))):
+        proposal = None if text == "g" else 0
+        rows += [
+            row(text, float(a), stage="selection", rate=0.1, replicate=i, proposal=proposal)
+            for i, a in enumerate(accuracies)
+        ]
+    board = leaderboard(Rows(rows), 3)
+    assert [r.equation for r in board if r.mean is not None] == ["fa", "g", "dfa"]
+    assert [(r.difference.n, r.difference.mean) for r in board if r.difference] == [(4, 25.0), (4, -50.0)]
+
+
 def test_a_leaderboard_says_what_it_cannot_tell():
     """Backprop has five rates, the rules one; two rules above it are backprop times a number."""
     rates = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -471,7 +486,9 @@ def test_a_page_says_how_many_there_were_and_with_what():
     rows = Rows(dataclasses.replace(row, finished=f"2026-01-01T00:00:{i:02}+00:00") for i, row in enumerate(SEARCH))
     versions = {"jax": "1.2", "cores": "2"}
     report = Report("a title")
-    report.add_search(Run(name="a", settings=settings, versions=versions, rows=rows, proposals=PROPOSALS))
+    report.add_search(
+        Run(name="a", settings=settings, versions=versions, first_versions=versions, rows=rows, proposals=PROPOSALS)
+    )
     text = "".join(report._sections)
     described = (
         "mlp-8; on digits; with sgd; epochs 4; batch 32; weight decay 0.0005; learning rates 0.3, 0.1; seed 0. jax 1.2"

@@ -1,5 +1,6 @@
 """Data of one's own by `--dataset=file.npz` and `package.module:function`; a search on it with a network of one's own."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import bpevo
 from bpevo import data
+from bpevo.command import plans
 from bpevo.runs import RunDatabase, RunError
 
 HERE = pathlib.Path(__file__).parent
@@ -70,6 +72,15 @@ def test_a_bad_array_is_named_with_what_it_should_be(tmp_path, changes, message)
         data.load(saved(tmp_path / "mine.npz", **changes))
 
 
+def test_a_network_that_cannot_take_the_samples_is_refused_before_anything_is_stored(tmp_path):
+    features = saved(tmp_path / "mine.npz", x_train=np.ones((60, 20)), x_test=np.ones((12, 20)))
+    with pytest.raises(
+        plans.UsageError, match=r"^a Wide ResNet takes images \[H, W, C\], not samples of the shape \[20\]; an MLP"
+    ):
+        bpevo.Search(tmp_path / "run", dataset=features, batch_size=8, model="wrn-10-1", epochs=1).run()
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_bounds_of_labels_and_forms(tmp_path):
     from bpevo.data.own import from_arrays
 
@@ -108,7 +119,21 @@ def test_the_bounds_of_labels_and_forms(tmp_path):
 def test_what_a_function_may_be_and_return(monkeypatch):
     found = data.load("own_networks:blobs")
     monkeypatch.setattr(own_networks, "blobs", lambda: found)
-    assert data.load("own_networks:blobs") is found
+    same = data.load("own_networks:blobs")
+    assert same.num_classes == 3 and np.array_equal(same.train_images, found.train_images)
+    double = dataclasses.replace(
+        found, train_images=np.float64(found.train_images), test_images=np.float64(found.test_images)
+    )
+    monkeypatch.setattr(own_networks, "blobs", lambda: double)
+    assert data.load("own_networks:blobs").train_images.dtype == np.float32
+    for wrong, message in (
+        ({"num_classes": 2}, "there is a label 2, but num_classes is 2$"),
+        ({"train_labels": found.train_labels[1:]}, "x_train has .* examples and y_train .* labels"),
+        ({"test_labels": np.float32(found.test_labels)}, "y_test is float32 .*: give integers from 0"),
+    ):
+        monkeypatch.setattr(own_networks, "blobs", lambda wrong=wrong: dataclasses.replace(found, **wrong))
+        with pytest.raises(data.DataError, match=f"^--dataset=own_networks:blobs: {message}"):
+            data.load("own_networks:blobs")
     monkeypatch.setattr(own_networks, "blobs", lambda: {"x_train": 1})
     with pytest.raises(data.DataError, match="has no y_train, x_test, y_test; it has x_train$"):
         data.load("own_networks:blobs")

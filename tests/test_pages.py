@@ -159,10 +159,16 @@ def test_the_correlation_at_a_third_is_of_the_first_epoch_where_there_are_few(qu
 # Sections of a report.
 
 
-def run(rows: list[Row], proposals: list[Proposal] = (), **settings) -> Run:
+def run(rows: list[Row], proposals: list[Proposal] = (), first="1", **settings) -> Run:
     return Run(
-        name="a", settings=settings, versions={"jax": "1", "flax": ""}, rows=Rows(rows), proposals=list(proposals)
-    )
+        name="a", settings=settings, versions={"jax": "1", "flax": ""}, first_versions={"jax": first, "flax": ""},
+        rows=Rows(rows), proposals=list(proposals),
+    )  # fmt: skip
+
+
+def test_a_section_says_where_a_run_began_with_other_versions():
+    assert build._describe(run([], model="mlp-8")) == "mlp-8. jax 1"
+    assert build._describe(run([], first="0", model="mlp-8")) == "mlp-8. jax 1; it began with others: jax 0 then, 1 now"
 
 
 def test_a_searchs_section_counts_its_trainings_and_shows_ten_rules_three_lineages_and_a_tenth_as_winners(
@@ -193,7 +199,7 @@ def test_a_searchs_section_counts_its_trainings_and_shows_ten_rules_three_lineag
         *texts[:10], "backprop g", "zero_signal g - g",
     ]  # fmt: skip
     assert [t for t in texts if f"<h3>Lineage of {t}</h3>" in text and f"[{t}]" in text] == texts[:3]
-    assert compared == [(2, 6, 61)] and list(report._images) == ["x_search_components.svg", "x_search_components.png"]
+    assert compared == [(2, 6, 60)] and list(report._images) == ["x_search_components.svg", "x_search_components.png"]
     plain = Report("a title")
     plain.add_search(run([*found[:40], others[-1]], drawn[:40]))
     assert compared[1] == (2, 5, 40)  # at least five

@@ -1,5 +1,6 @@
 """Searches and evaluations from Python: they go on when they are called again, and say what came out."""
 
+import concurrent.futures
 import contextlib
 import csv
 import re
@@ -135,6 +136,20 @@ def test_what_is_missing_is_named(tmp_path):
         bpevo.Evaluation(tmp_path).run()
     with pytest.raises(UsageError, match="^rules: rule 1 of tabel1, .*; the nearest is 'table1'"):
         bpevo.Evaluation(tmp_path, rules="tabel1", dataset="digits").run()
+
+
+def test_a_time_limit_is_for_the_main_thread(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(bpevo.Search(tmp_path, **SMALL, max_hours=1).run)
+    with pytest.raises(UsageError, match="^max_hours= ends a run by a signal"):
+        run.result()
+
+
+def test_a_home_directory_may_be_written_as_a_tilde(searched, monkeypatch):
+    workdir, _ = searched
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    assert bpevo.open(f"~/{workdir.name}").folder == workdir
+    assert bpevo.Search(f"~/{workdir.name}", **SMALL, max_evaluations=20).run().folder == workdir
 
 
 def test_the_first_unknown_setting_is_named_and_none_is_not_given(tmp_path):

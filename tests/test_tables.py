@@ -110,7 +110,7 @@ def test_remarks_count_what_stands_above_backprop_and_what_was_not_tuned_alike()
     backprop = shown("backprop", rates=3)
     board = [
         shown("", "scaled backprop + noise"), shown("", "backprop", rates=1), shown("", "other information", at_edge=True),
-        backprop, shown("", "scaled backprop"),
+        shown("zero_signal"), backprop, shown("", "scaled backprop"),
     ]  # fmt: skip
     assert remarks(board, 0, 1234)[0].startswith("search %: on the 1,234 validation examples that chose the rule, so")
     assert "fresh %: on 1,234 others, mean" in remarks(board, 1234, 0)[0]
@@ -122,7 +122,7 @@ def test_remarks_count_what_stands_above_backprop_and_what_was_not_tuned_alike()
     alike = [shown("", "other information"), shown("backprop"), shown("", "backprop")]
     assert len(remarks(alike, 0, 0)) == 1
     assert "rules had 2 learning rates, backprop 1." in remarks([shown(""), shown("backprop", rates=1)], 0, 0)[-1]
-    for without in ([backprop], board[:3], [*board[:3], shown("backprop", learning_rate=None)]):
+    for without in ([backprop], board[:4], [*board[:4], shown("backprop", learning_rate=None)]):
         assert len(remarks(without, 0, 0)) == 1  # nothing to compare
 
 

@@ -235,7 +235,7 @@ def _rungs(values: flags.FlagValues) -> tuple[Rung, ...]:
 
 
 def _trial_epochs(rungs: tuple[Rung, ...], networks: Networks, epochs: int) -> int:
-    """Of a trial, to the first rung on any network: it has no bars, so none may lie within what goes on from its end."""
+    """How long a trial is: to the first rung on any network, as it has no bars and the training goes on from its end."""
     marks = [(rung.epoch, rung.quantile) for rung in rungs]
     within = [epoch for place in range(len(networks.names)) for epoch, _ in networks.within(place, marks)]
     return min((epoch for epoch in within if epoch < epochs), default=max(1, epochs // 4))

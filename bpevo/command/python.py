@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,10 @@ class _Command:
     @contextlib.contextmanager
     def _started(self) -> Iterator[tuple[flags.FlagValues, Console, process.Interruption]]:
         """What a command runs with, in a process of one's own: jax and signals are as before afterwards."""
+        if self.settings.get("max_hours") and threading.current_thread() is not threading.main_thread():
+            raise plans.UsageError(
+                "max_hours= ends a run by a signal, and those reach the main thread alone: run it there"
+            )
         interruption = process.Interruption()
         with _errors_of_keywords(), _settled_jax(), interruption.installed():
             yield self._values(), _Console(), interruption
@@ -74,8 +79,9 @@ class Search(_Command):
         Raises TypeError or UsageError for settings that cannot be, DataError, RunError, OutOfMemory or DeviceLost.
         """
         with self._started() as (values, console, interruption):
-            searching.run(plans.search_command(values), console, interruption)
-        return open(self.workdir)
+            command = plans.search_command(values)
+            searching.run(command, console, interruption)
+        return open(command.workdir)
 
 
 class Evaluation(_Command):

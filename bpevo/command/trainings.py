@@ -99,8 +99,10 @@ def training_plans(values: flags.FlagValues | Inherited) -> dict[str, TrainingPl
             if settings.epochs * plan.task().steps_per_epoch > MAX_STEPS:
                 raise UsageError(f"--epochs={settings.epochs} is more than {MAX_STEPS:,} steps")
             sample = split.train_images.shape[1:]
-            if models.fingerprint(settings.model, dataset.num_classes, sample):  # of one's own: its units take any rule
-                plan.task().blank(InterpretedRule(blank_program(1)), sample)
+            models.fingerprint(settings.model, dataset.num_classes, sample)  # one's own: it can be trained on them
+            plan.task().blank(
+                InterpretedRule(blank_program(1)), sample
+            )  # any: it takes them, and its units take any rule
     except data.DataError:
         raise
     except (ValueError, TypeError) as error:

@@ -57,7 +57,7 @@ def load(
     ((1437, 8, 8, 1), 10)
     """
     if name in LOCAL:
-        return LOCAL[name]()
+        return own.checked(name, LOCAL[name]())
     if name.endswith(".npz"):
         return own.from_file(name)
     if ":" in name:

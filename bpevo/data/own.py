@@ -1,5 +1,6 @@
 """Data of one's own: arrays in an .npz file, or what a function returns."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def from_function(name: str) -> Dataset:
     except Exception as error:  # whatever the user's function raises
         raise DataError(f"--dataset={name} fails: {first_line(error)}") from error
     if isinstance(made, Dataset):
-        return made
+        return checked(name, made)
     if not isinstance(made, Mapping):
         raise DataError(
             f"--dataset={name} returns a {type(made).__name__}, no dict with {', '.join(ARRAYS)} nor a Dataset"
@@ -72,6 +73,33 @@ def from_arrays(name: str, arrays: Mapping[str, Any]) -> Dataset:
     Raises:
       DataError: an array is not that, or none of an example; names it.
     """
+    parts = _parts(name, {which: arrays[which] for which in ARRAYS})
+    classes = 1 + max(int(parts["train_labels"].max()), int(parts["test_labels"].max()))
+    if classes < 2 or classes > 2**20:
+        raise DataError(f"--dataset={name}: labels up to {classes - 1:,} make {classes:,} classes; number them from 0")
+    return Dataset(name=name, **parts, num_classes=classes, flip=False, pad=0, source=name)
+
+
+def checked(name: str, made: Dataset) -> Dataset:
+    """A Dataset that somebody's function made, its arrays checked as those of a file. Raises DataError."""
+    parts = _parts(
+        name,
+        {
+            "x_train": made.train_images,
+            "y_train": made.train_labels,
+            "x_test": made.test_images,
+            "y_test": made.test_labels,
+        },
+    )
+    largest = max(int(parts["train_labels"].max()), int(parts["test_labels"].max()))
+    if largest >= made.num_classes:
+        raise DataError(f"--dataset={name}: there is a label {largest:,}, but num_classes is {made.num_classes:,}")
+    changed: dict[str, Any] = dict(parts)
+    return dataclasses.replace(made, **changed)
+
+
+def _parts(name: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """ARRAYS by the names that they have in a Dataset, each of them checked and both parts of one kind. Raises DataError."""
     parts = {}
     for part in ("train", "test"):
         x, y = (np.asarray(arrays[f"{a}_{part}"]) for a in "xy")
@@ -83,10 +111,7 @@ def from_arrays(name: str, arrays: Mapping[str, Any]) -> Dataset:
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
         forms = [f"{x.dtype} {list(x.shape)}" for x in (train, test)]
         raise DataError(f"--dataset={name}: x_train is {forms[0]} and x_test {forms[1]}: not of one kind")
-    classes = 1 + max(int(parts["train_labels"].max()), int(parts["test_labels"].max()))
-    if classes < 2 or classes > 2**20:
-        raise DataError(f"--dataset={name}: labels up to {classes - 1:,} make {classes:,} classes; number them from 0")
-    return Dataset(name=name, **parts, num_classes=classes, flip=False, pad=0, source=name)
+    return parts
 
 
 def _inputs(name: str, which: str, x: np.ndarray) -> np.ndarray:

@@ -42,6 +42,11 @@ class WideResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"a Wide ResNet's depth is 6n + 4 (10, 16, 22, 28, …), not {self.depth}")
+        if x.ndim != 4:
+            raise ValueError(
+                f"a Wide ResNet takes images [H, W, C], not samples of the shape {list(x.shape[1:])}; an MLP such as mlp-64-64 "
+                "takes any"
+            )
 
         def conv(x, carrier, features: int, kernel: int, stride: int):
             layer = layers.Conv(features, (kernel, kernel), stride, rule=self.rule, use_bias=False, dtype=self.dtype)

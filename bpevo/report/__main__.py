@@ -11,7 +11,7 @@ from absl import flags
 from rich.console import Console
 
 from bpevo.command import main, process
-from bpevo.command.plans import UsageError
+from bpevo.command.plans import UsageError, path_of
 from bpevo.report.writing import write
 from bpevo.runs import RunError
 
@@ -23,17 +23,18 @@ def run(values: flags.FlagValues, console: Console, interruption: process.Interr
         raise UsageError(f"--every={every:g} must be at least 1 second")
     if not values.workdir:
         raise RunError("--workdir=FOLDER is needed: the folder of the run")
-    for path in write(values.workdir, every):
+    workdir = path_of("workdir", values.workdir)
+    for path in write(workdir, every):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
     try:
         while every is not None:
             time.sleep(every)
             try:
-                write(values.workdir, every)
+                write(workdir, every)
             except RunError as error:  # a disk that is full now may have room later
                 console.print(f"not written: {error}", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        write(values.workdir)  # the last word does not reload itself
+        write(workdir)  # the last word does not reload itself
         return interruption.code
     return 0
 

@@ -124,8 +124,8 @@ class Report:
         best = found[: max(MIN_WINNERS, int(WINNERS * len(found)))]
         winners = [by_id[row.proposal] for row in best if row.proposal in by_id]
         leaders = [by_id[row.proposal] for row in board if row.proposal in by_id]
-        shares = ancestry.shares(run.proposals, winners)
-        figure = plots.enrichment(shares, len(winners), len(run.proposals))
+        equations = [p for p in run.proposals if p.confirms is None]
+        figure = plots.enrichment(ancestry.shares(equations, winners), len(winners), len(equations))
         self._plot(f"{prefix}search_components", figure, "Components of the best rules against the whole population")
         for leader in leaders[:LINEAGES]:
             line = ancestry.lineage(run.proposals, run.rows, leader)

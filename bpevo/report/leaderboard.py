@@ -96,7 +96,7 @@ def _row(rows: Rows, e: Row, baseline: _Fresh, rates: Sequence[float]) -> Leader
     """A rule on one network, whose rows these are; `baseline`: of backprop there, empty for itself."""
     fresh = _fresh(rows, e)
     values = {seed: 100 * a for seed, a in fresh.items() if a is not None}
-    pairs = [value - 100 * accuracy for seed, value in values.items() if (accuracy := baseline.get(seed))]
+    pairs = [value - 100 * accuracy for seed, value in values.items() if (accuracy := baseline.get(seed)) is not None]
     failed = len(fresh) - len(values)
     own = rows.of(stage=Stage.CONTROL if e.stage == Stage.CONTROL else Stage.TRIAL, equation=e.equation)
     tried = {row.learning_rate: [row.accuracy] for row in own or rows.of(stage=e.stage, equation=e.equation)}
@@ -140,7 +140,11 @@ def _together(
 
 
 def _order(row: LeaderboardRow) -> tuple:
-    return row.mean is not None and not row.diverged, row.mean is not None, row.mean or row.search or 0.0
+    return (
+        row.mean is not None and not row.diverged,
+        row.mean is not None,
+        row.search or 0.0 if row.mean is None else row.mean,
+    )
 
 
 def _fresh(rows: Rows, e: Row) -> dict[int, float | None]:
@@ -212,7 +216,7 @@ def remarks(board: Sequence[LeaderboardRow], held_out: int, chosen_by: int) -> l
     rules = [row for row in board if not row.label]
     if not backprop or backprop.learning_rate is None or not rules:
         return said
-    above = list(itertools.takewhile(lambda row: row is not backprop, board))
+    above = [row for row in itertools.takewhile(lambda row: row is not backprop, board) if not row.label]
     if backprop.on:
         said.append(
             "a / b: on the networks of the title, in their order. search %: before the brackets what the accuracies come to "

@@ -32,7 +32,7 @@ class Opened:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(os.path.expanduser(folder))
         with RunDatabase.reading(self.folder) as database:
             self.settings: dict[str, Any] = database.settings()
             self.versions: dict[str, str] = database.versions()

@@ -68,15 +68,16 @@ class CompiledRule:
 
 
 @overload
-def compile(expression: str | ex.Expression | Equation) -> CompiledRule: ...
+def compile(expression: str | ex.Expression | Equation | CompiledRule) -> CompiledRule: ...
 @overload
-def compile(expression: Callable[[UnitView], jax.Array]) -> FunctionRule: ...
+def compile(expression: Callable[[UnitView], jax.Array] | FunctionRule) -> FunctionRule: ...
 def compile(expression):  # noqa: A001 (the product's name)
     """The rule of an equation, for `rule=` of the layers.
 
     Args:
         expression: A text, the name of a rule (bpevo.rules.NAMED), any feasible Expression tree, an Equation, or a
-            function of a unit's values (bpevo.rules.UnitView) such as `lambda u: u.backward(u.b_next, u.R) * u.dh`.
+            function of a unit's values (bpevo.rules.UnitView) such as `lambda u: u.backward(u.b_next, u.R) * u.dh`; a rule
+            that was made of one of these stays as it is.
 
     Returns:
         The rule.
@@ -94,6 +95,8 @@ def compile(expression):  # noqa: A001 (the product's name)
     bpevo.rules.types.InfeasibleEquation: in g + W: + needs two operands of one shape but got [B, I] and [I, O]; \
 g is [B, I], W is [I, O]
     """
+    if isinstance(expression, CompiledRule | FunctionRule):
+        return expression
     if isinstance(expression, Equation):
         expression = expression.to_expression()
     if isinstance(expression, ex.Expression):

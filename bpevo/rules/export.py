@@ -59,14 +59,14 @@ def export(rule: str | ex.Expression | Equation | CompiledRule) -> str:
     take a `state`, None at the first step, and return (signal, next state).
 
     Args:
-        rule: What `compile` takes, or its rule.
+        rule: What `compile` takes, or what it gives; no function.
 
     Returns:
         The text of a module.
 
     Raises:
         RuleSyntaxError, InfeasibleEquation: As `compile`.
-        ValueError: It holds a function or statistic that was registered: their code is not known.
+        ValueError: It is a Python function, or holds a function or statistic that was registered: their code is not known.
 
     >>> print(export("0.5*g").split("import jax.numpy as jnp")[1].strip())
     def signal(*, W, b_next, dh, backward=lambda b, w: b @ w.T):
@@ -75,7 +75,9 @@ def export(rule: str | ex.Expression | Equation | CompiledRule) -> str:
         x1 = 0.5 * g
         return x1
     """
-    compiled = rule if isinstance(rule, CompiledRule) else compile(rule)
+    compiled = compile(rule)
+    if not isinstance(compiled, CompiledRule):
+        raise ValueError(f"{compiled} is a function: its own code is all that there is to export")
     return _Writer(compiled).text()
 
 

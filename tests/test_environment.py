@@ -240,7 +240,9 @@ def test_flags_beside_a_file_win_over_it_and_files_may_name_files(tmp_path):
 
 
 def test_of_several_files_the_first_one_wins_and_blank_lines_and_comments_say_nothing(tmp_path):
-    (tmp_path / "a").write_text("\ufeff# a comment\n\n  --seed=1  \n   \n// another\n--epochs=1\n", encoding="utf-8")
+    (tmp_path / "a").write_text(
+        "\ufeff# a comment\n\n  --seed=1  \n   \n// another\n\t # indented\n--epochs=1\n", encoding="utf-8"
+    )
     (tmp_path / "b").write_text("--seed=2\n--epochs=2\n--top=2\n")
     read = flag_files.expanded(["-flagfile", str(tmp_path / "a"), "--top=3", f"--flagfile={tmp_path / 'b'}", "--lag=3"])
     assert read == ["--seed=2", "--epochs=2", "--top=2", "--seed=1", "--epochs=1", "--top=3", "--lag=3"]

@@ -426,6 +426,22 @@ def test_a_continued_scenario_may_grow_but_not_change(tmp_path):
             database.check_settings(changed.fingerprint(), {}, FREE)
 
 
+def test_other_test_examples_are_another_evaluation(tmp_path):
+    def tested(**changes) -> dict[str, object]:
+        return plans.evaluation_command(values(tmp_path, **changes)).fingerprint()
+
+    given = tested()
+    assert tested(repeats=9)["test_crc32"] == given["test_crc32"]
+    fewer = tested(eval_examples=given["test_examples"] - 1)
+    assert (fewer["test_examples"], fewer["train_examples"]) == (given["test_examples"] - 1, given["train_examples"])
+    command = plans.evaluation_command(values(tmp_path))
+    other = dataclasses.replace(command.training.dataset, test_images=command.training.dataset.test_images[::-1])
+    changed = dataclasses.replace(command, training=dataclasses.replace(command.training, dataset=other)).fingerprint()
+    assert {k for k in given if given[k] != changed[k]} == {"test_crc32"}
+    whole = dataclasses.replace(command, train_examples=None).fingerprint()
+    assert {k for k in given if given[k] != whole[k]} == {"final_train_examples"}
+
+
 DISGUISES = ("gh * dh", "(b_next @ W.T) * dh", "-(-g)", "(2.0*g) - g", "max(g, g)", "0.5*(2.0*g)", "1.001*g",
              "mul_noise(g, 0.01)", "add_noise(g, 0.0001)", "drop(g, 0.001)", "g + (g - g)")  # fmt: skip
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from bpevo.evolution.rates import MOST_STEPS, at_edge, best_rate, next_rates
 
 
-def grown(initial, accuracy):
+def grown(initial, accuracy, nothing=None):
     """All that is tried where `accuracy(rate)` comes out, and the number of rounds."""
     tried, rounds = {}, 0
-    while rates := next_rates(initial, tried):
+    while rates := next_rates(initial, tried, nothing):
         assert not set(rates) & tried.keys()
         tried |= {rate: [accuracy(rate)] for rate in rates}
         rounds += 1
@@ -36,6 +36,22 @@ def test_a_plateau_ends_after_two_steps_and_is_no_edge():
     assert best_rate(tried) == 0.8 and not at_edge([0.1, 0.2], tried)
 
 
+def flat_above(limit: float, low: float = 0.9):
+    return lambda rate: 0.1 if rate > limit else low - abs(math.log2(rate / limit)) / 10
+
+
+def test_a_plateau_on_which_nothing_is_learned_has_what_lies_below_it_tried():
+    tried, _ = grown([0.1, 0.4], flat_above(0.03))
+    assert best_rate(tried) == 1.6 and min(tried) == 0.1  # whoever does not know what nothing is
+    tried, _ = grown([0.1, 0.4], flat_above(0.03), nothing=0.1)
+    assert best_rate(tried) == 0.025 and sorted(tried)[:3] == [0.0125, 0.025, 0.05]
+    assert not at_edge([0.1, 0.4], tried)
+    never, _ = grown([0.1], lambda rate: 0.1, nothing=0.2)
+    assert sorted(never) == [0.1 / 2**i for i in range(6, 0, -1)] + [0.1, 0.2, 0.4]
+    learns, _ = grown([0.1], lambda rate: 0.1, nothing=0.09)
+    assert min(learns) == 0.05
+
+
 def test_growth_ends_where_all_seeds_diverge():
     tried, _ = grown([0.1, 0.2], lambda rate: None if rate > 0.2 else rate)
     assert sorted(tried) == [0.1, 0.2, 0.4] and best_rate(tried) == 0.2 and not at_edge([0.1, 0.2], tried)
@@ -55,6 +71,7 @@ def test_one_rate_is_no_tuning():
 def test_a_seed_that_diverges_counts_as_0_and_ties_go_to_the_higher_rate():
     assert best_rate({0.1: [0.6, 0.6], 0.2: [1.0, None]}) == 0.1
     assert best_rate({0.1: [0.5], 0.2: [0.5]}) == 0.2
+    assert best_rate({0.1: [0.0], 0.2: [None]}) == 0.1  # nothing right is better than no number
 
 
 @hypothesis.given(

@@ -37,6 +37,20 @@ def test_differences_without_spread_are_never_significant():
         assert d.greater == d.less == 1.0
 
 
+def test_accuracies_in_float32_have_no_spread_of_their_own():
+    """351, 349 and 352 of 360 examples against one less each, as they are stored: 100 times the quotient in float32."""
+
+    def stored(*counts: int) -> dict[int, float]:
+        return {i: 100 * float(np.float32(count) / np.float32(360)) for i, count in enumerate(counts)}
+
+    x, y = stored(351, 349, 352), stored(350, 348, 351)
+    assert len({x[i] - y[i] for i in x}) > 1
+    d = paired(x, y)
+    assert d.greater == d.less == 1.0 and d.pairs.mean == pytest.approx(100 / 360, rel=1e-4)
+    one_of_many = paired({1: 95.0001, 2: 95.0, 3: 95.0}, {1: 95.0, 2: 95.0, 3: 95.0})  # an example of a million
+    assert one_of_many.greater < 0.5
+
+
 def test_holm_equals_the_published_step_down():
     # Holm 1979: smallest times m, next times m - 1, …, never falling.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -54,7 +54,7 @@ def test_the_verdict_on_several_finds_and_several_controls():
         standing("h", "found", test=reached(70), p=0.2, detectable=2.5, p_worse=0.001, tuning={0.1: 40, 0.3: 52}),
         standing("dh", test=reached(69), p=0.9, detectable=1.25, p_worse=0.05, tuning={0.1: 10, 0.3: 8}),
         standing("4.0*g", "control", test=reached(95), diverged=1),
-        standing("g - g", "control"),
+        standing("g - g", "control", tuning={0.1: 20.0}),
         standing("sgn(g)", diverged=4),  # none was left to test
         standing("g | lars", "control", learning_rate=None, tuning={}),
         standing("g | adam", "control", learning_rate=None, tuning={}),
@@ -159,6 +159,37 @@ def test_one_common_seed_is_compared_with_nothing():
     assert (fa.test.n, fa.test.mean, found["g - g"].p_worse) == (1, 90.0, None)
 
 
+def test_what_was_tested_counts_in_the_correction_also_when_it_is_not_asked_for_any_more():
+    texts = ("fa", "dfa", "h", "dh", "hp")
+    own = [trained(t, INSIDE, (0.2, (0.8 + i / 1000, 0.82, 0.83 - i / 1000))) for i, t in enumerate(texts)]
+    control = [trained("g", INSIDE, (0.2, (0.78, 0.79, 0.825))), ZERO]
+    whole, less = (table_of(*control, *own, rules=list(rules)) for rules in (texts, texts[:1]))
+    assert {t: s.p for t, s in less.items()} == {t: s.p for t, s in whole.items()} and less["fa"].p > 0.05
+    assert [less[t].role for t in texts] == ["named"] + ["found"] * 4
+    alone = table_of(*control, own[0], rules=["fa"])
+    assert alone["fa"].p < less["fa"].p
+    tuned_only = trained("sgn(g)", INSIDE)
+    assert "sgn(g)" not in table_of(*control, *own, tuned_only)  # as an ablation is
+
+
+def test_there_is_no_verdict_before_every_control_has_a_rules_seeds():
+    backprop, rule = (trained(t, INSIDE, (0.2, a)) for t, a in (("g", (0.8, 0.81, 0.83)), ("fa", (0.9, 0.92, 0.91))))
+    late = trained("g - g", INSIDE, (0.2, (0.99,)))
+    fa = table_of(backprop, late, rule)["fa"]
+    assert fa.p is None and fa.unfair == "the controls g - g have not been tested on all its seeds yet"
+    assert table_of(backprop, ZERO, rule)["fa"].find
+
+
+def test_a_control_that_learned_nothing_is_named():
+    table = [
+        BASELINE, standing("g - g", "control", tuning={0.1: 12.0}, test=reached(11)),
+        standing("g | adam", "control", tuning={0.1: 12.0}, test=reached(10)),
+        standing("g | lars", "control", tuning={0.1: 12.5}, test=reached(13)),
+    ]  # fmt: skip
+    said = [line for line in verdict(table) if line.startswith("No better on validation")]
+    assert said == ["No better on validation than without a signal at any learning rate tried, so no hurdle: g | adam."]
+
+
 def test_a_text_that_is_no_treatment_has_a_row_without_a_kind():
     found = table_of(trained("g", INSIDE), trained("what is this", INSIDE), rules=["what is this"])
     assert {text: (s.kind, s.role) for text, s in found.items()} == {
@@ -182,7 +213,7 @@ def test_a_run_records_what_its_evaluation_compares_with_these_defaults():
         controls=treatments("g"), named=treatments("fa"), found=treatments("dfa"), same={"gh * dh": "g"}, learning_rates=(0.1,)
     )  # fmt: skip
     assert plan.fingerprint() == {
-        "semantics": 3, "controls": ["g"], "rules": ["fa"], "found": ["dfa"], "same": {"gh * dh": "g"}, "tuning_repeats": 1,
+        "semantics": 4, "controls": ["g"], "rules": ["fa"], "found": ["dfa"], "same": {"gh * dh": "g"}, "tuning_repeats": 1,
         "selection_repeats": 5, "finalists": 10, "repeats": 10, "ablate": 0,
     }  # fmt: skip
     assert plan.selected == [*treatments("dfa")]  # controls only where they are compared

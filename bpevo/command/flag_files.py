@@ -47,4 +47,5 @@ def _lines(path: str, depth: int) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the flag file {path} is not a UTF-8 text: {error.reason} at byte {error.start}") from None
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("#", "//"))]
+    lines = map(str.strip, text.splitlines())
+    return [line for line in lines if line and not line.startswith(("#", "//"))]

@@ -10,6 +10,8 @@ from bpevo import report
 from bpevo.command import definitions, evaluating, plans, process
 from bpevo.command.inherited import NAMES
 from bpevo.evaluation import Passed, passed, read_stages
+from bpevo.evaluation.duplicates import Firsts
+from bpevo.evaluation.treatments import under
 from bpevo.runs import RunDatabase
 
 
@@ -30,7 +32,12 @@ def climb(
     with process.time_limit(max_hours):
         for title, command in commands.items():
             if stages:
-                plan = dataclasses.replace(command.evaluation, found=stages[-1].went_on)
+                optimizer, plan = command.training.settings.optimizer, command.evaluation
+                first = Firsts(
+                    [*plan.controls, *(under(t, optimizer) for t in stages[-1].went_on)]
+                )  # which may have changed
+                found = tuple(t for t in first if first[t] == t and t not in plan.controls)
+                plan = dataclasses.replace(plan, found=found)
                 command = dataclasses.replace(command, evaluation=plan, selfcheck=False)
             line = f"{title}: {len(command.evaluation.found)} rules"
             console.print(line, markup=False, highlight=False, soft_wrap=True)

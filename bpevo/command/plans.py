@@ -23,6 +23,7 @@ from bpevo.rules import NAMED, Equation, listed, parse, resolve
 from bpevo.runs import RunDatabase
 from bpevo.search import MOST_REPEATS, SearchPlan
 from bpevo.training import TrainingPlan, most_slots
+from bpevo.training.plan import checksum
 
 LEAST_VALIDATION = 3
 
@@ -80,7 +81,14 @@ class EvaluationCommand:
     def fingerprint(self) -> dict[str, Any]:
         """What two sessions of a run must share to be comparable, but for bpevo.evaluation.plan.FREE."""
         of_training = self.training.fingerprint()
-        own = {"scenario": self.folder.name, "alignment": self.alignment}
+        final = self.test_split()
+        own = {
+            "scenario": self.folder.name,
+            "alignment": self.alignment,
+            "final_train_examples": len(final.train_labels),
+            "test_examples": len(final.eval_labels),
+            "test_crc32": checksum(final.eval_images, final.eval_labels),
+        }
         return of_training | own | self.evaluation.fingerprint()
 
     def test_split(self) -> data.Split:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bpevo.evaluation.ablation import ablations
 from bpevo.evaluation.plan import EvaluationPlan
-from bpevo.evaluation.treatments import Treatment
+from bpevo.evaluation.treatments import ZERO_SIGNAL, Treatment
 from bpevo.evaluation.workplace import Program, Workplace
 from bpevo.evolution.rates import best_rate, next_rates
 from bpevo.runs import Driver, Row, Rows, RunDatabase
@@ -73,9 +73,18 @@ class Evaluation:
 
         def wanted(treatment: Treatment) -> list[float]:
             complete = {r: a for r, a in tried(self.rows, str(treatment)).items() if len(a) == repeats}
-            return [*complete, *next_rates(initial, complete)]
+            nothing = None if treatment == ZERO_SIGNAL else self._without_signal(repeats)
+            return [*complete, *next_rates(initial, complete, nothing)]
 
         self._stage(Stage.TUNING, treatments, wanted, repeats)
+
+    def _without_signal(self, repeats: int) -> float | None:
+        """Mean validation accuracy of the zero signal at its best rate; None as long as it is not tuned."""
+        complete = {r: a for r, a in tried(self.rows, str(ZERO_SIGNAL)).items() if len(a) == repeats}
+        best = best_rate(complete)
+        if best is None or next_rates(self._plan.learning_rates, complete):
+            return None
+        return statistics.mean(a or 0.0 for a in complete[best])
 
     def _tuned(self, stage: Stage, treatments: Sequence[Treatment], repeats: int) -> None:
         """Every treatment at its tuned rate, if it has one."""

@@ -82,13 +82,14 @@ def passed(rows: Rows, plan: EvaluationPlan) -> Passed:
     """What the evaluation of a stage showed, as far as it has come."""
     fresh = {str(t): _fresh(rows, t) for t in plan.treatments}
     own = [str(t) for t in plan.controls]
-    diverged = [text for text, accuracies in fresh.items() if None in accuracies.values()]
+    tuned = [str(t) for t in plan.treatments if rate(rows, t) is not None]
+    lost = {row.equation for row in rows.of(stage=Stage.TUNING)} - set(tuned)
+    diverged = [text for text, accuracies in fresh.items() if None in accuracies.values() or text in lost]
     over = {
         text: {control: lead for control in own if control != text and (lead := _lead(fresh[text], fresh[control]))}
         for text in fresh
         if text not in diverged
     }
-    tuned = [str(t) for t in plan.treatments if rate(rows, t) is not None]
     edges = tuple(t for t in tuned if at_edge(plan.learning_rates, tried(rows, t)))
     fair = not set(own).intersection(edges)
 
@@ -102,7 +103,7 @@ def passed(rows: Rows, plan: EvaluationPlan) -> Passed:
         at_edge=edges,
         diverged=tuple(diverged),
         controls=tuple(own),
-        went_on=tuple(t for t in finalists(rows, plan) if t not in plan.controls),
+        went_on=tuple(t for t in finalists(rows, plan) if t not in plan.controls and str(t) not in lost),
         slot_epochs=rows.slot_epochs,
         of_controls=Rows(row for row in rows if row.equation in own).slot_epochs,
     )
@@ -115,7 +116,8 @@ def _lead(accuracies: Mapping[int, float | None], control: Mapping[int, float | 
 
 
 def _above_zero(lead: Summary) -> bool:
-    return lead.mean > lead.margin  # never on one seed, whose margin is nan
+    """Never on one seed, whose margin is nan, nor where all pairs are the same: they say nothing of their spread."""
+    return lead.mean > lead.margin and lead.deviation > 1e-4  # points; less is rounding
 
 
 def _fresh(rows: Rows, treatment: Treatment) -> dict[int, float | None]:

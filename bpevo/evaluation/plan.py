@@ -9,8 +9,8 @@ from bpevo.rules.equation import DEFAULT_PARTS
 
 # Of what an evaluation trains and compares: raised whenever the same settings would lead to other trainings or rows. One of an
 # older version is read and reported, never continued. Version 2: grids of rates that grow, more controls. Version 3: trainings on
-# a CPU round otherwise.
-SEMANTICS = 3
+# a CPU round otherwise. Version 4: grids grow down from a plateau on which nothing is learned.
+SEMANTICS = 4
 
 # May change when an evaluation is continued: they only add trainings.
 FREE = ("rules", "found", "same", "selection_repeats", "finalists", "repeats", "ablate")

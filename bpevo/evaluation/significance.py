@@ -55,10 +55,15 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
 
     x, y = np.array([values[s] for s in seeds]), np.array([baseline[s] for s in seeds])
     pairs = summary((x - y).tolist())
-    if np.ptp(x - y) <= 1e-12 * max(1.0, float(np.abs(x).max())):
+    if constant(x - y, scale=float(np.abs(x).max())):
         return Difference(pairs=pairs, greater=1.0, less=1.0)
     greater, less = (float(stats.ttest_rel(x, y, alternative=side).pvalue) for side in ("greater", "less"))
     return Difference(pairs=pairs, greater=greater, less=less)
+
+
+def constant(differences: Sequence[float] | np.ndarray, scale: float) -> bool:
+    """Whether differences of values up to `scale` are all the same but for the rounding of float32, in which accuracies come."""
+    return float(np.ptp(differences)) <= 1e-6 * max(1.0, scale)
 
 
 def detectable(pairs: Summary, level: float) -> float | None:

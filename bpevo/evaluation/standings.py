@@ -92,7 +92,9 @@ def standings(rows: Rows, settings: Mapping[str, Any]) -> list[Standing]:
     """
     hurdles = settings.get("controls") or [str(t) for t in controls(settings.get("optimizer", ""))]
     named, found = settings.get("rules", ()), settings.get("found", ())
-    texts = dict.fromkeys(e.equation for e in rows.of(stage=Stage.TUNING) if e.equation in {*hurdles, *named, *found})
+    # What was tested stays, whatever is asked for now: the correction counts all that have looked at the test set.
+    asked = {*hurdles, *named, *found, *(e.equation for e in rows.of(stage=Stage.TEST))}
+    texts = dict.fromkeys(e.equation for e in rows.of(stage=Stage.TUNING) if e.equation in asked)
     measured = {text: rows.of(equation=text) for text in texts}
     rates = {rate for own in measured.values() for rate in tried(own, own[0].equation)}
     initial = tuple(settings.get("learning_rates", ())) or tuple(sorted(rates))
@@ -158,6 +160,10 @@ class _Trained:
     tested: dict[int, float]  # by replicate
     diverged: int
 
+    @property
+    def tests(self) -> int:
+        return len(self.tested) + self.diverged
+
 
 def _trained(text: str, rows: Rows, initial: Sequence[float]) -> _Trained:
     grid = tried(rows, text)
@@ -204,7 +210,10 @@ def _against_controls(trained: Mapping[str, _Trained], hurdles: Iterable[str]) -
     for text, t in trained.items():
         if text in hurdles or not (t.tested or t.diverged):
             continue
+        late = [c for c in hurdles if c in trained and trained[c].rate is not None and trained[c].tests < t.tests]
         reason = t.unfair or unfair
+        if late and not reason:
+            reason = f"the controls {', '.join(late)} have not been tested on all its seeds yet"
         against = {} if reason or t.diverged else {c: paired(t.tested, trained[c].tested) for c in hurdles}
         over = {c: d for c, d in against.items() if d}
         if over:

@@ -72,10 +72,10 @@ def stored(text: str) -> Treatment | None:
         return None
 
 
-BACKPROP = Treatment(resolve("backprop"))
+BACKPROP, ZERO_SIGNAL = (Treatment(resolve(name)) for name in ("backprop", "zero_signal"))
 CONTROLS = (
     BACKPROP,
-    Treatment(resolve("zero_signal")),
+    ZERO_SIGNAL,
     *(Treatment(resolve(f"{c}*g")) for c in (0.25, 0.5, 2.0, 4.0)),
     *(Treatment(BACKPROP.expression, transform) for transform in ("block_normalised", "clip_global_norm", "lars")),
     Treatment(BACKPROP.expression, optimizer="adam"),

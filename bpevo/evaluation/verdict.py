@@ -38,6 +38,12 @@ def _controls(table: Sequence[Standing], baseline: Standing) -> list[str]:
         said.append(f"The best of the other controls, {others[0].text}, reaches {number(others[0].test)} %.")
     if lost := [r.text for r in table if r.role == "control" and r.learning_rate is None]:
         said.append(f"Diverged at every learning rate, so no hurdle: {', '.join(lost)}.")
+    zero = next((r.validation for r in table if r.name == "zero_signal"), None)
+    idle = [r for r in table if r.role == "control" and r.name != "zero_signal" and r.validation is not None]
+    if zero is not None and (low := [r.text for r in idle if (r.validation or 0.0) <= zero]):
+        said.append(
+            f"No better on validation than without a signal at any learning rate tried, so no hurdle: {', '.join(low)}."
+        )
     return said
 
 

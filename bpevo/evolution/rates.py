@@ -18,11 +18,11 @@ Tried = Mapping[float, Sequence[float | None]]
 def best_rate(tried: Tried) -> float | None:
     """The rate of the best mean; ties go to the higher rate. None if everything diverged."""
     means = _means(tried)
-    best = max(means, key=lambda rate: (means[rate], rate), default=None)
-    return None if best is None or not any(a is not None for a in tried[best]) else best
+    alive = [rate for rate in tried if any(a is not None for a in tried[rate])]
+    return max(alive, key=lambda rate: (means[rate], rate), default=None)
 
 
-def next_rates(initial: Sequence[float], tried: Tried) -> tuple[float, ...]:
+def next_rates(initial: Sequence[float], tried: Tried, nothing: float | None = None) -> tuple[float, ...]:
     """The rates to try next; empty when the grid is done.
 
     The grid grows in rounds, each of which needs the whole one before it: what is tried in the end depends neither on the
@@ -31,6 +31,8 @@ def next_rates(initial: Sequence[float], tried: Tried) -> tuple[float, ...]:
     Args:
       initial: rates that are tried in any case.
       tried: what came out so far; of complete rates alone, all with the same number of seeds.
+      nothing: a mean of what has learned nothing. A grid that is done without a better one grows down from its lowest rate
+        as if all had diverged: on a plateau, as of a network that no rate but smaller ones can train, no best rate lies inside.
 
     >>> next_rates([0.1, 0.4], {0.1: [0.5], 0.4: [0.7]})
     (0.8,)
@@ -40,6 +42,9 @@ def next_rates(initial: Sequence[float], tried: Tried) -> tuple[float, ...]:
     (0.05, 0.2)
     >>> next_rates([0.1], {0.1: [0.5], 0.05: [0.6]})
     (0.2,)
+    >>> flat = {0.05: [0.1], 0.1: [0.1], 0.2: [0.1], 0.4: [0.1]}
+    >>> next_rates([0.1], flat), next_rates([0.1], flat, nothing=0.1)
+    ((), (0.025,))
     """
     complete: dict[float, Sequence[float | None]] = {}
     asked = tuple(initial)
@@ -51,6 +56,14 @@ def next_rates(initial: Sequence[float], tried: Tried) -> tuple[float, ...]:
         asked = tuple(
             sorted(_outward(initial, complete, up)[-1] for up in (False, True) if _open(initial, complete, up))
         )
+        below = _outward(initial, complete, up=False)
+        if (
+            not asked
+            and nothing is not None
+            and max(_means(complete).values()) <= nothing
+            and len(below) - 2 < MOST_STEPS
+        ):
+            asked = (below[-1],)
     return ()
 
 

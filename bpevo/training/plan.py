@@ -76,5 +76,9 @@ class TrainingPlan:
     def _crc32(self) -> int:
         """Checksum of images and labels, computed once: they may be hundreds of megabytes."""
         split = self.split
-        arrays = (split.train_images, split.eval_images, split.train_labels, split.eval_labels)
-        return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), arrays, 0)
+        return checksum(split.train_images, split.eval_images, split.train_labels, split.eval_labels)
+
+
+def checksum(*arrays: np.ndarray) -> int:
+    """The CRC-32 of the arrays' bytes, one after the other."""
+    return functools.reduce(lambda crc, x: zlib.crc32(np.ascontiguousarray(x).data, crc), arrays, 0)

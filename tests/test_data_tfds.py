@@ -465,6 +465,11 @@ def test_damaged_cache_is_rebuilt_with_a_warning(copy, caplog, file, how):
     assert damaged.read_bytes() == good
 
 
+def test_another_spelling_that_tfds_takes_has_the_same_augmentation(copy):
+    first, second = (data.load(name, copy, download=False, progress=silent) for name in ("cifar10", "Cifar10"))
+    assert (second.flip, second.pad) == (first.flip, first.pad) == (True, 4)
+
+
 def test_cache_is_read_instead_of_decoding(copy, monkeypatch):
     first = load_small(copy)
     monkeypatch.setattr(tfds_reader, "decode", None)

@@ -96,6 +96,7 @@ def test_an_optimizer_of_optax_trains_as_a_plain_optax_loop(text, rate, make, l2
         ("schedule_free_adamw", "evaluates other parameters than it trains"),
         ("schedule_free", "needs base_optimizer"),
         ("dpsgd:l2_norm_clip=1,noise_multiplier=1,seed=0", "batch dimension"),
+        ("noisy_sgd", "it draws noise, the same for every seed"),
         ("sam", "takes no learning rate"),
         ("adm", "the nearest is 'adam'"),
         ("", "must be one of sgd"),
@@ -141,6 +142,21 @@ def test_weight_decay_applies_to_parameters_of_two_axes_or_more():
     shapes = {"scale": (), "bias": (3,), "dense": (3, 2), "conv": (3, 3, 2, 4)}
     found = is_kernel({name: jnp.zeros(shape) for name, shape in shapes.items()})
     assert found == {"scale": False, "bias": False, "dense": True, "conv": True}
+    heads = {"query": {"kernel": (4, 2, 3), "bias": (2, 3)}, "norms": {"scale": (5, 4), "bias": (5, 4)}}  # scanned
+    found = is_kernel(jax.tree.map(jnp.zeros, heads, is_leaf=lambda x: isinstance(x, tuple)))
+    assert found == {"query": {"kernel": True, "bias": False}, "norms": {"scale": False, "bias": False}}
+
+
+@pytest.mark.parametrize("text", ["muon", "adamw", "sgd"])
+def test_every_kernel_decays_and_nothing_else(text):
+    """By the rate times the decay, of ones whose gradient is zero."""
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    optimizer, rate = optimizer_named(text, 0.1), jnp.float32(0.5)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    after, _ = optimizer.update(nothing, optimizer.init(params, rate), params, rate)
+    for layer, name in (("conv", "kernel"), ("dense", "kernel")):
+        np.testing.assert_allclose(after[layer][name], 0.95, rtol=1e-6)
+    assert after["dense"]["bias"].tolist() == [1.0, 1.0]
 
 
 def test_arguments_are_whole_numbers_numbers_constants_of_python_or_words():

@@ -130,6 +130,8 @@ def test_what_a_function_may_be_and_return(monkeypatch):
         ({"num_classes": 2}, "there is a label 2, but num_classes is 2$"),
         ({"train_labels": found.train_labels[1:]}, "x_train has .* examples and y_train .* labels"),
         ({"test_labels": np.float32(found.test_labels)}, "y_test is float32 .*: give integers from 0"),
+        ({"pad": 4}, r"flip=False and pad=4 are of images \[N, H, W, C\], pad at least 0; x_train is \[90, 5\]$"),
+        ({"pad": -1}, "flip=False and pad=-1"),
     ):
         monkeypatch.setattr(own_networks, "blobs", lambda wrong=wrong: dataclasses.replace(found, **wrong))
         with pytest.raises(data.DataError, match=f"^--dataset=own_networks:blobs: {message}"):

@@ -157,6 +157,10 @@ def test_a_plans_fingerprint_tells_its_images_apart_and_reads_them_once(monkeypa
         "dataset": "digits", "dataset_crc32": found["dataset_crc32"], "train_examples": 64, "learning_rates": [0.1, 0.2],
         "seed": 7, "numerics": NUMERICS,
     }  # fmt: skip
+    mirrored = dataclasses.replace(plan, dataset=dataclasses.replace(dataset, flip=True, pad=2))
+    assert mirrored.fingerprint() == found | {"augmentation": [True, 2]}
+    more = dataclasses.replace(plan, dataset=dataclasses.replace(dataset, num_classes=20))
+    assert more.fingerprint() == found | {"classes": 20}
     kept = dataclasses.replace(plan, held_out=5)
     assert kept.fingerprint() == found | {"held_out": 5, "validation_examples": len(split.eval_labels)}
     assert (plan.examples().held_out.sum(), kept.examples().held_out[-1].tolist()) == (0, [False] * 3 + [True] * 5)

@@ -8,6 +8,7 @@ import threading
 import types
 from multiprocessing.connection import Connection
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_runs import EPOCHS, StandIn, chance, drain, epoch_result, job
@@ -230,6 +231,14 @@ def test_a_checkpoint_comes_back_as_it_was_saved_and_only_for_its_own_job(tmp_pa
     assert [(a.dtype, a.tolist()) for a in found.state] == [("float64", [1.5, -2.0]), ("int32", 7), ("bool", [[True]])]
     kept.discard(job("g"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_state_in_bfloat16_comes_back(tmp_path):
+    state = [np.asarray(jnp.asarray([1.5, -2.0], jnp.bfloat16)), np.float32([3.0])]
+    kept = Checkpoints(tmp_path, {}, 0.0, print)
+    kept.save(job("g"), reached(1, 2)._replace(state=state))
+    found = kept.load(job("g"), [((2,), "bfloat16"), ((1,), "float32")])
+    assert [(str(a.dtype), a.tolist()) for a in found.state] == [("bfloat16", [1.5, -2.0]), ("float32", [3.0])]
 
 
 @pytest.mark.parametrize(

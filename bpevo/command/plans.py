@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from bpevo import data
@@ -93,7 +94,12 @@ class EvaluationCommand:
 
     def test_split(self) -> data.Split:
         """The full training set and the test set."""
-        return _shortened(data.full_training_split(self.training.dataset, self.train_examples), self.eval_examples)
+        split = data.full_training_split(self.training.dataset, self.train_examples)
+        if self.eval_examples is None:
+            return split
+        order = np.random.default_rng(0).permutation(len(split.eval_labels))  # a file may have them sorted
+        mixed = dataclasses.replace(split, eval_images=split.eval_images[order], eval_labels=split.eval_labels[order])
+        return _shortened(mixed, self.eval_examples)
 
 
 def pool_plan(values: flags.FlagValues) -> PoolPlan | None:

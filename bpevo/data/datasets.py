@@ -73,7 +73,7 @@ def load(
             prepare(name, root, progress=report)
             builder = tfds_reader.open_builder(name, root)
         arrays = _arrays(builder, root, report, Path(cache_dir) if cache_dir is not None else None)
-    flip, pad = AUGMENTATION.get(name, OTHER_AUGMENTATION)
+    flip, pad = AUGMENTATION.get(builder.name, OTHER_AUGMENTATION)  # TFDS takes Cifar10 for cifar10, too
     return Dataset(
         name=name,
         **arrays,

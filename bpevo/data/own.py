@@ -94,6 +94,11 @@ def checked(name: str, made: Dataset) -> Dataset:
     largest = max(int(parts["train_labels"].max()), int(parts["test_labels"].max()))
     if largest >= made.num_classes:
         raise DataError(f"--dataset={name}: there is a label {largest:,}, but num_classes is {made.num_classes:,}")
+    if made.pad < 0 or ((made.flip or made.pad) and parts["train_images"].ndim != 4):
+        raise DataError(
+            f"--dataset={name}: flip={made.flip} and pad={made.pad} are of images [N, H, W, C], pad at least 0; x_train is "
+            f"{list(parts['train_images'].shape)}"
+        )
     changed: dict[str, Any] = dict(parts)
     return dataclasses.replace(made, **changed)
 

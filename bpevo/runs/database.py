@@ -212,6 +212,7 @@ class RunDatabase:
         old = self.settings()
         if any(self.versions().get(n) != versions.get(n) for n in ("jax", "flax")):
             free = (*free, "model_code_crc32")  # each release traces a network in its own way
+        free = (*free, *(name for name in ("augmentation", "classes") if name not in old))  # of an older bpevo
         changed = [k for k in sorted({*old, *settings}) if old.get(k) != settings.get(k) and k not in free]
         if old and changed:
             lines = "\n".join(f"  {k}: {old.get(k)!r} in the run, {settings.get(k)!r} now" for k in changed)

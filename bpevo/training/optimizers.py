@@ -59,8 +59,11 @@ def optimizer_named(text: str, weight_decay: float) -> Optimizer:
 
 
 def is_kernel(params: Any) -> Any:
-    """True where weight decay applies: parameters of two axes or more, not biases nor a norm's scale and offset."""
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+    """True where weight decay applies: parameters of two axes or more that are not called bias or scale, as some of more
+    axes are (of attention's heads, of layers in a scan)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim >= 2 and jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale"), params
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +91,14 @@ class _Optax:
 
     make: Callable[..., optax.GradientTransformation]  # of the learning rate
     l2: float
+    decoupled: float = 0.0  # decay beside its update, of one that would decay a part of the kernels
 
     def _chain(self, rate) -> optax.GradientTransformation:
         made = self.make(learning_rate=rate)
-        return optax.chain(optax.add_decayed_weights(self.l2, mask=is_kernel), made) if self.l2 else made
+        made = optax.chain(optax.add_decayed_weights(self.l2, mask=is_kernel), made) if self.l2 else made
+        if not self.decoupled:
+            return made
+        return optax.chain(made, optax.add_decayed_weights(-rate * self.decoupled, mask=is_kernel))
 
     def init(self, params, rate):
         return self._chain(rate).init(params)
@@ -131,9 +138,11 @@ def _of_optax(text: str, name: str, arguments: tuple[tuple[str, Any], ...], weig
     given = dict(arguments)
     _check_keys(text, name, list(given), keys)
     decoupled = mask is not None and "weight_decay" in keys
-    if decoupled:
+    parts = "adam_weight_decay" in keys  # as Muon's, whose own decay is of its matrices alone
+    if decoupled and not parts:
         given |= {"weight_decay": weight_decay, str(mask): is_kernel}
-    optimizer = _Optax(functools.partial(function, **given), 0.0 if decoupled else weight_decay)
+    make = functools.partial(function, **given)
+    optimizer = _Optax(make, 0.0 if decoupled else weight_decay, weight_decay if parts else 0.0)
     _try(text, name, optimizer)
     return optimizer
 
@@ -161,6 +170,8 @@ def _try(text: str, name: str, optimizer: Optimizer) -> None:
         raise ValueError(
             f"optimizer={text!r} does not fit: it evaluates other parameters than it trains (schedule_free_eval_params)"
         )
+    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise ValueError(f"optimizer={text!r} does not fit: it draws noise, the same for every seed of a training")
     if _shapes(state) != _shapes(following):
         raise ValueError(f"optimizer={text!r} does not fit: its state changes shape or dtype from step to step")
 

@@ -64,12 +64,22 @@ class TrainingPlan:
                 "learning_rates": list(self.learning_rates),
                 "seed": self.seed,
                 "numerics": NUMERICS,
+                **self._beside_arrays,
                 **(
                     {"held_out": self.held_out, "validation_examples": len(self.split.eval_labels)}
                     if self.held_out
                     else {}
                 ),
             }
+        )
+
+    @property
+    def _beside_arrays(self) -> dict[str, Any]:
+        """What a dataset says beside its arrays, where it is not what these alone would be."""
+        own = self.dataset
+        largest = max(int(labels.max()) for labels in (own.train_labels, own.test_labels) if len(labels))
+        return ({"augmentation": [own.flip, own.pad]} if own.flip or own.pad else {}) | (
+            {"classes": own.num_classes} if own.num_classes != largest + 1 else {}
         )
 
     @functools.cached_property

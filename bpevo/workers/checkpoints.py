@@ -83,6 +83,9 @@ class Checkpoints:
                 if (header["job"], header["identity"]) != (_description(job), self._identity):
                     raise ValueError("it was made by other settings or versions")
                 state = [arrays[str(i)] for i in range(len(arrays.files) - 1)]
+                # NumPy's files name no dtype of jax's own, such as bfloat16, but hold its bytes.
+                if len(state) == len(shapes):
+                    state = [a.view(d) if a.dtype.kind == "V" else a for a, (_, d) in zip(state, shapes, strict=True)]
                 if [(a.shape, str(a.dtype)) for a in state] != [(tuple(s), d) for s, d in shapes]:
                     raise ValueError("its arrays are of another network")
                 curve = [EpochResult(**e) for e in header["curve"]]

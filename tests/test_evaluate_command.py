@@ -81,6 +81,7 @@ def test_fewer_test_examples_are_of_all_classes_also_where_a_file_has_them_sorte
     arrays = {"x_train": np.zeros((90, 4, 4), np.uint8), "x_test": np.zeros((30, 4, 4), np.uint8)}
     np.savez(tmp_path / "mine.npz", y_train=np.arange(90) % 3, y_test=np.sort(np.arange(30) % 3), **arrays)
     given = ungiven(tmp_path, dataset=str(tmp_path / "mine.npz"), eval_examples=12)
+    given.train_examples = None
     made = plans.evaluation_command(given)
     assert set(made.test_split().eval_labels.tolist()) == {0, 1, 2} and len(made.test_split().eval_labels) == 12
     whole = dataclasses.replace(made, eval_examples=None).test_split()

@@ -119,7 +119,7 @@ def test_every_plot_is_there_as_svg_and_png(report):
     assert expected <= plots and plots == {p.stem for p in report.glob("*.png")}
     assert not [p for p in plots if p.startswith("a1_alignment")]
     aligned = re.findall(r'alt="([^:"]+): cosine', (report / "report.html").read_text("utf-8"))
-    assert aligned == ["sgn(g)", "(0.5*g) + fa", "mul_noise(g, 0.1)"]  # the best three that are no controls
+    assert aligned == ["min(g, h)", "(0.5*g) + fa", "mul_noise(g, 0.1)"]  # the best three that are no controls
 
 
 def test_a_search_draws_its_best_rule_and_an_evaluation_its_best_three(report):
